@@ -6,9 +6,9 @@ The keys file is a JSON list. It holds the SHA-256 of each key, never the key it
     [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
-The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs
-a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate
-`IGN_RATE_LIMIT` for this key. With keys configured, a path needs a key unless it is listed as open.
+The scope `admin` allows the administrative endpoints, and the scope `infer` every other one that
+needs a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate
+`IGN_RATE_LIMIT` for this key.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import ipaddress
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import (
@@ -29,9 +28,15 @@ from pydantic import (
     ValidationError,
 )
 
-from service.api.body import RequestHeaders
+from service.api.message import RequestHeaders
 from service.domain.accounts import EXPECTED, Rate
-from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError, reason_of
+from service.domain.errors import (
+    ForbiddenError,
+    StartupError,
+    UnauthorizedError,
+    reason_of,
+    wrap_errors,
+)
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,26 +45,8 @@ if TYPE_CHECKING:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
 
-METRICS_PATH: Final = "/metrics"
-OPEN: Final = MappingProxyType(
-    {
-        "health": ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
-        "metrics": (METRICS_PATH,),
-        "docs": ("/docs", "/docs/*", "/openapi.json"),
-        "page": ("/", "/page/*", "/site/*"),
-    }
-)
-"""What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""
-
-HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
-ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 _MAX_HOPS: Final = 16  # of X-Forwarded-For that are looked at, the last ones
 _MAX_BYTES: Final = 16 << 20  # of the keys file; each key takes about 150
-
-
-def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
-    """The paths that need no key; ``closed`` holds the names in `OPEN` whose paths do need one."""
-    return tuple(path for name, paths in OPEN.items() if name not in closed for path in paths)
 
 
 def _parse_quota(value: object) -> Rate | None:
@@ -90,10 +77,8 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read the keys file; a `StartupError` says why it is unreadable or invalid, or which field
     occurs twice.
     """
-    try:
+    with wrap_errors(f"API keys file {path}"):
         return parse_keys(read_file(path))
-    except StartupError as exc:
-        raise StartupError(f"API keys file {path}: {exc.detail}") from exc
 
 
 def read_file(path: Path) -> bytes:
@@ -180,29 +165,13 @@ def check_host(headers: RequestHeaders, settings: Settings) -> None:
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
     host = headers.get(b"host", "")
-    name = (
-        host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    )
-    if (
-        name.lower() != "localhost"
-        and name not in settings.allowed_hosts
-        and _address(name) is None
-    ):
+    name = host.partition(":")[0]
+    is_allowed = name.lower() == "localhost" or name in settings.allowed_hosts
+    if not is_allowed and _address(host) is None:
         raise ForbiddenError(
             "without API keys, only these hosts may change models: addresses, localhost, "
             "IGN_ALLOWED_HOSTS"
         )
-
-
-class PathSet:
-    """Paths; one that ends in `/*` covers every path below it."""
-
-    def __init__(self, patterns: Collection[str]) -> None:
-        self._exact = frozenset(pattern for pattern in patterns if not pattern.endswith("/*"))
-        self._below = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("/*"))
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._exact or path.startswith(self._below)
 
 
 def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
@@ -223,22 +192,15 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
         if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop
             break
         address = before
-    return _network_of(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 @lru_cache(maxsize=1024)  # for peers with many requests
 def address_key(peer: str | None) -> str:
-    """The fairness key of a request without proxies: the address of its peer; IPv6 addresses count
-    by their /64.
-    """
-    address = _address(peer or "")
-    return _network_of(address) if address else peer or "local"
-
-
-def _network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
+    """The fairness key of a request without proxies."""
+    return peer_key(peer, (), ())
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -1,13 +1,4 @@
-"""The service as one ASGI callable.
-
-Every request, of every size and kind, passes the same functions:
-
-    server ─▶ Application.__call__     request id, arrival, caller, trace, errors of the head
-                 │ ├─ CorsMiddleware     only if origins are configured; preflights end here │ ├─
-                 _admit             API key, draining, requests in flight, rate │ ├─ Pipeline.run
-                 an endpoint that runs a model │  or FastAPI         all others: information,
-                 documents, model repository │ ├─ _record            log line, metrics, trace │ └─
-                 ApiRequest.finish  an error waits for earlier ones of its caller, then it is sent
+"""The service as one ASGI callable; docs/architecture.md draws the way of a request.
 
 While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival``
 there, the seconds on `AppState.clock` when the head was complete, ``rejected``, the error of a head
@@ -20,6 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,9 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.access import ApiKeys, address_key, check_origin, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
-from service.api.heads import check_head
+from service.api.message import check_head
 from service.api.pipeline import Pipeline, Stages
-from service.api.problems import NoEndpoint, describe, log_failure, problem_response
+from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
 from service.domain.accounts import Rates
@@ -42,8 +34,8 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
-    runs no model, and has the lifespan.
+    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` has the
+    lifespan.
     """
 
     def __init__(
@@ -57,8 +49,10 @@ class Application:
     ) -> None:
         self.services = services
         self.fastapi = fastapi
-        self._routes, self._pipeline = routes, Pipeline()
-        self._keys, self._rates = keys, rates or Rates()
+        self._routes = routes
+        self._pipeline = Pipeline()
+        self._keys = keys
+        self._rates = rates or Rates()
         settings = services.settings
         self._settings = settings
         self._in_flight = services.in_flight
@@ -115,7 +109,7 @@ class Application:
             request.caller = address_key(request.peer)
         request.added.append((b"x-request-id", request.request_id.encode("ascii")))
         request.error = state.get("rejected") or check_head(scope, headers)
-        if self._tracing is not None or b"traceparent" in headers.first:
+        if self._tracing is not None or b"traceparent" in headers:
             self._start_trace(request, headers.getlist(b"traceparent"))
         return request
 
@@ -140,11 +134,15 @@ class Application:
             self._admit(request)
             endpoint: Endpoint | None = request.route.endpoints.get(request.method)
             if endpoint is None:
-                raise NoEndpoint(request.route.endpoints)
+                allowed = request.route.endpoints
+                raise WrongMethod(allowed) if allowed else NoEndpoint
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
-            else:
-                await self.fastapi(scope, receive, send)
+                return
+            answer = await endpoint.run(request)
+            if not isinstance(answer, Response):
+                answer = Response(to_json(answer), media_type="application/json")
+            await answer(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:
@@ -168,10 +166,9 @@ class Application:
             request.added.append((b"connection", b"close"))
             raise request.error
         if self._keys is None:
-            if request.method == "POST" and (
-                "*" not in self._settings.cors_origins or route.is_admin
-            ):
-                check_origin(request.headers, self._settings.cors_origins)
+            origins = self._settings.cors_origins
+            if request.method == "POST" and ("*" not in origins or route.is_admin):
+                check_origin(request.headers, origins)
         elif route.needs_key:
             self._keys.identify(request, "admin" if route.is_admin else "infer")
         if not route.is_probe:
@@ -187,11 +184,7 @@ class Application:
         if isinstance(exc, NotModified):
             response = Response(status_code=HTTPStatus.NOT_MODIFIED, headers=exc.headers)
         else:
-            problem = describe(exc)
-            request.problem = problem.code
-            if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-                log_failure(exc, request.request_id)
-            response = problem_response(problem, request.request_id, request.path)
+            response = problem_response(request.describe(exc), request.request_id, request.path)
         await send(
             {
                 "type": "http.response.start",

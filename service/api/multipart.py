@@ -12,7 +12,7 @@ from typing import Any, Final
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import QueryParams
 
-from service.api.body import parse_content_type, printable_name
+from service.api.message import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
 MUST_BE_A_FILE: Final = (

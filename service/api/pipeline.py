@@ -1,4 +1,4 @@
-"""The way of every request that runs a model: parse → decode → submit → respond.
+"""The way of every request that runs a model: parse → decode → submit → encode → respond.
 
     run()          one task for each request: reads the body, sends the response
       │ _join_turn
@@ -6,43 +6,54 @@
     _turn()        parse   all requests of one turn of the event loop, then
                    decode  all of them, then
                    submit  all of them to the schedulers of their models
-      ⋮            worker threads apply f
-    _on_events()   encode and respond, for all requests whose last step ended together
+      ⋮            lanes (threads) apply f
+    _on_events()   encode, for all requests whose last step ended together
 
 A stage runs for many requests in a row, so its code and data stay in the CPU's cache: a small
 request costs half of what it costs alone. A part that takes longer than waking a thread runs in the
-codec pool, with a list of one. The task of the request then continues with the next stage.
+codec pool, alone; its `Work` says so. The task of the request then continues with the next stage.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from operator import attrgetter
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Self
 
+import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from service.api.body import MIN_HELD
-from service.api.request import ApiRequest, ResponseParts
+from service.api.message import MIN_HELD
+from service.api.negotiation import Media
+from service.api.request import ApiRequest, RawHeaders
 from service.domain.errors import IgnError, forget_frames
-from service.domain.tasks import Images, Result, SchedulingParams, StreamProgress
+from service.domain.latents import FloatRow
+from service.domain.tasks import (
+    Images,
+    KeepMask,
+    Result,
+    SchedulingParams,
+    StepOutput,
+    StepParams,
+    StreamProgress,
+)
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
-LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
 _SMALL: Final = 1 << 14  # bytes of a response that is sent at once
 # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 _MAX_BYTES_PER_TURN: Final = 1 << 16
 
-Item = TypeVar("Item")
-Key = TypeVar("Key")
-
-PathParameters = Mapping[str, str]
-"""The parameters in the path of a request, by their names in the template of its route."""
+Event = StepOutput | StreamProgress | Result | Exception
+"""What a stream gets; a result or an exception is the last."""
+Events = asyncio.Queue[Event]
+Piece = bytes | memoryview
+ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
+"""Headers, pieces of the body and media type of a response with status 200."""
 
 
 class Plan(NamedTuple):
@@ -52,78 +63,136 @@ class Plan(NamedTuple):
 
     rows: int
     """Rows, or tiles of images of any size."""
-    steps: int
-    """Steps of each row."""
     bytes: int
     """What the response and the arrays that it is made from take, at most."""
 
 
-class Work(Protocol):
-    """What a request asks of a model, after its options have been checked."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class InputRows:
+    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
+    model takes any size.
 
+    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores.
+    ``inverted`` has for each uploaded image whether light and dark were exchanged, and ``chroma``
+    that of one whose luma is its row.
+    """
+
+    rows: Images
+    keep: KeepMask | list[KeepMask] | None = None
+    inverted: Sequence[bool] = ()
+    chroma: Sequence[FloatRow | None] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Work(ABC):
+    """What a request asks of a model, after its options have been checked: what its endpoint parsed
+    it to, and the stages that follow.
+
+    All but `open`, `decode_large` and a large `encode` run on the event loop.
+    """
+
+    api: ApiRequest
     model: ServedModel
-    plan: Plan | None
-    """None until `open`, if the plan depends on the headers of uploaded files."""
+    params: StepParams
+    is_tiled: bool = False
+    """Whether the rows are tiles, which run some at a time; then decoding and encoding are
+    large.
+    """
+    is_large: bool = False
+    """Whether decoding needs a thread of the codec pool."""
+    has_large_response: bool = False
+    """Whether encoding needs a thread of the codec pool."""
+    plan: Plan | None = None
+    """None until `open`, if it depends on the headers of uploaded files."""
+
+    caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
+    """Headers for caches."""
+
+    # Of the pipeline. `handle` is that of the scheduler, until the last event.
+    inputs: InputRows = field(init=False)
+    handle: Any = field(init=False, default=None)
+    events: Events | None = field(init=False, default=None)
+    result: Result = field(init=False)
+
+    # What `encode` makes: header fields that tell of the result, and pieces of the body.
+    headers: Sequence[tuple[bytes, bytes]] = field(init=False, default=())
+    content: Sequence[Piece] = field(init=False, default=())
+    media_type: str = field(init=False, default=Media.JSON)
 
     def open(self, thread: CodecThread) -> None:
         """Read the headers of uploaded files, and plan the request."""
-        ...
+        raise NotImplementedError  # nothing to upload
 
-    @property
-    def is_tiled(self) -> bool:
-        """Whether the rows are tiles, which run some at a time; then decoding and encoding are
-        large.
+    @classmethod
+    @abstractmethod
+    def decode(cls, works: Sequence[Self]) -> None:
+        """Set the ``inputs`` of small requests to one model. If it raises, it runs again for each
+        alone, as `encode`.
         """
-        ...
 
-    @property
-    def is_large(self) -> bool:
-        """Whether decoding needs a thread of the codec pool."""
-        ...
+    @abstractmethod
+    def decode_large(self, thread: CodecThread) -> None:
+        """Set the ``inputs`` of this request."""
 
-    @property
-    def has_large_response(self) -> bool:
-        """Whether encoding the response needs a thread of the codec pool."""
-        ...
+    @classmethod
+    @abstractmethod
+    def encode(cls, works: Sequence[Self]) -> None:
+        """Set the ``content`` of requests to one model, from their results."""
 
-    def scheduling(self, inputs: Any) -> SchedulingParams:
-        """The request as the scheduler sees it; ``streamed`` if its events are sent as they
-        come.
-        """
-        ...
+    def respond(self) -> ResponseParts:
+        """The response with the content."""
+        return [*self.response_headers(), *self.headers], self.content, self.media_type
 
-    def error(self, exc: IgnError) -> IgnError:
-        """The error of the response for an error of the scheduler."""
-        ...
+    async def send_events(self, events: Events, send: Send) -> bytes:
+        """Send what ``events`` bring as a stream; returns its last piece."""
+        raise NotImplementedError  # no streams
+
+    def scheduling(self) -> SchedulingParams:
+        """The request as the scheduler sees it."""
+        api = self.api
+        keep = self.inputs.keep
+        streamed = api.media is Media.EVENTS
+        return SchedulingParams(
+            step_params=self.params,
+            keep_mask=None if isinstance(keep, list) else keep,
+            deadline=api.deadline,
+            key=api.caller,
+            streamed=streamed,
+            stream_deadline=api.stream_deadline if streamed else None,
+            request_id=api.request_id,
+            observer=api.spans,
+        )
+
+    def response_headers(self) -> RawHeaders:
+        """Headers of every successful response."""
+        return [(b"x-ign-model", self.model.tag.encode("latin-1")), *self.caching]
+
+    async def run_tiles(self, on_event: Callable[[Any], None] = lambda _: None) -> Result:
+        """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
+        inputs = self.inputs
+        masks = None if inputs.keep is None else [*inputs.keep]
+        return await self.model.run_tiles(
+            [*inputs.rows], masks, self.scheduling, self.api.run_codec, on_event
+        )
 
 
 class Stages(NamedTuple):
-    """The stages of an endpoint that runs a model. `check` sees the head only, before the body is
-    read.
+    """The first stages of an endpoint that runs a model; `Work` has the others.
 
-    `has_large_body` says whether `parse` needs a thread of the codec pool. `decode` returns, for
-    each of several small requests, its inputs or the error of one that has none; their ``rows`` are
-    (N, C, H, W) float32 in the model's range. `decode_large` returns those of one request. `encode`
-    gets (work, rows, result) of each; if it raises, it runs again for each request alone. `respond`
-    gets what `encode` made. All but a large `parse`, `decode_large` and a large `encode` run on the
-    event loop.
+    `check` sees the head only, before the body is read. `parse` gets the body; that of more than
+    `ApiRequest.inline_body` bytes in a thread of the codec pool.
     """
 
     check: Callable[[ApiRequest], None]
-    has_large_body: Callable[[ApiRequest, bytes], bool]
-    parse: Callable[[ApiRequest, bytes, PathParameters], Work]
-    decode: Callable[[Sequence[Any]], Sequence[Any]]
-    decode_large: Callable[[Any, CodecThread], Any]
-    encode: Callable[[Sequence[tuple[Any, Images, Result]]], Sequence[Any]]
-    respond: Callable[[Sequence[tuple[Any, Any]]], list[ResponseParts]]
+    parse: Callable[[ApiRequest, bytes], Work]
 
 
 class Pipeline:
     """Runs the stages of requests. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._arrived: list[ApiRequest] = []
-        self._running: dict[Any, ApiRequest] = {}  # by the handle of the scheduler
+        self._arrived: list[tuple[Stages, ApiRequest]] = []
+        self._running: dict[Any, Work] = {}  # by the handle of the scheduler
 
     async def run(self, stages: Stages, request: ApiRequest, send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped and
@@ -132,14 +201,11 @@ class Pipeline:
         It raises the reason of a problem document, unless the response has started.
         """
         request.accept()
-        request.stages = stages
         stages.check(request)
         request.body = await request.read_body()
-        response = None
         request.task = task = asyncio.current_task()
         try:
-            last = await self._run(stages, request, send)
-            response = request.response
+            response = await self._run(stages, request, send)
         except asyncio.CancelledError:
             # As of `asyncio.timeout`: the cancellation by `disconnect` is taken back, those of
             # others reach them.
@@ -149,164 +215,160 @@ class Pipeline:
         finally:
             request.is_over = True
             self._forget(request)
-        if response is not None:
+        if isinstance(response, bytes):
+            # The end of a stream; here, because a client that stops reading holds up `send`.
+            await send({"type": "http.response.body", "body": response})
+        else:
             await _send(request, response, send)
-        else:  # of a stream; sent here, because a client that stops reading holds up `send`
-            await send({"type": "http.response.body", "body": last})
 
-    async def _run(self, stages: Stages, request: ApiRequest, send: Send) -> bytes:
-        """Run the stages: large parts in the codec pool, small ones in turns; returns the last
-        piece of a stream.
+    async def _run(self, stages: Stages, request: ApiRequest, send: Send) -> ResponseParts | bytes:
+        """Run the stages: large parts in the codec pool, small ones in turns; returns the response,
+        or the last piece of a stream.
         """
-        if stages.has_large_body(request, request.body):
+        if len(request.body) > request.inline_body:
             # Set here: a job that ends after the deadline of its request must not give it anything
             # any more.
-            request.work = await request.run_codec("decode", lambda _: _parse(request))
-        await self._join_turn(request)
-        if request.inputs is None:  # decoding is large
-            await self._decode_large(request)
-        if request.work.is_tiled:
-            return await _run_tiles(request, send)
-        if request.events is not None:
-            last: bytes = await request.work.send_events(request.inputs, request.events, send)
-            return last
-        if request.response is None:  # so is the response
-            await _respond_large(request)
-        return b""
+            request.work = await request.run_codec(
+                "decode", lambda _: stages.parse(request, request.body)
+            )
+        await self._join_turn(stages, request)
+        work: Work = request.work
+        if work.is_large:
+            await self._decode_large(work)
+        if work.is_tiled:
+            if request.media is Media.EVENTS:
+                return await _stream_tiles(work, send)
+            work.result = await work.run_tiles()
+        if work.events is not None:
+            return await work.send_events(work.events, send)
+        if not work.content:  # encoding is large
+            await request.run_codec("encode", lambda _: work.encode([work]))
+            count_rows([work])
+        return work.respond()
 
-    async def _decode_large(self, request: ApiRequest) -> None:
+    async def _decode_large(self, work: Work) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this
         begins.
         """
-        work = request.work
+        request = work.api
         if work.plan is None:
             await request.run_codec("decode", work.open)
-            _hold_plan(request)
+            _hold_plan(work)
+        assert work.plan is not None  # noqa: S101 - opened
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
         rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
         with scheduler.room_for(rows, request.caller):
-            request.inputs = await request.run_codec(
-                "decode", partial(request.stages.decode_large, work)
-            )
-        if work.is_tiled:
-            return
-        self._submit(work.model, [request])  # directly: nobody else takes the room
-        await progress
+            await request.run_codec("decode", work.decode_large)
+        if not work.is_tiled:
+            self._submit(work.model, [work])  # directly: nobody else takes the room
+            await progress
 
     def _forget(self, request: ApiRequest) -> None:
         """Cancel what still runs. An error in ``progress`` holds the frames that hold the request:
         break the cycle.
         """
-        if request.handle is not None:
-            del self._running[request.handle]
-            request.work.model.scheduler.cancel(request.handle)
+        work: Work | None = request.work
+        if work is not None and work.handle is not None:
+            del self._running[work.handle]
+            work.model.scheduler.cancel(work.handle)
         request.clear()
 
-    def _join_turn(self, request: ApiRequest) -> "asyncio.Future[None]":
+    def _join_turn(self, stages: Stages, request: ApiRequest) -> "asyncio.Future[None]":
         """Run the stages for a request in this turn or a later one."""
         loop = asyncio.get_running_loop()
         if not self._arrived:
             loop.call_soon(self._turn)
-        self._arrived.append(request)
+        self._arrived.append((stages, request))
         request.progress = loop.create_future()
         return request.progress
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        requests = [request for request in self._take() if not request.is_settled]
-        for request in requests:
-            _parse_small(request)
-        requests = [request for request in requests if not request.is_settled]
-        small = [request for request in requests if not request.work.is_large]
-        for request in requests:
-            if request.work.is_large:
-                request.advance()
-        for decode, group in _grouped(small, attrgetter("stages.decode")):
-            _decode(decode, group)
-        decoded = [request for request in small if request.inputs is not None]
-        for model, group in _grouped(decoded, attrgetter("work.model")):
-            self._submit(model, group)
+        works = [
+            work
+            for stages, request in self._take()
+            if not request.is_over and (work := _parse_small(stages, request)) is not None
+        ]
+        for work in works:
+            if work.is_large:
+                work.api.advance()
+        for (kind, model), group in _grouped([work for work in works if not work.is_large]):
+            if decoded := _each(kind.decode, group):
+                self._submit(model, decoded)
 
-    def _take(self) -> list[ApiRequest]:
+    def _take(self) -> list[tuple[Stages, ApiRequest]]:
         arrived = self._arrived
         size = 0
         count = 0
         while count < min(len(arrived), MAX_PER_TURN) and size < _MAX_BYTES_PER_TURN:
-            size += 0 if arrived[count].work is not None else len(arrived[count].body)
+            request = arrived[count][1]
+            size += 0 if request.work is not None else len(request.body)
             count += 1
         self._arrived = arrived[count:]
         if self._arrived:
             asyncio.get_running_loop().call_soon(self._turn)
         return arrived[:count]
 
-    def _submit(self, model: ServedModel, requests: list[ApiRequest]) -> None:
+    def _submit(self, model: ServedModel, works: Sequence[Work]) -> None:
         try:
-            rows = [
-                (request.inputs.rows, request.work.scheduling(request.inputs))
-                for request in requests
-            ]
+            rows = [(np.asarray(work.inputs.rows), work.scheduling()) for work in works]
             handles = model.scheduler.submit(rows, self._on_events)
         except Exception as exc:
-            for request in requests:
-                request.fail(exc)
+            for work in works:
+                work.api.fail(exc)
             return
-        for request, (_, params), handle in zip(requests, rows, handles, strict=True):
+        for work, handle in zip(works, handles, strict=True):
             if isinstance(handle, IgnError):
-                request.fail(request.work.error(handle))
+                work.api.fail(handle)
                 continue
-            request.handle = handle
-            self._running[handle] = request
-            if params.streamed:
-                request.events = asyncio.Queue()
-                request.advance()
+            work.handle = handle
+            self._running[handle] = work
+            if work.api.media is Media.EVENTS:
+                work.events = asyncio.Queue()
+                work.api.advance()
 
-    def _on_events(self, events: list[tuple[Any, Any]]) -> None:
+    def _on_events(self, events: Sequence[tuple[Any, Event]]) -> None:
         """Called by a scheduler with what its requests have to deliver in this turn."""
-        ended: list[ApiRequest] = []
+        ended: list[Work] = []
         for handle, event in events:
-            request = self._running.get(handle)
-            if request is None:  # the client has disconnected
+            work = self._running.get(handle)
+            if work is None:  # the client has disconnected
                 continue
             if isinstance(event, Result | IgnError):
                 del self._running[handle]
-                request.handle = None
-            if request.events is not None:
+                work.handle = None
+            if work.events is not None:
                 # Steps that wait for a slow reader are counted as bytes of its response; progress
                 # would only add up.
-                if request.events.empty() or not isinstance(event, StreamProgress):
-                    request.events.put_nowait(event)
+                if work.events.empty() or not isinstance(event, StreamProgress):
+                    work.events.put_nowait(event)
             elif isinstance(event, IgnError):
-                request.fail(request.work.error(event))
-            else:
-                request.result = event
-                ended.append(request)
-        self._respond(ended)
+                work.api.fail(event)
+            elif isinstance(event, Result):
+                work.result = event
+                ended.append(work)
+        self._encode(ended)
 
-    def _respond(self, ended: list[ApiRequest]) -> None:
+    def _encode(self, ended: list[Work]) -> None:
         if len(ended) > MAX_PER_TURN:
-            asyncio.get_running_loop().call_soon(self._respond, ended[MAX_PER_TURN:])
-        requests = [request for request in ended[:MAX_PER_TURN] if not request.is_settled]
-        small = [request for request in requests if not request.work.has_large_response]
-        for stages, group in _grouped(small, attrgetter("stages")):
-            _respond_to(stages, group)
-        for request in requests:
-            request.advance()
+            asyncio.get_running_loop().call_soon(self._encode, ended[MAX_PER_TURN:])
+        works = [work for work in ended[:MAX_PER_TURN] if not work.api.is_over]
+        for (kind, _), group in _grouped([work for work in works if not work.has_large_response]):
+            start = time.perf_counter()
+            if encoded := _each(kind.encode, group):
+                count_codec("encode", encoded, start)
+                count_rows(encoded)
+        for work in works:
+            work.api.advance()
 
 
-async def _run_tiles(request: ApiRequest, send: Send) -> bytes:
-    """Run the tiles of a request and respond; returns the last piece of a stream."""
-    work = request.work
-    inputs = request.inputs
-    if not work.scheduling(inputs).streamed:
-        request.result = await work.run_tiles(inputs)
-        await _respond_large(request)
-        return b""
-    events = asyncio.Queue[Any]()
-    task = asyncio.create_task(_deliver(work.run_tiles(inputs, events.put_nowait), events))
+async def _stream_tiles(work: Work, send: Send) -> bytes:
+    """Run the tiles of a request and send what comes of them; returns the last piece."""
+    events: Events = asyncio.Queue()
+    task = asyncio.create_task(_deliver(work.run_tiles(events.put_nowait), events))
     try:
-        last: bytes = await work.send_events(inputs, events, send)
-        return last
+        return await work.send_events(events, send)
     finally:
         task.cancel()
         while not events.empty():
@@ -315,90 +377,97 @@ async def _run_tiles(request: ApiRequest, send: Send) -> bytes:
                 forget_frames(event)
 
 
-async def _deliver(result: Coroutine[Any, Any, Result], events: "asyncio.Queue[Any]") -> None:
+async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
     try:
         events.put_nowait(await result)
     except Exception as exc:  # the one that reads the events raises it
         events.put_nowait(exc)
 
 
-async def _respond_large(request: ApiRequest) -> None:
-    stages = request.stages
-    ended = [request.ended()]
-    (content,) = await request.run_codec("encode", lambda _: stages.encode(ended))
-    (request.response,) = stages.respond([(request.work, content)])
+def _hold_plan(work: Work) -> None:
+    assert work.plan is not None  # noqa: S101 - only then
+    work.api.rows = work.plan.rows
+    work.api.steps = work.params.steps
+    if work.plan.bytes > MIN_HELD:
+        work.api.hold(work.plan.bytes)
 
 
-def _parse(request: ApiRequest) -> Any:
-    return request.stages.parse(request, request.body, request.route.parameters)
-
-
-def _hold_plan(request: ApiRequest) -> None:
-    plan: Plan = request.work.plan
-    request.rows = plan.rows
-    request.steps = plan.steps
-    if plan.bytes > MIN_HELD:
-        request.hold(plan.bytes)
-
-
-def _parse_small(request: ApiRequest) -> None:
+def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
     """Parse the body, unless the codec pool has, and count what the response will take: before a
-    row runs for it.
+    row runs for it. None if that fails.
     """
     start = time.perf_counter()
+    work: Work | None = request.work
     try:
-        if request.work is None:
-            request.work = _parse(request)
+        if work is None:
+            work = request.work = stages.parse(request, request.body)
         request.body = b""
-        if request.work.plan is not None:
-            _hold_plan(request)
+        if work.plan is not None:
+            _hold_plan(work)
     except Exception as exc:
         request.fail(exc)
+        work = None
     request.spend("decode", time.perf_counter() - start)
+    return work
 
 
-def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], requests: list[ApiRequest]) -> None:
-    try:
-        decoded = decode([request.work for request in requests])
-    except Exception as exc:
-        _each_alone(partial(_decode, decode), requests, exc)
-        return
-    for request, inputs in zip(requests, decoded, strict=True):
-        if isinstance(inputs, Exception):
-            request.fail(inputs)
-        else:
-            request.inputs = inputs
-
-
-def _respond_to(stages: Stages, requests: list[ApiRequest]) -> None:
-    try:
-        contents = stages.encode([request.ended() for request in requests])
-    except Exception as exc:
-        _each_alone(partial(_respond_to, stages), requests, exc)
-        return
-    try:
-        responses = stages.respond(
-            [(request.work, content) for request, content in zip(requests, contents, strict=True)]
-        )
-    except Exception as exc:  # not again: the rows are counted
-        for request in requests:
-            request.fail(exc)
-        return
-    for request, response in zip(requests, responses, strict=True):
-        request.response = response
-
-
-def _each_alone(
-    stage: Callable[[list[ApiRequest]], None], requests: list[ApiRequest], exc: Exception
-) -> None:
-    """After a stage has raised: the error of one request, such as its deadline, must not end the
-    others.
+def _each(stage: Callable[[list[Any]], None], works: list[Work]) -> list[Work]:
+    """Run a stage for works, and return those that have not failed. If it raises, it runs for each
+    alone: the error of one, such as its deadline, must not end the others.
     """
-    if len(requests) == 1:
-        requests[0].fail(exc)
-        return
-    for request in requests:
-        stage([request])
+    try:
+        stage(works)
+    except Exception as exc:
+        if len(works) > 1:
+            return [each for work in works for each in _each(stage, [work])]
+        works[0].api.fail(exc)
+        return []
+    return works
+
+
+def _grouped(works: Iterable[Work]) -> Iterable[tuple[tuple[type[Work], ServedModel], list[Work]]]:
+    """The works by their class and model, in order."""
+    groups: dict[tuple[type[Work], ServedModel], list[Work]] = {}
+    for work in works:
+        groups.setdefault((type(work), work.model), []).append(work)
+    return groups.items()
+
+
+def count_codec(part: str, works: Sequence[Work], start: float) -> None:
+    """Count one codec call on the event loop for several requests, each of which has its share of
+    the time.
+
+    ``start`` is when it began, by `time.perf_counter`. The codec pool counts by itself.
+    """
+    seconds = time.perf_counter() - start
+    works[0].api.services.metrics.codec(part, seconds)
+    for work in works:
+        work.api.spend(part, seconds / len(works))
+
+
+def count_rows(works: Sequence[Work]) -> None:
+    """Add the results of requests to one model to their timing, to the metrics and to their log
+    lines.
+    """
+    together: dict[tuple[str, str | None], list[Result]] = {}
+    for work in works:
+        api = work.api
+        result = work.result
+        api.queue_s = result.queue_s
+        api.compute_s = result.compute_s
+        api.seconds["queue"] += result.queue_s
+        api.seconds["compute"] += result.compute_s
+        together.setdefault((api.endpoint, api.api_key), []).append(result)
+    for (endpoint, api_key), results in together.items():
+        drifts = [result.drift for result in results if result.drift is not None]
+        works[0].api.services.metrics.rows(
+            works[0].model.ref,
+            endpoint,
+            [steps for result in results for steps in result.steps.tolist()],
+            [distance for result in results for distance in result.distance.tolist()],
+            [drift for each in drifts for drift in each.tolist()],
+            api_key=api_key,
+        )
 
 
 async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> None:
@@ -413,19 +482,12 @@ async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> Non
         (b"content-length", b"%d" % size),
         (b"content-type", media_type.encode("ascii")),
     ]
-    if size <= _SMALL and send == request.send:  # without CORS, which adds headers
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if request.send_whole(HTTPStatus.OK, headers, whole):
+    if size <= _SMALL:
+        pieces = [pieces[0] if len(pieces) == 1 else b"".join(pieces)]
+        # Without CORS, which adds headers.
+        if send == request.send and request.send_whole(HTTPStatus.OK, headers, pieces[0]):
             return
     await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": headers})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1]})
-
-
-def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:
-    """The items by their key, in order."""
-    groups: dict[Key, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups.items()

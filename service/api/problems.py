@@ -9,8 +9,7 @@ other exception is logged with the request id, and the response has a fixed text
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -21,7 +20,35 @@ from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
 
 MEDIA_TYPE: Final = "application/problem+json"
+_OIP: Final = "/v2/"  # the paths of the Open Inference Protocol, which knows no 422
 _OPENAI: Final = "/v1/"  # the paths of OpenAI's API, whose clients expect its errors
+
+# `http.HTTPStatus` of older Pythons has other phrases.
+_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+_INTERNAL_ERROR: Final = (
+    "the service failed on this request; its log tells why under this request id"
+)
+_MAX_FIELDS: Final = 32  # a body can hold a million invalid items
+_MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
+_MAX_RETRY_S: Final = 3600
+
+_logger = logging.getLogger(__name__)
+
+
+class NoEndpoint(IgnError, code="not_found"):
+    """Nothing is served at a path."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing is served at this path; /docs lists the API")
+
+
+class WrongMethod(IgnError, code="method_not_allowed"):
+    """A path is not served by this method, but by those that are ``allowed``."""
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"this path takes {self.allowed}")
+
 
 STATUS: Final[Mapping[type[IgnError], int]] = {
     IgnError: 500,
@@ -29,6 +56,8 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
     errors.UnauthorizedError: 401,
     errors.ForbiddenError: 403,
     errors.UnknownModel: 404,
+    NoEndpoint: 404,
+    WrongMethod: 405,
     errors.NotAcceptable: 406,
     errors.BodyTooSlow: 408,
     errors.HeadTooSlow: 408,
@@ -45,109 +74,19 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
 base.
 """
 
-# `http.HTTPStatus` of older Pythons has other phrases.
-_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-_INTERNAL_ERROR: Final = (
-    "the service failed on this request; its log tells why under this request id"
-)
-_MAX_FIELDS: Final = 32  # a body can hold a million invalid items
-_MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
-_MAX_RETRY_S: Final = 3600
 
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A problem document, and headers of its response. ``detail`` names no file's path and holds no
-    traceback.
-
-    ``fields`` are pairs of dotted field path and message, for validation errors.
+def describe(exc: Exception, path: str = "") -> IgnError:
+    """What the caller of a ``path`` is told of an exception; one that no rule covers gets status
+    500 and a fixed text.
     """
-
-    status: int
-    code: str
-    detail: str
-    fields: Sequence[tuple[str, str]] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def body(self, request_id: str, path: str = "") -> dict[str, Any]:
-        """The members of the problem document, ready for JSON; below `/v1`, of the error of
-        OpenAI's API.
-        """
-        if path.startswith(_OPENAI):
-            kind = (
-                "server_error"
-                if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                else "invalid_request_error"
-            )
-            kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
-            parameter = self.fields[0][0] if self.fields else None
-            return {
-                "error": {
-                    "message": self.detail,
-                    "type": kind,
-                    "param": parameter,
-                    "code": self.code,
-                }
-            }
-        members: dict[str, Any] = {
-            "type": "about:blank",
-            "title": _title(self.status),
-            "status": self.status,
-            "detail": self.detail,
-            "code": self.code,
-            "request_id": request_id,
-            "error": self.detail,
-        }
-        if self.fields:
-            members["errors"] = [
-                {"field": name, "message": message} for name, message in self.fields
-            ]
-        return members
-
-
-class NoEndpoint(Exception):
-    """Nothing is served at a path (404), or not by this method (405); ``allowed`` are the methods
-    that it takes.
-    """
-
-    def __init__(self, allowed: Collection[str] = ()) -> None:
-        super().__init__()
-        self.allowed = ", ".join(sorted(allowed))
-
-    def problem(self) -> Problem:
-        """The problem document."""
-        if not self.allowed:
-            return Problem(
-                status=404,
-                code="not_found",
-                detail="nothing is served at this path; /docs lists the API",
-            )
-        detail = f"this path takes {self.allowed}"
-        return Problem(
-            status=405, code="method_not_allowed", detail=detail, headers={"Allow": self.allowed}
-        )
-
-
-def describe(exc: Exception) -> Problem:
-    """The problem document of an exception; one that no rule covers gets status 500 and a fixed
-    text.
-    """
-    if isinstance(exc, errors.StartupError):  # its text is for the operator and may name files
-        return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
-    if isinstance(exc, IgnError):
-        fields = exc.fields if isinstance(exc, InvalidContent) else ()
-        status = status_of(type(exc))
-        headers = _headers(exc)
-        return Problem(
-            status=status, code=exc.error_code, detail=exc.detail, fields=fields, headers=headers
-        )
-    if isinstance(exc, NoEndpoint):
-        return exc.problem()
     if isinstance(exc, ValidationError):
-        return _invalid_content(exc)
-    return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
+        exc = invalid_content(exc)
+    if isinstance(exc, InvalidContent) and path.startswith(_OIP):
+        return errors.InvalidInference(exc.detail)
+    # The text of a `StartupError` is for the operator and may name files.
+    if isinstance(exc, errors.StartupError) or not isinstance(exc, IgnError):
+        return IgnError(_INTERNAL_ERROR, code=getattr(exc, "error_code", None))
+    return exc
 
 
 def status_of(error: type[IgnError]) -> int:
@@ -155,13 +94,44 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_response(problem: Problem, request_id: str, path: str = "") -> Response:
+def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, Any]:
+    """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's
+    API.
+    """
+    status = status_of(type(error))
+    fields = error.fields if isinstance(error, InvalidContent) else ()
+    if path.startswith(_OPENAI):
+        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = "server_error" if is_ours else "invalid_request_error"
+        return {
+            "error": {
+                "message": error.detail,
+                "type": "rate_limit_error" if status == HTTPStatus.TOO_MANY_REQUESTS else kind,
+                "param": fields[0][0] if fields else None,
+                "code": error.error_code,
+            }
+        }
+    members: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.detail,
+        "code": error.error_code,
+        "request_id": request_id,
+        "error": error.detail,
+    }
+    if fields:
+        members["errors"] = [{"field": name, "message": message} for name, message in fields]
+    return members
+
+
+def problem_response(error: IgnError, request_id: str, path: str = "") -> Response:
     """The response to a failed request for ``path``."""
     # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8
     # cannot encode.
-    content = json.dumps(problem.body(request_id, path)).encode("ascii")
+    content = json.dumps(problem_body(error, request_id, path)).encode("ascii")
     media_type = "application/json" if path.startswith(_OPENAI) else MEDIA_TYPE
-    return Response(content, problem.status, dict(problem.headers), media_type)
+    return Response(content, status_of(type(error)), _headers(error), media_type)
 
 
 def log_failure(exc: Exception, request_id: str) -> None:
@@ -169,11 +139,9 @@ def log_failure(exc: Exception, request_id: str) -> None:
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
 
 
-def _title(status: int) -> str:
-    return _TITLES.get(status) or HTTPStatus(status).phrase
-
-
 def _headers(exc: IgnError) -> dict[str, str]:
+    if isinstance(exc, WrongMethod):
+        return {"Allow": exc.allowed}
     if isinstance(exc, errors.UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(exc, errors.DeadlineUnreachable):
@@ -194,7 +162,8 @@ def _whole_seconds(seconds: float) -> int:
     return math.ceil(min(seconds, _MAX_RETRY_S))
 
 
-def _invalid_content(exc: ValidationError) -> Problem:
+def invalid_content(exc: ValidationError) -> InvalidContent:
+    """What is wrong with the fields of a request; the first 32 of them are named."""
     found = exc.errors(include_url=False, include_input=False)
     fields = [
         (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error))
@@ -202,9 +171,7 @@ def _invalid_content(exc: ValidationError) -> Problem:
     ]
     name, message = fields[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    status = status_of(InvalidContent)
-    detail = f"{name}: {message}{more}"
-    return Problem(status=status, code=InvalidContent.code, detail=detail, fields=fields)
+    return InvalidContent(f"{name}: {message}{more}", fields=fields)
 
 
 def _message(error: Mapping[str, Any]) -> str:

@@ -7,22 +7,29 @@ between. Each step fills what later ones read, so no part of the service keeps a
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from http import HTTPStatus
+from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.app_state import AppState
-from service.api.body import RequestHeaders, parse_content_type, printable_name, read_body
-from service.api.heads import WHOLE_RESPONSE
-from service.api.limits import Epoch
+from service.api.app_state import AppState, Epoch
+from service.api.message import (
+    MIN_HELD,
+    WHOLE_RESPONSE,
+    RequestHeaders,
+    parse_content_type,
+    printable_name,
+)
 from service.api.negotiation import Media, negotiate
+from service.api.problems import describe, log_failure, status_of
 from service.domain.accounts import Rate, Rates
 from service.domain.errors import (
     BodyTooSlow,
@@ -30,8 +37,9 @@ from service.domain.errors import (
     IgnError,
     InvalidContent,
     MalformedRequest,
+    TooLarge,
+    UnsupportedMedia,
 )
-from service.domain.tasks import Images, Result
 from service.images.pool import Job
 from service.models.registry import ServedModel
 from service.observability.logs import TraceContext
@@ -44,13 +52,13 @@ T = TypeVar("T")
 UNMATCHED: Final = "unmatched"
 RawHeaders = list[tuple[bytes, bytes]]
 """Header fields as ASGI has them."""
-ResponseParts = tuple[RawHeaders, Sequence[bytes | memoryview], str]
-"""Headers, pieces of the body and media type of a response with status 200."""
 
+LARGE_BODY: Final = 1 << 15  # bytes; parsing more takes longer than waking a thread
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _DISCARD_BYTES: Final = 1 << 26
 # of a body that is received without a valid key; of its Content-Length
-_UNREAD_BYTES, _MAX_DIGITS = (1 << 16, 10)
+_UNREAD_BYTES: Final = 1 << 16
+_MAX_DIGITS: Final = 18  # of a Content-Length that is a number
 # for the whole of an unwanted body, and for the next part of it
 _DISCARD_S = 30.0
 _QUIET_S = 0.5
@@ -97,7 +105,7 @@ class ApiRequest:
     epoch: Epoch | None = None  # once it is admitted
     held_bytes = 0  # of its body, its response and the arrays that it is made from
     request_bytes: int | None = None  # once the body is read
-    deadline = stream_deadline = 0.0
+    deadline = stream_deadline = math.inf
     content_type = ""  # of the body, in lower case
     media = Media.JSON  # of the response, once it is negotiated
     model: str | None = None  # `name/version`
@@ -108,19 +116,14 @@ class ApiRequest:
     problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
-    stages: Any = None  # `Stages`
     body = b""
+    inline_body = LARGE_BODY  # bytes; a longer one is parsed in the codec pool
     progress: "asyncio.Future[None] | None" = None
     task: "asyncio.Task[Any] | None" = None  # while it can be cancelled because the client has gone
     is_gone = False
     # the response is complete or the client has gone; a codec job of the request then stops
     is_over = False
-    work: Any = None
-    inputs: Any = None
-    handle: Any = None  # of the scheduler, until the last event
-    events: "asyncio.Queue[Any] | None" = None
-    result: Result | None = None
-    response: ResponseParts | None = None
+    work: Any = None  # `Work`, once the body is parsed
 
     # Of the response.
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -185,26 +188,62 @@ class ApiRequest:
         """
         return negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
 
-    async def read_body(self) -> bytes:
-        """The whole body, within the limits of size and time."""
+    async def read_body(self, max_bytes: int | None = None) -> bytes:
+        """The whole body, of at most ``max_bytes`` or IGN_MAX_BODY_BYTES; one that is announced as
+        longer is rejected before reading.
+
+        Bytes are held as they arrive. Raises `UnsupportedMedia` for a Content-Encoding, else
+        `TooLarge`, `BodyTooSlow`, `DeadlineExceeded` or `ClientDisconnect`.
+        """
         settings = self.services.settings
-        body_deadline = self.arrival + settings.body_timeout_s
+        encoding = self.headers.get(b"content-encoding", "")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
+        limit = max_bytes or settings.max_body_bytes
+        name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
+        deadline = min(self.arrival + settings.body_timeout_s, self.deadline)
         try:
-            body = await read_body(
-                self.headers,
-                self.receive,
-                max_bytes=settings.max_body_bytes,
-                setting=" (IGN_MAX_BODY_BYTES)",
-                seconds=min(body_deadline, self.deadline) - self.services.clock(),
-                hold=self.hold,
-                is_received="is_received" in self.state,
-            )
-        except BodyTooSlow as exc:
-            if self.deadline < body_deadline:
+            if "is_received" in self.state:  # the server has all of it: a timer would take time
+                body = await self._receive_body(limit)
+            else:
+                async with asyncio.timeout(deadline - self.services.clock()):
+                    body = await self._receive_body(limit)
+        except TimeoutError as exc:
+            if deadline == self.deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
-            raise
+            raise BodyTooSlow("the body did not arrive in time") from exc
+        if body is None:
+            raise TooLarge(f"the body is larger than {limit} bytes{name}")
         self.request_bytes = len(body)
         return body
+
+    async def _receive_body(self, limit: int) -> bytes | None:
+        """The whole body, or None if it is longer than ``limit``."""
+        if self._announces_more_than(limit):
+            return None
+        # Its value is not copied at the end, as that of a bytearray.
+        body = BytesIO()
+        held = 0
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            body.write(message.get("body", b""))
+            size = body.tell()
+            if size > limit:
+                return None
+            if size - held > MIN_HELD:
+                self.hold(size - held)
+                held = size
+        return body.getvalue()
+
+    def _announces_more_than(self, size: int) -> bool:
+        """Whether the Content-Length is above a size."""
+        length = self.headers.get(b"content-length", "")
+        # `int` takes quadratic time in the number of digits.
+        return length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > size)
 
     def hold(self, size: int) -> None:
         """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
@@ -224,6 +263,16 @@ class ApiRequest:
         model = self.services.registry.resolve(name)
         self.model = model.ref
         return model
+
+    @property
+    def ref(self) -> str:
+        """The model in the path, `name` or `name/version`."""
+        return "/".join(self.route.parameters.values())
+
+    def named_model(self) -> ServedModel:
+        """The model in the path, if the service serves."""
+        self.services.require_serving()
+        return self.services.registry.resolve(self.ref)
 
     def check_not_over(self) -> None:
         """Raise `DeadlineExceeded` if nobody waits for this request any more; codec jobs call it
@@ -257,11 +306,6 @@ class ApiRequest:
         if self.spans is not None:
             self.spans.add(part, seconds)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing awaits `progress`: it failed, it has advanced, or the client has gone."""
-        return self.progress is None or self.progress.done()
-
     def advance(self) -> None:
         """Let the task of the request continue."""
         if self.progress is not None and not self.progress.done():
@@ -272,21 +316,16 @@ class ApiRequest:
         if self.progress is not None and not self.progress.done():
             self.progress.set_exception(exc)
 
-    def ended(self) -> tuple[Any, Images, Any]:
-        """What `Stages.encode` gets."""
-        return self.work, self.inputs.rows, self.result
-
     def disconnect(self) -> None:
         """End the stages, because the client has gone; the server calls it."""
         if self.task is not None:
             self.is_gone = True
+            self.is_over = True
             self.task.cancel()
 
     def clear(self) -> None:
         """Drop the arrays of a request that is over, whoever still holds it."""
-        self.progress = self.task = self.work = self.inputs = self.events = self.result = (
-            self.response
-        ) = None
+        self.progress = self.task = self.work = None
         self.body = b""
 
     def release(self) -> None:
@@ -305,12 +344,13 @@ class ApiRequest:
 
     # Response
 
-    def response_headers(self, model: ServedModel, seed: int | None = None) -> RawHeaders:
-        """Headers of every successful response, but its Server-Timing."""
-        headers = [(b"x-ign-model", _latin(model.tag)), (b"vary", b"Accept")]
-        if seed is not None:
-            headers.append((b"x-ign-seed", b"%d" % seed))
-        return headers
+    def describe(self, exc: Exception) -> IgnError:
+        """What the caller is told of an exception that ends the request; one of ours is logged."""
+        error = describe(exc, self.path)
+        self.problem = error.error_code
+        if status_of(type(error)) == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log_failure(exc, self.request_id)
+        return error
 
     def server_timing(self) -> tuple[bytes, bytes]:
         """The header Server-Timing."""
@@ -329,7 +369,8 @@ class ApiRequest:
         if not self._send_whole(status, [*headers, *self.added], body):
             return False
         self.started = self.complete = True
-        self.status, self.response_bytes = status, len(body)
+        self.status = status
+        self.response_bytes = len(body)
         return True
 
     async def send(self, message: Message) -> None:
@@ -385,16 +426,13 @@ class ApiRequest:
         """Whether the body of a caller without a valid key is too long to be received and thrown
         away.
         """
-        length = self.headers.get(b"content-length", "")
-        is_short = length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= _UNREAD_BYTES
-        return self.status == HTTPStatus.UNAUTHORIZED and not is_short
+        return self.status == HTTPStatus.UNAUTHORIZED and (
+            b"content-length" not in self.headers or self._announces_more_than(_UNREAD_BYTES)
+        )
 
     def _has_body(self) -> bool:
         headers = self.headers
-        return (
-            headers.get(b"content-length", "0") != "0"
-            or headers.get(b"transfer-encoding") is not None
-        )
+        return headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
 
     def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether the server closes the connection after the response."""
@@ -430,53 +468,11 @@ class ApiRequest:
 _TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
 
 
-@lru_cache(maxsize=256)
-def _latin(text: str) -> bytes:
-    return text.encode("latin-1")
-
-
 def raw_headers(headers: Mapping[str, str]) -> RawHeaders:
     """Header fields as ASGI has them."""
     return [
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
     ]
-
-
-def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
-    """Add finished requests to their timing, to the metrics and to their log lines."""
-    together: dict[tuple[str, str, str | None], list[Result]] = {}
-    for api, model, result in ended:
-        api.queue_s = result.queue_s
-        api.compute_s = result.compute_s
-        api.seconds["queue"] += result.queue_s
-        api.seconds["compute"] += result.compute_s
-        together.setdefault((model.ref, api.endpoint, api.api_key), []).append(result)
-    for (ref, endpoint, api_key), results in together.items():
-        ended[0][0].services.metrics.rows(
-            ref,
-            endpoint,
-            [steps for result in results for steps in result.steps.tolist()],
-            [distance for result in results for distance in result.distance.tolist()],
-            [
-                drift
-                for result in results
-                if result.drift is not None
-                for drift in result.drift.tolist()
-            ],
-            api_key=api_key,
-        )
-
-
-def count_codec(part: str, requests: Sequence[ApiRequest], start: float) -> None:
-    """Count one codec call on the event loop for several requests, each of which has its share of
-    the time.
-
-    ``start`` is when it began, by `time.perf_counter`.
-    """
-    seconds = time.perf_counter() - start
-    requests[0].services.metrics.codec(part, seconds)
-    for api in requests:
-        api.spend(part, seconds / len(requests))
 
 
 def _seconds(header: str) -> float:

@@ -6,18 +6,12 @@ A dialect is a file that declares its endpoints: `service.api.native`, `service.
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from fastapi import FastAPI
 from pydantic import BaseModel
-from pydantic_core import to_json
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from service.api.access import ADMIN_PATHS, HEALTH_PATHS, METRICS_PATH, PathSet, open_paths
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
 from service.api.request import ApiRequest, Route
@@ -30,9 +24,13 @@ endpoint.
 # Each kind of parameter in a path, and what it stands for.
 _KINDS: Final = {"": "[^/]+", ":path": ".*", ":text": ".+"}
 _PARAMETER: Final = re.compile(r"\\{(\w+)(:\w+)?\\}")
-# How many paths are remembered, and the longest of them.
-_CACHED: Final = 1024
-_MAX_PATH: Final = 256
+_CACHED: Final = 256  # paths that are remembered, of at most 16 KiB each
+
+
+Access = Literal["key", "admin", "health", "metrics", "docs", "page"]
+"""Who may use an endpoint, if there are keys: who has one, who has one with the scope `admin`, or
+everybody, unless `IGN_PRIVATE_ENDPOINTS` has the name.
+"""
 
 
 class Endpoint(NamedTuple):
@@ -43,7 +41,7 @@ class Endpoint(NamedTuple):
     the document, which leaves out endpoints without one, and ``name`` that of its operation.
     ``request`` is the JSON of the body, ``bodies`` are media types besides it; ``answer`` is the
     JSON of the response, ``formats`` are its media types. ``parameters`` are those of the query and
-    the headers, as in the document.
+    the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``.
     """
 
     path: str
@@ -61,6 +59,7 @@ class Endpoint(NamedTuple):
     """Whether the images may come in a form, or one as the body with options in the query."""
     is_cached: bool = False
     """Whether caches may keep the response."""
+    access: Access = "key"
 
     @property
     def template(self) -> str:
@@ -81,78 +80,33 @@ class Endpoint(NamedTuple):
         return re.compile(pattern, re.DOTALL)
 
 
-def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
-    """Let FastAPI answer those that run no model. Their exceptions pass to
-    `service.api.application`.
-    """
-    for endpoint in endpoints:
-        if not isinstance(endpoint.run, Stages):
-            app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
-    app.add_exception_handler(Exception, _no_response)
-
-
-def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(request: Request) -> Response:
-        answer = await run(request.state.request)
-        if isinstance(answer, Response):
-            return answer
-        return Response(to_json(answer), media_type="application/json")
-
-    return respond
-
-
-async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this
-    "response".
-    """
-
-    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-    return send_nothing
-
-
 class RouteTable:
-    """Finds the endpoints of a path, for every request before it is admitted.
-
-    ``private`` are the names of `service.api.access.OPEN` whose paths need a key.
+    """Finds the endpoints of a path, for every request before it is admitted; ``private`` are those
+    that everybody could use, but need a key.
     """
 
-    def __init__(self, endpoints: Iterable[Endpoint], private: Iterable[str] = ()) -> None:
-        self._exact: dict[str, Route] = {}
-        self._patterns: dict[re.Pattern[str], Route] = {}
-        by_path: dict[str, dict[str, Endpoint]] = {}
+    def __init__(self, endpoints: Iterable[Endpoint], private: Collection[str] = ()) -> None:
+        self._routes: dict[re.Pattern[str], Route] = {}
         for endpoint in endpoints:
-            methods = by_path.setdefault(endpoint.path, {})
-            methods |= dict.fromkeys(endpoint.methods, endpoint)
-            route = Route(endpoint.template, methods)
-            if "{" in endpoint.path:
-                self._patterns[endpoint.pattern] = route
-            else:
-                self._exact[endpoint.path] = route
-        self._keyless = PathSet(open_paths([*private]))
-        self._open = PathSet(open_paths())
-        self._admin = PathSet(ADMIN_PATHS)
-        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
-
-    def find(self, path: str) -> Route:
-        """The first route that matches, or one with the template `unmatched`."""
-        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
+            access = endpoint.access
+            route = Route(
+                endpoint.template,
+                dict.fromkeys(endpoint.methods, endpoint),
+                is_probe=access in ("health", "metrics"),
+                is_admin=access == "admin",
+                is_paced=access == "metrics",
+                needs_key=access in ("key", "admin", *private),
+                has_rate=access in ("key", "admin"),
+            )
+            same = self._routes.get(endpoint.pattern, route)
+            self._routes[endpoint.pattern] = route._replace(
+                endpoints={**same.endpoints, **route.endpoints}
+            )
+        self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
+        """The first route that matches a path, or one with the template `unmatched`."""
 
     def _find(self, path: str) -> Route:
-        return self._match(path)._replace(
-            is_probe=path in HEALTH_PATHS,
-            is_admin=path in self._admin,
-            is_paced=path == METRICS_PATH,
-            needs_key=path not in self._keyless,
-            has_rate=path not in self._open,
-        )
-
-    def _match(self, path: str) -> Route:
-        if path in self._exact:
-            return self._exact[path]
-        for pattern, route in self._patterns.items():
-            match = pattern.fullmatch(path)
-            if match is not None:
+        for pattern, route in self._routes.items():
+            if match := pattern.fullmatch(path):
                 return route._replace(parameters=match.groupdict())
         return Route()

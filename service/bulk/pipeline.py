@@ -25,7 +25,7 @@ from service.api.native.schemas import (
     ProjectOptions,
     ScoreOptions,
     image_size,
-    no_noise,
+    noise_of,
     step_params,
 )
 from service.bulk.places import gather_all
@@ -144,8 +144,7 @@ class Pipeline:
             raise InvalidContent.field("scale", "only images of 8 bits are enlarged, not arrays")
         if isinstance(options, ProjectOptions):
             return step_params(options, recommended=card.steps.project, rows=1, settings=settings)
-        if card.noise is None:
-            raise no_noise(card)
+        noise_of(card)
         if size := image_size(options.model_copy(update={"n": 1}), card, settings):
             self._noise = NoiseSource((card.shape[0], *size))
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.api.access import address_key
-from service.api.heads import WHOLE_RESPONSE
+from service.api.message import WHOLE_RESPONSE
 from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
 from service.observability.metrics import Metrics

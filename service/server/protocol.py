@@ -14,7 +14,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, check_head_size
+from service.api.message import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, check_head_size
 from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
 from service.server.open_connections import (
     LINGER_S,

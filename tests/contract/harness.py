@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from service.api.app_state import AppState
-from service.api.native.schemas import ProblemDocument
+from service.api.native.answers import ProblemDocument
 from service.app import build_services, create_app, make_connections
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows

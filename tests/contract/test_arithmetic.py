@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.native.schemas import ArithmeticAnswer
+from service.api.native.answers import ArithmeticAnswer
 from service.domain.latents import FloatRows
 from tests.contract.data import array, b64, latents, npy, pixels, step_params
 from tests.contract.harness import Service, checked, problem, send

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from service.api.native.schemas import ProjectAnswer
+from service.api.native.answers import ProjectAnswer
 from tests.contract.data import FILE, array, b64, pixels, unb64
 from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, save

@@ -5,7 +5,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.native.schemas import GenerateAnswer
+from service.api.native.answers import GenerateAnswer
 from service.domain.latents import FloatRows
 from tests.contract.data import (
     COLOUR,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from service.api.message import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.contract.data import PICTURE, latents
 from tests.contract.harness import (
     LIMIT_S,

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.native.schemas import InterpolateAnswer
+from service.api.native.answers import InterpolateAnswer
 from service.domain.latents import FloatRow, FloatRows, lerp, slerp
 from tests.contract.data import (
     COLOUR,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageCms
 
-from service.api.native.schemas import ProjectAnswer
+from service.api.native.answers import ProjectAnswer
 from service.domain.latents import FloatRows
 from tests.contract.data import Pixels, array, b64, pixels, quantised, step_params, unb64
 from tests.contract.harness import Service, checked

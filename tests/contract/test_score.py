@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.native.schemas import ScoreAnswer
+from service.api.native.answers import ScoreAnswer
 from tests.contract.data import FILE, b64, pixels, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings
 from tests.contract.test_bad_input import SCORE_HAS_NO

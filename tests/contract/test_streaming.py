@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.api.native import stream
-from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
+from service.api.native import responses, stream
+from service.api.native.answers import GenerateAnswer, ProblemDocument, ProjectAnswer
 from tests.contract.data import b64
 from tests.contract.harness import LIMIT_S, Service, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
@@ -173,7 +173,7 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(
             def broken(*_: object) -> str:
                 raise RuntimeError("secret")
 
-            monkeypatch.setattr(stream, "picture", broken)
+            monkeypatch.setattr(responses, "picture", broken)
             gate.opened.set()
             events = parsed("\n".join(["event: step", *found]))
         assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == (

@@ -14,8 +14,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service import __version__
-from service.api.access import PathSet, open_paths
-from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
+from service.api.native.answers import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import Stages
 from service.api.problems import MEDIA_TYPE
@@ -47,23 +46,21 @@ def endpoint(endpoints: Sequence[Endpoint], settings: Settings) -> Endpoint:
         # it takes 50 ms to make
         return Response(await asyncio.to_thread(encoded), media_type="application/json")
 
-    return Endpoint("/openapi.json", serve)
+    return Endpoint("/openapi.json", serve, access="docs")
 
 
 def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     """The OpenAPI document of the endpoints that have a tag, with the limits of the settings."""
     endpoints = [each for each in endpoints if each.tag]
-    taken = {each.request for each in endpoints} | {ProblemDocument, ProgressEvent, StepEvent}
-    adapters: list[tuple[Any, _Mode, TypeAdapter[Any]]] = []
-    adapters += [(kind, "validation", TypeAdapter(kind)) for kind in taken if kind]
-    adapters += [
-        (each.answer, "serialization", TypeAdapter(each.answer))
-        for each in endpoints
-        if each.answer
-    ]
+    kinds: dict[Any, _Mode] = dict.fromkeys(
+        (ProblemDocument, ProgressEvent, StepEvent), "validation"
+    )
+    kinds |= {each.request: "validation" for each in endpoints if each.request}
+    kinds |= {each.answer: "serialization" for each in endpoints if each.answer}
+    adapters = [(kind, mode, TypeAdapter(kind)) for kind, mode in kinds.items()]
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
-    free = PathSet(open_paths(settings.private_endpoints))
+    keyed = ("key", "admin", *settings.private_endpoints)
     base: Json = copy.deepcopy(_read("parts.json")["document"])
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
@@ -72,7 +69,7 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     if has_keys:
         base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for each in endpoints:
-        guarded = each.template not in free
+        guarded = each.access in keyed
         operation = _operation(each, schemas) | {
             "responses": _responses(each, schemas, guarded=guarded)
         }

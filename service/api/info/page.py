@@ -19,10 +19,10 @@ from typing import Final
 
 from starlette.responses import Response
 
-from service.api.body import is_known
+from service.api.message import is_known
 from service.api.problems import NoEndpoint
 from service.api.request import ApiRequest, NotModified
-from service.api.table import Endpoint
+from service.api.table import Access, Endpoint
 from service.domain.errors import StartupError
 
 PAGE_FOLDER: Final = Path(__file__).parents[2] / "page"
@@ -46,7 +46,8 @@ _DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attr
 # what the policy in the document of `ign site` cannot say
 _SITE_POLICY: Final = "frame-ancestors 'none'"
 # of a page that links to the other one
-_ROOT, _BOTH = (b'<html lang="en"', b'<html lang="en" data-both')
+_ROOT: Final = b'<html lang="en"'
+_BOTH: Final = b'<html lang="en" data-both'
 
 
 class _File:
@@ -89,8 +90,8 @@ def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
 
     yield _endpoint("/", lambda api: document(_base_url(api)))
     yield _endpoint("/page/{name}", _among(page))
-    yield _endpoint("/docs", lambda _: docs_index)
-    yield _endpoint("/docs/{name}", _among(docs))
+    yield _endpoint("/docs", lambda _: docs_index, "docs")
+    yield _endpoint("/docs/{name}", _among(docs), "docs")
     if site is not None:
         if not os.access(site / "service-worker.js", os.R_OK):
             raise StartupError(f"IGN_SITE={site}: `ign site` has not written this folder")
@@ -106,13 +107,15 @@ def _among(files: Mapping[str, _File]) -> Callable[[ApiRequest], _File | None]:
     return lambda api: files.get(api.route.parameters["name"])
 
 
-def _endpoint(path: str, find: Callable[[ApiRequest], _File | None]) -> Endpoint:
+def _endpoint(
+    path: str, find: Callable[[ApiRequest], _File | None], access: Access = "page"
+) -> Endpoint:
     async def respond(api: ApiRequest) -> Response:
         if file := find(api):
             return file.respond(api)
         raise NoEndpoint
 
-    return Endpoint(path, respond, methods=("GET", "HEAD"))
+    return Endpoint(path, respond, methods=("GET", "HEAD"), access=access)
 
 
 def _read(policy: str, *folders: Path) -> tuple[_File, dict[str, _File]]:

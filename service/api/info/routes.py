@@ -1,11 +1,11 @@
 """`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from service.api.native.schemas import MAX_FRAMES
+from service.api.native.schemas import MAX_FRAMES, Described
 from service.api.negotiation import Json
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
@@ -51,14 +51,13 @@ class LoadFailure(BaseModel):
     reason: str
 
 
-class ModelList(BaseModel):
+class ModelList(Described):
     """All loaded models."""
 
-    models: Annotated[list[Json], Field(description="Cards without their arrays.")]
-    failures: Annotated[
-        list[LoadFailure],
-        Field(description="Versions in the model directory that failed to load since the start."),
-    ]
+    models: list[Json]
+    """Cards without their arrays."""
+    failures: list[LoadFailure]
+    """Versions in the model directory that failed to load since the start."""
     default: str
     limits: Limits
 
@@ -90,9 +89,7 @@ async def models(api: ApiRequest) -> ModelList:
 
 async def model(api: ApiRequest) -> Response:
     """Show the card of a model, and the device that runs it."""
-    services = api.services
-    services.require_serving()
-    return JSONResponse(_card(services.registry.resolve("/".join(api.route.parameters.values()))))
+    return JSONResponse(_card(api.named_model()))
 
 
 async def healthz(_: ApiRequest) -> dict[str, str]:
@@ -145,7 +142,15 @@ ENDPOINTS: Final = (
     Endpoint("/models", models, "Service", "models", answer=ModelList),
     Endpoint("/models/{name}", model, "Service", "model", answer=ServedCard),
     Endpoint("/models/{name}/{version}", model, "Service", "model_version", answer=ServedCard),
-    Endpoint("/healthz", healthz, "Service", "healthz", PROBE, answer=dict[str, str]),
-    Endpoint("/readyz", readyz, "Service", "readyz", PROBE, answer=Json),
-    Endpoint("/metrics", metrics, "Service", "metrics", formats=("text/plain",)),
+    Endpoint(
+        "/healthz",
+        healthz,
+        "Service",
+        "healthz",
+        PROBE,
+        answer=dict[str, str],
+        access="health",
+    ),
+    Endpoint("/readyz", readyz, "Service", "readyz", PROBE, answer=Json, access="health"),
+    Endpoint("/metrics", metrics, "Service", "metrics", formats=("text/plain",), access="metrics"),
 )

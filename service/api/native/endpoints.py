@@ -4,80 +4,58 @@ The function of each makes work of its options, once: it checks them against the
 and the card, and resolves the model. Its docstring is the description in `/openapi.json`.
 """
 
-import asyncio
 import inspect
 import secrets
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pydantic import BaseModel
-from starlette.types import Send
 
-from service.api.body import parse_as
-from service.api.native.responses import (
-    INLINE_VALUES,
-    RASTER,
-    ResponseSpec,
-    check_format,
-    encode_contents,
-    response_bytes,
-    response_parts,
-    score_content,
-    score_response,
-)
-from service.api.native.schemas import (
+from service.api.message import parse_as
+from service.api.native.answers import (
     ArithmeticAnswer,
-    ArithmeticRequest,
     GenerateAnswer,
+    InterpolateAnswer,
+    ProjectAnswer,
+    ScoreAnswer,
+)
+from service.api.native.responses import NativeWork
+from service.api.native.rows import InPool, RowWork
+from service.api.native.schemas import (
+    MAX_FRAMES,
+    ArithmeticRequest,
     GenerateRequest,
     ImageOptions,
-    InterpolateAnswer,
     InterpolateRequest,
-    ProjectAnswer,
+    PointRequest,
     ProjectOptions,
     ProjectRequest,
-    ScoreAnswer,
     ScoreOptions,
     ScoreRequest,
     check_count,
-    check_mixture,
     check_steps,
     image_size,
-    latent_path,
-    no_noise,
+    noise_of,
     step_params,
 )
-from service.api.native.stream import encode_event, send_events
-from service.api.native.uploads import (
-    InputRows,
-    OpenUpload,
-    Upload,
-    check_upload,
-    decode_large,
-    decode_small,
-    is_small,
-    open_upload,
-    parse_upload,
-    read_points,
-)
+from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
 from service.api.negotiation import PICTURE_TYPES, Json, Media
-from service.api.pipeline import LARGE_BODY, PathParameters, Plan, Stages
-from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.pipeline import InputRows, Stages
+from service.api.request import ApiRequest
 from service.api.table import Endpoint
-from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
-from service.domain.latents import Grid, LatentPath, NoiseSource, weighted_sum
-from service.domain.tasks import (
-    Images,
-    Result,
-    SchedulingParams,
-    StepParams,
-    blend_result,
-    close_loop,
-    colour_result,
+from service.artifact.card import Noise
+from service.domain.errors import InvalidContent, UnsupportedMedia
+from service.domain.latents import (
+    MAX_MAGNITUDE,
+    FloatRow,
+    FloatRows,
+    Grid,
+    LatentPath,
+    NoiseSource,
+    is_bounded,
+    weighted_sum,
 )
+from service.domain.tasks import StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
@@ -90,104 +68,11 @@ _LARGE_NOISE: Final = 1 << 14
 _SEED_BITS: Final = 32
 
 
-class InPool(NamedTuple):
-    """Makes the rows of a request in a thread of the codec pool."""
-
-    make: Callable[[CodecThread], InputRows]
+# What makes the work of an endpoint: that of another dialect, if not the native one.
+MakeWork = Callable[..., RowWork]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class RowWork(ResponseSpec):
-    """What a request asks of a model, after its options are checked; ``source`` is the upload, or
-    makes the rows.
-    """
-
-    params: StepParams
-    source: Upload[Any] | InPool | Callable[[], InputRows]
-    is_large: bool  # decode it in the codec pool
-
-    plan: Plan | None = field(init=False, default=None)
-    opened: OpenUpload | None = field(init=False, default=None)
-    has_large_response: bool = field(init=False)  # the codec pool encodes the response
-
-    def __post_init__(self) -> None:
-        self.media = self.api.media
-        source = self.source
-        if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
-            self._make_plan()
-
-    def open(self, thread: CodecThread) -> None:
-        """Read the headers of the uploaded images, and plan the request."""
-        assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
-        self.opened = open_upload(thread, self.api, self.source, self.model.card)
-        images = self.opened.images
-        self.labels = [{"index": index} for index in range(len(images))]
-        if self.is_tiled:
-            self.sizes = [image.size for image in images]
-        self._make_plan()
-
-    def _make_plan(self) -> None:
-        record = self.params.record
-        options = self.options
-        values = self.values
-        check_format(self, record)
-        is_repeated = self.params.steps > 1 or self.params.score
-        held = response_bytes(self, values, len(record), is_repeated=is_repeated)
-        is_slow = (self.fps and self.is_animation) or (options.gap > 0 and self.media in RASTER)
-        is_large = values * options.scale**2 > INLINE_VALUES
-        self.has_large_response = bool(is_large or record or is_slow or self.is_tiled)
-        rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
-        if self.is_tiled:
-            tiles = self.model.plan_tiles(self.sizes)
-            rows = tiles.rows
-            held += tiles.bytes
-        self.plan = Plan(rows=rows, steps=self.params.steps, bytes=held)
-
-    def scheduling(self, inputs: InputRows) -> SchedulingParams:
-        """The request as the scheduler sees it."""
-        api = self.api
-        return SchedulingParams(
-            step_params=self.params,
-            keep_mask=None if isinstance(inputs.keep, list) else inputs.keep,
-            deadline=api.deadline,
-            key=api.caller,
-            streamed=self.media is Media.EVENTS,
-            stream_deadline=api.stream_deadline if self.media is Media.EVENTS else None,
-            request_id=api.request_id,
-            observer=api.spans,
-        )
-
-    async def run_tiles(
-        self, inputs: InputRows, on_event: Callable[[Any], None] = lambda _: None
-    ) -> Result:
-        """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
-        masks = None if inputs.keep is None else [*inputs.keep]
-        params = partial(self.scheduling, inputs)
-        return await self.model.run_tiles(
-            [*inputs.rows], masks, params, self.api.run_codec, on_event
-        )
-
-    def error(self, exc: IgnError) -> IgnError:
-        """The error of the response for an error of the scheduler."""
-        return exc
-
-    async def send_events(
-        self, inputs: InputRows, events: "asyncio.Queue[Any]", send: Send
-    ) -> bytes:
-        """Send the events of a stream; returns its last piece."""
-        encode = partial(encode_event, self, inputs.rows)
-        return await send_events(self, events, send, encode)
-
-    def shown(self, rows: Images, result: Result) -> Result:
-        """The result as the caller is shown it."""
-        if self.strength != 1.0:
-            result = blend_result(rows, result, self.strength)
-        if self.chroma:
-            result = colour_result(result, self.chroma)
-        return close_loop(result) if self.closed else result
-
-
-def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
+def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeWork) -> RowWork:
     """Generate images from noise.
 
     f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Image i of a
@@ -200,8 +85,7 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
     settings = api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
-    if model.card.noise is None:
-        raise no_noise(model.card)
+    noise_of(model.card)
     params = step_params(
         options, recommended=model.card.steps.generate, rows=options.n, settings=settings
     )
@@ -217,7 +101,7 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
 
     channels, height, width = model.card.shape
     large = bool(sizes) or options.n * channels * height * width > _LARGE_NOISE
-    return RowWork(
+    return make(
         api=api,
         model=model,
         options=options,
@@ -231,7 +115,9 @@ def generate(api: ApiRequest, options: GenerateRequest) -> RowWork:
     )
 
 
-def project(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
+def project(
+    api: ApiRequest, upload: Upload[ProjectOptions], make: MakeWork = NativeWork
+) -> RowWork:
     """Make images real.
 
     f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look
@@ -250,7 +136,7 @@ def project(api: ApiRequest, upload: Upload[ProjectOptions]) -> RowWork:
     params = step_params(
         options, recommended=model.card.steps.project, rows=count, settings=settings
     )
-    return _upload_work(api, model, upload, params, options, strength=options.strength)
+    return _upload_work(make, api, model, upload, params, options, strength=options.strength)
 
 
 def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
@@ -261,33 +147,29 @@ def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
     polarity. No image is returned.
     """
     model = api.resolve(upload.options.model)
-    return _upload_work(
-        api, model, upload, StepParams(steps=1, score=True), ImageOptions(), shows_change=True
-    )
+    params = StepParams(steps=1, score=True)
+    return _upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
 
 
 def _upload_work(
+    make: MakeWork,
     api: ApiRequest,
     model: ServedModel,
     upload: Upload[Any],
     params: StepParams,
     options: ImageOptions,
-    *,
-    strength: float = 1.0,
-    shows_change: bool = False,
+    **more: Any,
 ) -> RowWork:
-    labels: list[Json] = [{"index": i} for i in range(len(upload.images))]
-    return RowWork(
+    return make(
         api=api,
         model=model,
         options=options,
-        labels=labels,
-        strength=strength,
-        shows_change=shows_change,
+        labels=[{"index": i} for i in range(len(upload.images))],
         is_tiled=model.card.tiles is not None,
         params=params,
         source=upload,
         is_large=not is_small(upload, model.card),
+        **more,
     )
 
 
@@ -297,31 +179,24 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    path = latent_path(options)
-    settings = api.services.settings
-    if isinstance(path, Grid):
+    labels: list[Json]
+    mix: Callable[[Sequence[FloatRow]], FloatRows]
+    if options.grid is not None:
+        check_count("grid", options.grid.rows * options.grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
-    model = api.resolve(options.model)
-    if model.card.noise is None:
-        raise no_noise(model.card)
-    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-
-    def make_rows(thread: CodecThread) -> InputRows:
-        points = read_points(thread, api, model, "points", options.points)
-        rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
-        return InputRows(rows=check_mixture("points", rows))
-
-    return RowWork(
-        api=api,
-        model=model,
-        options=options,
-        labels=_frame_labels(path),
-        columns=path.cols if isinstance(path, Grid) else path.frames,
-        fps=0 if isinstance(path, Grid) else options.fps,
-        closed=isinstance(path, LatentPath) and path.loop,
-        params=StepParams(steps=steps),
-        source=InPool(make_rows),
-        is_large=True,
+        grid = Grid(rows=options.grid.rows, cols=options.grid.cols, method=options.method)
+        labels = [
+            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(grid.coordinates())
+        ]
+        shown: Json = {"columns": grid.cols}
+        mix = grid.latents
+    else:
+        path = LatentPath(frames=options.frames or 9, method=options.method, loop=options.loop)
+        labels = [{"index": i, "t": t} for i, t in enumerate(path.times())]
+        shown = {"columns": path.frames, "fps": options.fps, "closed": path.loop}
+        mix = path.rows
+    return _latent_work(
+        api, options, "points", options.points, lambda rows, _: mix(rows), labels=labels, **shown
     )
 
 
@@ -330,123 +205,55 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
 
     f^k of a weighted sum of up to 16 seeds, images or latents: one image.
     """
-    settings = api.services.settings
-    model = api.resolve(options.model)
-    noise = model.card.noise
-    if noise is None:
-        raise no_noise(model.card)
-    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
 
-    def make_rows(thread: CodecThread) -> InputRows:
-        rows = read_points(thread, api, model, "terms", options.terms)
+    def mix(rows: list[FloatRow], noise: Noise) -> FloatRows:
         norm = noise.norm if options.normalize else None
         try:
-            mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
+            return weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
-        return InputRows(rows=check_mixture("terms", mixture))
 
-    return RowWork(
-        api=api,
-        model=model,
-        options=options,
-        labels=[{"index": 0}],
-        members={"seed": None},
-        params=StepParams(steps=steps),
-        source=InPool(make_rows),
-        is_large=True,
+    labels = [{"index": 0}]
+    return _latent_work(
+        api, options, "terms", options.terms, mix, labels=labels, members={"seed": None}
     )
 
 
-def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
-    """The input rows of small requests, or why one has none; uploads to the same model are prepared
-    together.
-    """
-    together: dict[ServedModel, dict[RowWork, Upload[Any]]] = {}
-    made: dict[RowWork, InputRows | IgnError] = {}
-    start = time.perf_counter()
-    for work in works:
-        if isinstance(work.source, Upload):
-            together.setdefault(work.model, {})[work] = work.source
-    for model, uploads in together.items():
-        made |= zip(uploads, decode_small([*uploads.values()], model.card), strict=True)
-    if made:
-        count_codec("decode", [work.api for work in made], start)
-    for work, inputs in made.items():
-        if isinstance(inputs, InputRows):
-            _label(work, inputs)
-    return [work.source() if callable(work.source) else made[work] for work in works]
+def _latent_work(
+    api: ApiRequest,
+    options: ArithmeticRequest | InterpolateRequest,
+    field: str,
+    points: Sequence[PointRequest],
+    mix: Callable[[list[FloatRow], Noise], FloatRows],
+    **shown: Any,
+) -> RowWork:
+    """The work for what ``mix`` makes of the points in a field."""
+    model = api.resolve(options.model)
+    noise = noise_of(model.card)
+    steps = check_steps(
+        options.steps,
+        recommended=model.card.steps.generate,
+        settings=api.services.settings,
+    )
 
+    def make_rows(thread: CodecThread) -> InputRows:
+        rows = mix(read_points(thread, api, model, field, points), noise)
+        # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
+        # between almost opposite ones.
+        if not is_bounded(rows):
+            message = f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}"
+            raise InvalidContent.field(field, message)
+        return InputRows(rows=rows)
 
-def _decode_large(work: RowWork, thread: CodecThread) -> InputRows:
-    """The input rows of one request."""
-    source = work.source
-    if isinstance(source, InPool):
-        return source.make(thread)
-    if not isinstance(source, Upload):
-        return source()
-    opened = work.opened or open_upload(thread, work.api, source, work.model.card)
-    inputs = decode_large(thread, work.api, source, opened, work.model.card)
-    _label(work, inputs)
-    return inputs
-
-
-def _label(work: RowWork, inputs: InputRows) -> None:
-    for label, inverted in zip(work.labels, inputs.inverted, strict=True):
-        label["inverted"] = inverted
-    work.chroma[:] = inputs.chroma
-
-
-Encoded = tuple[Result, list[bytes]]
-
-
-def _encode(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[Encoded]:
-    """Results as they are shown, and their images; those of the same model are encoded together."""
-    works = [work for work, _, _ in ended]
-    results = [work.shown(rows, result) for work, rows, result in ended]
-    start = time.perf_counter()
-    contents = encode_contents(list(zip(works, results, strict=True)))
-    if not works[0].has_large_response:  # the codec pool counts by itself
-        count_codec("encode", [work.api for work in works], start)
-    return list(zip(results, contents, strict=True))
-
-
-def respond_rows(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
-    """Responses whose images `_encode` has made."""
-    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
-    return [response_parts(work, result, content) for work, (result, content) in ended]
-
-
-def _encode_scores(ended: Sequence[tuple[RowWork, Images, Result]]) -> list[tuple[Result, Any]]:
-    return [(result, score_content(work, rows, result)) for work, rows, result in ended]
-
-
-def _respond_scores(ended: Sequence[tuple[RowWork, tuple[Result, Any]]]) -> list[ResponseParts]:
-    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
-    return [score_response(work, result, content) for work, (result, content) in ended]
-
-
-def _frame_labels(path: LatentPath | Grid) -> list[Json]:
-    if isinstance(path, Grid):
-        return [
-            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())
-        ]
-    return [{"index": i, "t": t} for i, t in enumerate(path.times())]
-
-
-def _is_large_body(api: ApiRequest, body: bytes) -> bool:
-    # one image, which is not parsed
-    return len(body) > LARGE_BODY and api.content_type not in PICTURE_TYPES
-
-
-def row_stages(
-    check: Callable[[ApiRequest], None],
-    parse: Callable[[ApiRequest, bytes, PathParameters], RowWork],
-    encode: Callable[[Sequence[Any]], Sequence[Any]] = _encode,
-    respond: Callable[[Sequence[Any]], list[ResponseParts]] = respond_rows,
-) -> Stages:
-    """Stages of `RowWork`."""
-    return Stages(check, _is_large_body, parse, _decode, _decode_large, encode, respond)
+    return NativeWork(
+        api=api,
+        model=model,
+        options=options,
+        params=StepParams(steps=steps),
+        source=InPool(make_rows),
+        is_large=True,
+        **shown,
+    )
 
 
 def _endpoint(
@@ -455,7 +262,6 @@ def _endpoint(
     answer: type[BaseModel],
     formats: tuple[Media, ...],
     options: type[ScoreOptions] | None = None,
-    **stages: Any,
 ) -> Endpoint:
     """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as
     the body.
@@ -472,7 +278,7 @@ def _endpoint(
                 f"Content-Type: expected application/json, not {api.content_type}"
             )
 
-    def parse(api: ApiRequest, body: bytes, _: PathParameters) -> RowWork:
+    def parse(api: ApiRequest, body: bytes) -> RowWork:
         if options is not None:
             return make(api, parse_upload(api, options, request, body))
         if body and not api.content_type:  # an empty one counts as `{}`
@@ -481,7 +287,7 @@ def _endpoint(
 
     return Endpoint(
         f"/{make.__name__.replace('_', '-')}",
-        row_stages(check, parse, **stages),
+        Stages(check, parse),
         "Images",
         make.__name__,
         ("POST",),
@@ -494,11 +300,10 @@ def _endpoint(
     )
 
 
-_SCORES: Final = {"encode": _encode_scores, "respond": _respond_scores}
 ENDPOINTS: Final = (
     _endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
     _endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
     _endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
     _endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
-    _endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions, **_SCORES),
+    _endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
 )

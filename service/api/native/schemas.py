@@ -1,4 +1,4 @@
-"""Pydantic models of the native requests and responses; they validate bodies and appear in
+"""Pydantic models of the native requests; they validate bodies and appear in
 `/openapi.json`.
 
 The docstrings and descriptions here are
@@ -22,16 +22,11 @@ from pydantic import (
 )
 from pydantic.config import JsonDict, JsonValue
 
-from service.artifact.card import Card
+from service.artifact.card import Card, Noise
 from service.domain.errors import InvalidContent
 from service.domain.latents import (
-    MAX_MAGNITUDE,
     MAX_SEED,
     MAX_SEED_TEXT,
-    FloatRows,
-    Grid,
-    LatentPath,
-    is_bounded,
     seed_of,
 )
 from service.domain.tasks import StepParams
@@ -100,38 +95,25 @@ _Pictures = Annotated[
 ]
 
 
-class ImageOptions(BaseModel):
+class Described(BaseModel):
+    """A schema whose fields are described by the strings that follow them."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ImageOptions(Described):
     """How the images of a response look."""
 
-    format: Annotated[
-        Format, Field(description="Format of the base64 images in a JSON response.")
-    ] = "png"
-    scale: Annotated[
-        int, Field(ge=1, le=MAX_SCALE, description="Factor that enlarges every image.")
-    ] = 1
-    resample: Annotated[
-        Resample,
-        Field(
-            description="`nearest` repeats the pixels of enlarged images; `smooth` interpolates "
-            "them."
-        ),
-    ] = "nearest"
-    columns: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=65_535,
-            description="Columns of a sheet; default: a near-square sheet, or the strip of a path.",
-        ),
-    ] = None
-    gap: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=64,
-            description="Pixels between the images of a sheet, in the background colour.",
-        ),
-    ] = 0
+    format: Format = "png"
+    """Format of the base64 images in a JSON response."""
+    scale: Annotated[int, Field(ge=1, le=MAX_SCALE)] = 1
+    """Factor that enlarges every image."""
+    resample: Resample = "nearest"
+    """`nearest` repeats the pixels of enlarged images; `smooth` interpolates them."""
+    columns: Annotated[int | None, Field(ge=1, le=65_535)] = None
+    """Columns of a sheet; default: a near-square sheet, or the strip of a path."""
+    gap: Annotated[int, Field(ge=0, le=64)] = 0
+    """Pixels between the images of a sheet, in the background colour."""
 
     @property
     def has_layout(self) -> bool:
@@ -139,7 +121,7 @@ class ImageOptions(BaseModel):
         return self.scale > 1 or self.gap > 0 or self.columns is not None
 
 
-class StrictModel(BaseModel):
+class StrictModel(Described):
     """A part of a request: a string is not accepted as a number, and an unknown field is an
     error.
     """
@@ -148,60 +130,43 @@ class StrictModel(BaseModel):
 
 
 class _ModelChoice(StrictModel):
-    model: Annotated[
-        str | None, Field(description="`name` or `name/version`; default: the configured model.")
-    ] = None
+    model: str | None = None
+    """`name` or `name/version`; default: the configured model."""
 
 
 class _Request(ImageOptions, _ModelChoice):
     """Base of the requests whose response holds images."""
 
-    steps: Annotated[
-        Steps | None,
-        Field(description="Number of applications of f; default: the recommendation of the card."),
-    ] = None
+    steps: Steps | None = None
+    """Number of applications of f; default: the recommendation of the card."""
 
 
 class StepOptions(_Request):
     """Options of the endpoints that return each row separately."""
 
-    tolerance: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="Stop a row when mean |f(y) − y| of its last step is below this value.",
-        ),
-    ] = None
-    record: Annotated[
-        Record | None,
-        Field(
-            description="Ascending step numbers whose images are returned as `trajectory`; step "
-            "0 is the input."
-        ),
-    ] = None
-    score: Annotated[
-        bool, Field(description="Also measure `drift`, which costs one more step.")
-    ] = False
+    tolerance: Annotated[float | None, Field(gt=0)] = None
+    """Stop a row when mean |f(y) − y| of its last step is below this value."""
+    record: Record | None = None
+    """Ascending step numbers whose images are returned as `trajectory`; step 0 is the input."""
+    score: bool = False
+    """Also measure `drift`, which costs one more step."""
 
 
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[
-        int,
-        Field(ge=1, description="Number of images.", json_schema_extra={"maximum": "max_images"}),
-    ] = 1
-    seed: Annotated[
-        Seed | None, Field(description="Number or text; random if absent. The response has it.")
-    ] = None
-    offset: Annotated[
-        int, Field(ge=0, le=MAX_SEED, description="Index of the first image of the seed.")
-    ] = 0
-    noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
-    width: Annotated[
-        Side | None, Field(description="Pixels, of a model that takes any size; default: a tile.")
-    ] = None
-    height: Annotated[Side | None, Field(description="Pixels, likewise.")] = None
+    n: Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_images"})] = 1
+    """Number of images."""
+    seed: Seed | None = None
+    """Number or text; random if absent. The response has it."""
+    offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Index of the first image of the seed."""
+    noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Factor of the noise."""
+    width: Side | None = None
+    """Pixels, of a model that takes any size; default: a tile."""
+    height: Side | None = None
+    """Pixels, likewise."""
 
     @field_validator("offset")
     @classmethod
@@ -222,13 +187,8 @@ def _bool_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> objec
 class ScoreOptions(_ModelChoice):
     """Options of `/score`, for all three kinds of body: how images become rows."""
 
-    resize: Annotated[
-        Literal["fit", "crop", "stretch"],
-        Field(
-            description="Of another size: `fit` adds a letterbox, `crop` cuts the centre, "
-            "`stretch` distorts."
-        ),
-    ] = "fit"
+    resize: Literal["fit", "crop", "stretch"] = "fit"
+    """Of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."""
     invert: Annotated[
         bool | Literal["auto"],
         WrapValidator(_bool_or_auto),
@@ -242,17 +202,15 @@ class ScoreOptions(_ModelChoice):
 class ProjectOptions(ScoreOptions, StepOptions):
     """Options of `/project`, for all three kinds of body."""
 
-    strength: Annotated[
-        float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0: the prepared input.")
-    ] = 1.0
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """s of (1−s)·x + s·f^k(x); 0: the prepared input."""
 
 
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[
-        _Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
+    images: _Pictures
+    """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
 
 
 class ProjectRequest(ProjectOptions):
@@ -260,13 +218,12 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: Annotated[
-        _Pictures, Field(description="The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF.")
-    ]
-    mask: Annotated[
-        Base64 | None, Field(description="For all images: white = regenerate, black = keep.")
-    ] = None
-    masks: Annotated[_Pictures | None, Field(description="One mask for each image.")] = None
+    images: _Pictures
+    """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
+    mask: Base64 | None = None
+    """For all images: white = regenerate, black = keep."""
+    masks: _Pictures | None = None
+    """One mask for each image."""
 
     @field_validator("masks")
     @classmethod
@@ -307,18 +264,17 @@ class PointRequest(StrictModel):
 class TermRequest(PointRequest):
     """A latent and its weight."""
 
-    weight: Annotated[float, Field(ge=-10, le=10, description="Factor of the latent.")] = 1.0
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """Factor of the latent."""
 
 
 class ArithmeticRequest(_Request):
     """f^k of a weighted sum of latents."""
 
-    terms: Annotated[
-        list[TermRequest], Field(min_length=1, max_length=16, description="The latents to add.")
-    ]
-    normalize: Annotated[
-        bool, Field(description="Rescale the sum to the mean norm of the model's noise.")
-    ] = True
+    terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16)]
+    """The latents to add."""
+    normalize: bool = True
+    """Rescale the sum to the mean norm of the model's noise."""
 
 
 # A grid has as many frames as a path, at most, which `latent_path` checks.
@@ -345,26 +301,18 @@ class InterpolateRequest(_Request):
         },
     )
 
-    points: Annotated[
-        list[PointRequest],
-        Field(min_length=2, max_length=16, description="The latents on the way."),
-    ]
-    frames: Annotated[
-        int | None,
-        Field(
-            ge=2,
-            le=MAX_FRAMES,
-            description="Number of frames of the whole path, including both ends; default 9.",
-        ),
-    ] = None
-    method: Annotated[
-        Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")
-    ] = "slerp"
-    loop: Annotated[bool, Field(description="Return to the first point.")] = False
-    grid: Annotated[
-        GridRequest | None, Field(description="Instead of a path; needs four points.")
-    ] = None
-    fps: Annotated[int, Field(ge=1, le=50, description="Frames per second of an animation.")] = 12
+    points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
+    """The latents on the way."""
+    frames: Annotated[int | None, Field(ge=2, le=MAX_FRAMES)] = None
+    """Number of frames of the whole path, including both ends; default 9."""
+    method: Literal["slerp", "lerp"] = "slerp"
+    """Along the arc, or straight."""
+    loop: bool = False
+    """Return to the first point."""
+    grid: GridRequest | None = None
+    """Instead of a path; needs four points."""
+    fps: Annotated[int, Field(ge=1, le=50)] = 12
+    """Frames per second of an animation."""
 
     @field_validator("grid")
     @classmethod
@@ -384,10 +332,14 @@ def check_count(field: str, count: int, limit: int) -> None:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
-def no_noise(card: Card) -> InvalidContent:
-    """The error for a model that makes nothing of noise."""
-    text = f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
-    return InvalidContent.field("model", text, code="no_noise")
+def noise_of(card: Card) -> Noise:
+    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
+    if card.noise is None:
+        text = (
+            f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+        )
+        raise InvalidContent.field("model", text, code="no_noise")
+    return card.noise
 
 
 def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
@@ -406,18 +358,6 @@ def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tupl
         message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
         raise InvalidContent.field("width", message, code="image_too_large")
     return size
-
-
-def check_mixture(field: str, rows: FloatRows) -> FloatRows:
-    """Return ``rows``, a mixture of the latents in ``field``, unless a value is beyond
-    ±`MAX_MAGNITUDE`.
-
-    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between
-    almost opposite ones.
-    """
-    if not is_bounded(rows):
-        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
-    return rows
 
 
 def step_params(
@@ -455,182 +395,3 @@ def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> i
         return min(recommended, settings.max_steps)
     check_count("steps", steps, settings.max_steps)
     return steps
-
-
-def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
-    """The requested path or grid, of at most `MAX_FRAMES` frames."""
-    if request.grid is not None:
-        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
-        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
-    return LatentPath(frames=request.frames or 9, method=request.method, loop=request.loop)
-
-
-class ModelRef(BaseModel):
-    """The model that ran."""
-
-    name: str
-    version: str
-    digest: Annotated[str, Field(description="`sha256:` and the SHA-256 of the ONNX file.")]
-
-
-class Timing(BaseModel):
-    """Milliseconds spent on each part of the request."""
-
-    decode_ms: float
-    queue_ms: float
-    compute_ms: float
-    encode_ms: float
-
-
-class TrajectoryStep(BaseModel):
-    """A recorded step. Step 0 is the prepared input; its `change` is null."""
-
-    step: int
-    data: Annotated[str | None, Field(description="Base64 image.")]
-    change: float | None
-
-
-class Image(BaseModel):
-    """One image of a response."""
-
-    index: int
-    data: Annotated[
-        str | None, Field(description="Base64 image; null in the event `done` of a stream.")
-    ]
-    format: Format
-    width: int
-    height: int
-    steps: Annotated[int, Field(description="Number of steps applied.")]
-    converged: Annotated[bool, Field(description="Whether `tolerance` stopped the row.")]
-    distance: Annotated[float, Field(description="Mean |f(x) − x| of the input.")]
-    drift: Annotated[float | None, Field(description="Mean |f(y) − y| of the output.")]
-    trajectory: list[TrajectoryStep] | None
-
-
-class ProjectedImage(Image):
-    """One projected image."""
-
-    inverted: bool
-
-
-class FrameImage(Image):
-    """One frame of a path (`t`) or of a grid (`row`, `col`)."""
-
-    t: float | None = None
-    row: int | None = None
-    col: int | None = None
-
-
-class Answer(BaseModel):
-    """Members of every JSON response."""
-
-    model: ModelRef
-    request_id: str
-    timing: Timing
-
-
-class StepEvent(BaseModel):
-    """Event of a stream: a recorded step of a row, or its last step."""
-
-    index: int
-    step: int
-    data: Annotated[str, Field(description="Base64 image.")]
-    format: Format
-    change: float | None
-
-
-class ProgressEvent(BaseModel):
-    """Event of a stream: the progress of the request."""
-
-    steps_done: Annotated[int, Field(description="Steps of the slowest row.")]
-    steps: int
-    rows_done: int
-    rows: int
-
-
-class GenerateAnswer(Answer):
-    """Generated images."""
-
-    seed: int
-    images: list[Image]
-
-
-class ProjectAnswer(Answer):
-    """Projected images, in the order of the request."""
-
-    images: list[ProjectedImage]
-
-
-class ArithmeticAnswer(Answer):
-    """The image of the weighted sum."""
-
-    seed: Annotated[None, Field(description="Always null; for the same members as `/generate`.")]
-    images: list[Image]
-
-
-class Box(BaseModel):
-    """A part of an image, in pixels of the model."""
-
-    x: Annotated[int, Field(description="Of the left edge.")]
-    y: Annotated[int, Field(description="Of the upper edge.")]
-    width: int
-    height: int
-    distance: Annotated[float, Field(description="Mean |f(x) − x| in it.")]
-
-
-class Score(BaseModel):
-    """The score of one image."""
-
-    index: int
-    distance: Annotated[float, Field(description="Mean |f(x) − x|, in the range of the model.")]
-    drift: Annotated[float, Field(description="Mean |f(y) − y| of y = f(x).")]
-    percentile: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=100,
-            description="Percentage of held-out real images with a smaller distance; null: "
-            "unknown.",
-        ),
-    ]
-    in_distribution: Annotated[
-        bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")
-    ]
-    worst: Annotated[
-        Box,
-        Field(description="Of the squares of a quarter of the side, the one that f changes most."),
-    ]
-
-
-class ScoreAnswer(Answer):
-    """Scores, in the order of the request."""
-
-    images: list[Score]
-
-
-class InterpolateAnswer(Answer):
-    """Frames, in order."""
-
-    images: list[FrameImage]
-
-
-class FieldError(BaseModel):
-    """An invalid field and the reason."""
-
-    field: str
-    message: str
-
-
-class ProblemDocument(BaseModel):
-    """Problem document (RFC 9457) with a stable `code`; `error` = `detail` for Open Inference
-    Protocol clients.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    error: str
-    errors: list[FieldError] | None = None

@@ -2,31 +2,32 @@
 rows.
 """
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.body import parse_as, parse_json, printable_name
+from service.api.message import parse_as, parse_json, printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
 from service.api.native.schemas import (
     PointRequest,
     ProjectOptions,
-    ProjectRequest,
     ScoreOptions,
-    ScoreRequest,
     check_count,
 )
 from service.api.negotiation import PICTURE_TYPES
+from service.api.pipeline import InputRows
 from service.api.request import ApiRequest
 from service.artifact.card import Card
-from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
+from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
-from service.domain.tasks import Images, KeepMask
+from service.domain.tasks import KeepMask
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -55,7 +56,6 @@ Options = TypeVar("Options", bound=ScoreOptions)
 Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
-_CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 # no model here has a use for them
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
@@ -73,9 +73,12 @@ class Upload(Generic[Form]):
     images: Sequence[ImageBytes]
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
-    image_field: str = "image"  # in error messages
-    mask_field: str = "mask"
     has_pages: bool = True  # a TIFF of several pages is as many images
+
+    @property
+    def field(self) -> str:
+        """What errors call the images."""
+        return self.images[0].field.partition(".")[0]
 
     @property
     def must_open(self) -> bool:
@@ -90,22 +93,6 @@ class OpenUpload(NamedTuple):
     masks: list[EncodedImage]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class InputRows:
-    """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
-    model takes any size.
-
-    ``keep`` (N, 1, H, W) bool, or a list as well, is True for pixels that every step restores.
-    ``inverted`` has for each uploaded image whether light and dark were exchanged, and ``chroma``
-    that of one whose luma is its row.
-    """
-
-    rows: Images
-    keep: KeepMask | list[KeepMask] | None = None
-    inverted: Sequence[bool] = ()
-    chroma: Sequence[FloatRow | None] = ()
-
-
 def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
     """Check the head of a request with images: in a form, JSON or one as the body.
 
@@ -113,6 +100,8 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
     """
     if api.content_type in PICTURE_TYPES or api.headers.get(b"content-type") is None:
         _from_query(schema, api.query)
+        if api.content_type:
+            api.inline_body = sys.maxsize  # the body is not parsed
     elif api.content_type not in UPLOAD_TYPES:
         raise _unsupported()
     elif api.content_type != "application/json":
@@ -137,10 +126,10 @@ def parse_upload(
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
-        upload = Upload(options=options, images=_named("body", [content]), image_field="body")
+        upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.image_field, len(upload.images), settings.max_images)
+    check_count(upload.field, len(upload.images), settings.max_images)
     return upload
 
 
@@ -152,15 +141,12 @@ def is_small(upload: Upload[Any], card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
-    if (
-        card.tiles is not None
-        or card.color is not None
-        or upload.masks
-        or len(upload.images) > _MAX_INLINE
-    ):
-        return False
     _, height, width = card.shape
-    return all(image.is_png_of((width, height)) for image in upload.images)
+    return (
+        not (card.tiles or card.color or upload.masks)
+        and len(upload.images) <= _MAX_INLINE
+        and all(image.is_png_of((width, height)) for image in upload.images)
+    )
 
 
 def open_upload(
@@ -172,51 +158,51 @@ def open_upload(
     for too many pixels of all together. Other errors are left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
-    limits = _limits(settings)
-    most = settings.max_images
-    images = list[EncodedImage]()
-    for image in upload.images:
-        api.check_not_over()
-        images += (
-            image.pages(thread, limits, most) if upload.has_pages else [image.open(thread, limits)]
-        )
-        check_count(upload.image_field, len(images), most)
-    if upload.mask_field == "masks" and upload.masks and len(images) > len(upload.images):
+    images = _open(thread, api, upload.images, settings, pages=upload.has_pages)
+    is_each = any(mask.field.startswith("masks") for mask in upload.masks)
+    if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = list[EncodedImage]()
-    for mask in upload.masks:
-        api.check_not_over()
-        masks.append(mask.open(thread, limits))
+    masks = _open(thread, api, upload.masks, settings)
     _check_pixels([*images, *masks], settings)
     return OpenUpload(images, masks)
 
 
-def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows | IgnError]:
-    """The rows of uploads that `is_small`, to one model; an invalid one has its error in their
-    place.
+def _open(
+    thread: CodecThread,
+    api: ApiRequest,
+    images: Iterable[ImageBytes],
+    settings: Settings,
+    *,
+    pages: bool = False,
+) -> list[EncodedImage]:
+    """Read the headers of images, with ``pages`` those of each page."""
+    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
+    most = settings.max_images
+    opened = list[EncodedImage]()
+    for image in images:
+        api.check_not_over()
+        if not pages:
+            opened.append(image.open(thread, limits))
+            continue
+        opened += image.pages(thread, limits, most)
+        check_count(image.field.partition(".")[0], len(opened), most)
+    return opened
+
+
+def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
+    """The rows of uploads that `is_small`, to one model.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
-    decoded = list[tuple[Picture | Pixels, Resize, Invert]]()
-    places = list[slice | IgnError]()
-    for upload in uploads:
-        options = upload.options
-        first = len(decoded)
-        try:
-            decoded += [
-                (image.decode_png(card.shape[0]), options.resize, options.invert)
-                for image in upload.images
-            ]
-            places.append(slice(first, len(decoded)))
-        except IgnError as exc:
-            places.append(exc)
-    if not decoded:
-        return [place for place in places if isinstance(place, IgnError)]
-    rows, inverted = prepare_many(decoded, card)
-    return [
-        InputRows(rows=rows[place], inverted=inverted[place]) if isinstance(place, slice) else place
-        for place in places
+    decoded: list[tuple[Picture | Pixels, Resize, Invert]] = [
+        (image.decode_png(card.shape[0]), upload.options.resize, upload.options.invert)
+        for upload in uploads
+        for image in upload.images
     ]
+    rows, inverted = prepare_many(decoded, card)
+    ends = accumulate(len(upload.images) for upload in uploads)
+    places = [slice(*pair) for pair in pairwise((0, *ends))]
+    return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
 
 def decode_large(
@@ -291,28 +277,29 @@ def read_points(
     large.
     """
     settings = api.services.settings.for_images(model.card.tiles)
-    limits = _limits(settings)
-    opened = dict[int, EncodedImage]()
+    images = [
+        ImageBytes(f"{field}.{number}.image", point.image)
+        for number, point in enumerate(points)
+        if point.image is not None
+    ]
+    opened = _open(thread, api, images, settings)
+    _check_pixels(opened, settings)
+    rows = list[FloatRow]()
     for number, point in enumerate(points):
-        if point.image is not None:
-            api.check_not_over()
-            opened[number] = ImageBytes(f"{field}.{number}.image", point.image).open(thread, limits)
-    _check_pixels(opened.values(), settings)
-
-    def row(number: int, point: PointRequest) -> FloatRow:
+        api.check_not_over()
         if point.seed is not None:
-            return model.noise.row(point.seed, point.index or 0)
-        if point.image is not None:
-            api.check_not_over()
-            encoded = opened.pop(number)
+            rows.append(model.noise.row(point.seed, point.index or 0))
+        elif point.image is not None:
+            encoded = opened.pop(0)
             with memory_for(encoded.pixels):
-                api.check_not_over()
-                return prepare(encoded.decode(thread), model.card).row
-        name = f"{field}.{number}.latent"
-        array = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
-        return decode_npy(array, model.card.shape, field=name)
-
-    return [row(number, point) for number, point in enumerate(points)]
+                api.check_not_over()  # waiting for the block may take long
+                rows.append(prepare(encoded.decode(thread), model.card).row)
+            del encoded  # it holds the pixels, too
+        else:
+            name = f"{field}.{number}.latent"
+            data = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
+            rows.append(decode_npy(data, model.card.shape, field=name))
+    return rows
 
 
 def read_form(
@@ -365,40 +352,20 @@ def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Optio
     )
 
 
-def _from_json(request: Options) -> Upload[Options]:
-    images = request.images if isinstance(request, ProjectRequest | ScoreRequest) else []
-    masks = list[str]()
-    mask_field = "mask"
-    if isinstance(request, ProjectRequest) and request.masks is not None:
-        masks = request.masks
-        mask_field = "masks"
-    elif isinstance(request, ProjectRequest) and request.mask is not None:
-        masks = [request.mask]
+def _from_json(request: Any) -> Upload[Any]:
+    masks = getattr(request, "masks", None)
+    mask = getattr(request, "mask", None)
     return Upload(
         options=request,
-        images=_named("images", images),
-        masks=_named(mask_field, masks),
-        image_field="images",
-        mask_field=mask_field,
+        images=_named("images", request.images),
+        masks=_named("masks", masks) if masks else _named("mask", [mask] if mask else []),
     )
 
 
+@lru_cache(maxsize=256)
 def _from_query(schema: type[Options], query: bytes) -> Options:
-    return (_parse_query_cached if len(query) <= _CACHED_QUERY else _parse_query)(schema, query)
-
-
-def _parse_query(schema: type[Options], query: bytes) -> Options:
+    """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
-
-
-# A client sends the same query with every image, and the parsed options are immutable.
-_parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(
-    _parse_query
-)
-
-
-def _limits(settings: Settings) -> DecodeLimits:
-    return DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
 
 
 def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:

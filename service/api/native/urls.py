@@ -9,27 +9,21 @@ alone decides what the response is, also its format. So browsers and proxies can
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.body import is_known
 from service.api.info.openapi import url_parameters
+from service.api.message import is_known
 from service.api.multipart import parse_query
-from service.api.native.endpoints import (
-    Encoded,
-    RowWork,
-    generate,
-    latent_interpolate,
-    respond_rows,
-    row_stages,
-)
+from service.api.native.endpoints import generate, latent_interpolate
+from service.api.native.rows import RowWork
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
-from service.api.pipeline import PathParameters
-from service.api.request import ApiRequest, NotModified, RawHeaders, ResponseParts, raw_headers
+from service.api.pipeline import Stages
+from service.api.request import ApiRequest, NotModified, raw_headers
 from service.api.table import Endpoint
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_SEED_TEXT, seed_of
@@ -46,8 +40,8 @@ _SEEDS: Final = {
     "description": "2 to 16 seeds, joined by commas.",
     "pattern": "^[^,]{1,200}(,[^,]{1,200}){1,15}$",
 }
-# how long caches may keep an image of a named version, of the highest version
-_LONG_S, _SHORT_S = (31_536_000, 60)
+_LONG_S: Final = 31_536_000  # how long caches may keep an image of a named version
+_SHORT_S: Final = 60  # of the highest version
 
 _GENERATE: Final = """Generate images as a URL.
 
@@ -87,12 +81,12 @@ def _by_url(
     translate: Callable[[Fields], Fields] = dict,
     **documented: Any,
 ) -> Endpoint:
-    def parse(api: ApiRequest, body: bytes, parameters: PathParameters) -> RowWork:
+    def parse(api: ApiRequest, body: bytes) -> RowWork:
         if body:
             raise InvalidContent.field(
                 "body", "a GET request has none; its options belong in the query"
             )
-        fields = parse_query(api.query, parameters)
+        fields = parse_query(api.query, api.route.parameters)
         name = fields.pop("format", next(iter(formats)))
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
@@ -101,26 +95,17 @@ def _by_url(
         headers = _cache_headers(work)
         if "ETag" in headers and is_known(headers, api.headers):
             raise NotModified(headers)
+        work.caching = raw_headers(headers)
         return work
 
-    stages = row_stages(lambda _: None, parse, respond=_respond)
-    media = tuple(formats.values())
     return Endpoint(
-        path, stages, methods=("GET", "HEAD"), formats=media, is_cached=True, **documented
+        path,
+        Stages(lambda _: None, parse),
+        methods=("GET", "HEAD"),
+        formats=tuple(formats.values()),
+        is_cached=True,
+        **documented,
     )
-
-
-def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
-    responses = zip(respond_rows(ended), ended, strict=True)
-    return [
-        (_with(headers, _cache_headers(work)), pieces, kind)
-        for (headers, pieces, kind), (work, _) in responses
-    ]
-
-
-def _with(headers: RawHeaders, others: Mapping[str, str]) -> RawHeaders:
-    added = dict(raw_headers(others))
-    return [*((name, value) for name, value in headers if name not in added), *added.items()]
 
 
 def _cache_headers(work: RowWork) -> dict[str, str]:
@@ -130,8 +115,13 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
     options = work.options
     # the service has chosen the seed
     if work.members.get("seed", 0) != getattr(options, "seed", 0):
-        return {"Cache-Control": "no-store"}
-    what = (work.model.digest, work.media, work.params, options.model_dump_json(exclude={"model"}))
+        return {"Vary": "Accept", "Cache-Control": "no-store"}
+    what = (
+        work.model.digest,
+        work.api.media,
+        work.params,
+        options.model_dump_json(exclude={"model"}),
+    )
     # Not in the second of a change: an image of before could have the same time.
     changed = (
         {"Last-Modified": formatdate(work.model.since, usegmt=True)}

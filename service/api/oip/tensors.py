@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from service.api.body import MAX_VALUES, parse_as
+from service.api.message import MAX_VALUES, parse_as
 from service.api.native.schemas import Steps, StrictModel
 from service.artifact.card import OUTPUT, Card
-from service.domain.errors import InvalidContent, InvalidInference
+from service.domain.errors import InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 from service.domain.tiles import MAX_SIDE
 
@@ -37,30 +37,22 @@ _FOUR: Final[JsonDict] = {"minItems": 4, "maxItems": 4}
 class InputParameters(StrictModel):
     """Parameters of an input."""
 
-    binary_data_size: Annotated[
-        int | None,
-        Field(
-            ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`."
-        ),
-    ] = None
+    binary_data_size: Annotated[int | None, Field(ge=0)] = None
+    """Number of bytes after the JSON, little-endian, instead of `data`."""
 
 
 class Input(StrictModel):
     """The rows: N×C×H×W."""
 
-    name: Annotated[Literal["x"], Field(description="`x`")]
-    shape: Annotated[
-        list[Annotated[int, Field(ge=1)]], Field(description="N, C, H, W.", json_schema_extra=_FOUR)
-    ]
-    datatype: Annotated[Literal["FP32"], Field(description="`FP32`")]
+    name: Literal["x"]
+    """`x`"""
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(json_schema_extra=_FOUR)]
+    """N, C, H, W."""
+    datatype: Literal["FP32"]
+    """`FP32`"""
     parameters: InputParameters = InputParameters()
-    data: Annotated[
-        list[Any] | None,
-        Field(
-            description="Numbers in row-major order, flat or nested like the shape; absent for "
-            "binary data."
-        ),
-    ] = None
+    data: list[Any] | None = None
+    """Numbers in row-major order, flat or nested like the shape; absent for binary data."""
 
 
 class OutputParameters(StrictModel):
@@ -72,31 +64,33 @@ class OutputParameters(StrictModel):
 class RequestedOutput(StrictModel):
     """A requested output."""
 
-    name: Annotated[Literal["y"], Field(description="`y`")]
+    name: Literal["y"]
+    """`y`"""
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(StrictModel):
     """Parameters of the inference."""
 
-    steps: Annotated[Steps, Field(description="Number of applications of f.")] = 1
-    timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
-    priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
-    binary_data_output: Annotated[
-        bool, Field(description="Whether outputs without `binary_data` are binary.")
-    ] = False
+    steps: Steps = 1
+    """Number of applications of f."""
+    timeout: Annotated[int, Field(ge=0)] = 0
+    """Timeout in microseconds; 0 for none."""
+    priority: Annotated[int, Field(ge=0)] = 0
+    """Accepted, but without effect."""
+    binary_data_output: bool = False
+    """Whether outputs without `binary_data` are binary."""
 
 
 class InferRequest(StrictModel):
     """Apply f to rows, `steps` times."""
 
-    id: Annotated[str | None, Field(description="Repeated in the response.")] = None
-    model_name: Annotated[
-        str | None, Field(description="Accepted, but without effect: the path names it.")
-    ] = None
-    model_version: Annotated[
-        str | None, Field(description="Accepted, but without effect: the path names it.")
-    ] = None
+    id: str | None = None
+    """Repeated in the response."""
+    model_name: str | None = None
+    """Accepted, but without effect: the path names it."""
+    model_version: str | None = None
+    """Accepted, but without effect: the path names it."""
     parameters: InferParameters = InferParameters()
     inputs: Annotated[
         list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)
@@ -167,7 +161,8 @@ class ModelMetadata(BaseModel):
 class IndexRequest(StrictModel):
     """Filter of the index."""
 
-    ready: Annotated[bool, Field(description="Only versions that serve.")] = False
+    ready: bool = False
+    """Only versions that serve."""
 
 
 class IndexEntry(BaseModel):
@@ -217,6 +212,17 @@ Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
+class Limits(NamedTuple):
+    """Limits of a request to a model: the shape of its rows (C, H, W) with −1 for any number, then
+    ``pixels`` is how many all rows together may have.
+    """
+
+    shape: Dims
+    rows: int
+    steps: int
+    pixels: int
+
+
 class Inference(NamedTuple):
     """A validated request, but for the values of its rows, which are ``data`` or begin at ``start``
     of the body.
@@ -234,16 +240,9 @@ class Inference(NamedTuple):
 def read_head(
     body: bytes,
     lengths: Sequence[str],
-    row_shape: Dims,
-    *,
-    max_rows: int,
-    max_steps: int,
-    max_pixels: int,
+    limits: Limits,
 ) -> Inference:
-    """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers
-    `HEADER_LENGTH`.
-
-    −1 in the shape stands for any number; then all rows together have at most ``max_pixels``.
+    """Parse and validate the JSON of a request; ``lengths`` are the headers `HEADER_LENGTH`.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
@@ -254,7 +253,7 @@ def read_head(
             f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}"
         )
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
-    inference = read(body[:length], row_shape, max_rows, max_steps, max_pixels)
+    inference = read(body[:length], limits)
     if inference.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
@@ -287,16 +286,6 @@ def read_rows(inference: Inference, body: bytes) -> FloatRows:
     return rows
 
 
-def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) -> Schema:
-    """Parse a JSON body; an empty one counts as `{}`. Raises `MalformedRequest` or
-    `InvalidInference`.
-    """
-    try:
-        return parse_as(schema, body, max_values=max_values)
-    except InvalidContent as exc:
-        raise InvalidInference(exc.detail) from exc
-
-
 def _json_length(values: Sequence[str]) -> int:
     if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
         raise InvalidInference(
@@ -305,24 +294,24 @@ def _json_length(values: Sequence[str]) -> int:
     return int(values[0])
 
 
-def _read_json(
-    head: bytes, row_shape: Dims, max_rows: int, max_steps: int, max_pixels: int
-) -> Inference:
+def _read_json(head: bytes, limits: Limits) -> Inference:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows,
     # channels and lines.
-    channels, height, width = row_shape
-    values = _MAX_ANY_SIZE if width < 0 else max_rows * (1 + channels * (1 + height * (1 + width)))
-    request = parse(head, InferRequest, max_values=MAX_VALUES + values)
+    channels, height, width = limits.shape
+    values = _MAX_ANY_SIZE
+    if width > 0:
+        values = limits.rows * (1 + channels * (1 + height * (1 + width)))
+    request = parse_as(InferRequest, head, max_values=MAX_VALUES + values)
     parameters = request.parameters
-    if parameters.steps > max_steps:
-        raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
+    if parameters.steps > limits.steps:
+        raise InvalidInference(f"parameters.steps: must be at most {limits.steps}")
     for name, given in (("inputs", request.inputs), ("outputs", request.outputs or ())):
         if len(given) > 1:
             raise InvalidInference(f"{name}.1.name: given twice")
     x = request.inputs[0]
     wanted = request.outputs[0].parameters.binary_data if request.outputs else None
     binary = parameters.binary_data_output if wanted is None else wanted
-    _check_input(x, row_shape, max_rows, max_pixels)
+    _check_input(x, limits)
     return Inference(
         request.id,
         tuple(x.shape),
@@ -343,7 +332,8 @@ def _bytes_of(shape: Dims) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
-def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> None:
+def _check_input(x: Input, limits: Limits) -> None:
+    row_shape = limits.shape
     if len(x.shape) != 4 or any(
         want not in (-1, size) for want, size in zip(row_shape, x.shape[1:], strict=True)
     ):
@@ -351,10 +341,10 @@ def _check_input(x: Input, row_shape: Dims, max_rows: int, max_pixels: int) -> N
             name if size < 0 else str(size) for name, size in zip("CHW", row_shape, strict=True)
         )
         raise InvalidInference(f"inputs.0.shape: must be [N, {dims}] with N of at least 1")
-    if x.shape[0] > max_rows:
-        raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
+    if x.shape[0] > limits.rows:
+        raise InvalidInference(f"inputs.0.shape: at most {limits.rows} rows")
     if -1 in row_shape:
-        _check_size(x.shape, max_pixels)
+        _check_size(x.shape, limits.pixels)
     size = x.parameters.binary_data_size
     expected = _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):

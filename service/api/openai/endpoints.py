@@ -1,27 +1,26 @@
 """OpenAI's images API for programs that speak it, over the stages of the native endpoints.
 
-    POST /v1/images/generations ─▶ JSON of /generate, with the prompt as its seed ┐ the same rows
-    and options, POST /v1/images/edits ───────▶ form of /project, with its mask by alpha       ┘ a
-    response of OpenAI's form
+    POST /v1/images/generations ─▶ JSON of /generate, the prompt is its seed ┐ the same rows,
+    POST /v1/images/edits ───────▶ form of /project, its mask by alpha       ┘ in OpenAI's form
 
 No model here reads words, which `revised_prompt` says in every response. `service.api.problems`
 writes the errors.
 """
 
-import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
-from starlette.types import Send
 
-from service.api.body import parse_as
-from service.api.native.endpoints import Encoded, RowWork, generate, project, row_stages
-from service.api.native.responses import picture
+from service.api.message import parse_as
+from service.api.native.endpoints import generate, project
+from service.api.native.responses import picture, step_members
+from service.api.native.rows import RowWork
 from service.api.native.schemas import (
     MAX_SCALE,
     GenerateRequest,
@@ -30,17 +29,17 @@ from service.api.native.schemas import (
     check_count,
     check_steps,
 )
-from service.api.native.stream import event, send_events, step_members
-from service.api.native.uploads import InputRows, Upload, read_form
+from service.api.native.stream import event
+from service.api.native.uploads import Upload, read_form
 from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media
-from service.api.pipeline import PathParameters
-from service.api.request import ApiRequest, ResponseParts, count_codec, count_rows
+from service.api.pipeline import Stages
+from service.api.request import ApiRequest
 from service.api.table import Endpoint
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
-from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Result, StepOutput
+from service.domain.latents import FloatRow
+from service.domain.tasks import Result, StepOutput, StreamProgress
 from service.models.registry import ServedModel
 
 _SIZE: Final = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -110,16 +109,10 @@ class ImagesWork(RowWork):
     kind: str
     note: str  # the `revised_prompt`
 
-    @classmethod
-    def of(cls, work: RowWork, kind: str, note: str) -> "ImagesWork":
-        """The same work, with another form of the response."""
-        if work.media is Media.EVENTS and len(work.labels) > 1:
+    def __post_init__(self) -> None:
+        RowWork.__post_init__(self)  # the class with slots is not the one that `super` knows
+        if self.api.media is Media.EVENTS and len(self.labels) > 1:
             raise InvalidContent.field("stream", "a stream has one image")
-        return cls(
-            **{each.name: getattr(work, each.name) for each in fields(work) if each.init},
-            kind=kind,
-            note=note,
-        )
 
     def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
@@ -133,31 +126,41 @@ class ImagesWork(RowWork):
             "size": size,
         }
 
-    async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
-        """Send partial images and the complete one as events; returns the last piece of the
-        stream.
-        """
+    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
+        """The event of a partial image or the complete one."""
+        if not isinstance(item, StepOutput):
+            return b""
+        data = (await step_members(self, item))["data"]
+        is_last = item.step == self.params.steps
+        name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
+        own = (
+            {"usage": _USAGE}
+            if is_last
+            else {"partial_image_index": self.params.record.index(item.step)}
+        )
+        members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
+        return event(name, members | self.described(item.row))
 
-        async def encode(item: Any) -> bytes:
-            if isinstance(item, Result):
-                count_rows([(self.api, self.model, item)])
-            if not isinstance(item, StepOutput):
-                return b""
-            data = (await step_members(self, inputs.rows, item))["data"]
-            is_last = item.step == self.params.steps
-            name = f"{self.kind}.{'completed' if is_last else 'partial_image'}"
-            own = (
-                {"usage": _USAGE}
-                if is_last
-                else {"partial_image_index": self.params.record.index(item.step)}
-            )
-            members = {"type": name, "b64_json": data, "created_at": int(time.time()), **own}
-            return event(name, members | self.described(item.row))
+    @classmethod
+    def encode(cls, works: Sequence[Self]) -> None:
+        """Encode the body, an image a piece."""
+        for work in works:
+            rows = work.shown().rows
+            head = {"created": int(time.time()), "usage": _USAGE, **work.described(rows[0])}
+            note = json.dumps(work.note)
+            before = json.dumps(head)[:-1] + ', "data": ['
+            pieces = list[bytes]()
+            for row in rows:
+                work.api.check_not_over()
+                data = picture(row, work.model.card, work.options)
+                pieces.append(
+                    f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii")
+                )
+                before = ", "
+            work.content = [*pieces, b"]}"]
 
-        return await send_events(self, events, send, encode)
 
-
-def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
+def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:
     options = parse_as(ImagesRequest, body)
     card = api.resolve(options.model).card
     seed = seed_of_field(options.prompt, "prompt")
@@ -165,12 +168,11 @@ def _parse_generations(api: ApiRequest, body: bytes, _: PathParameters) -> Image
     note = (
         f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
     )
-    return ImagesWork.of(
-        generate(api, GenerateRequest.model_validate(native)), "image_generation", note
-    )
+    make = partial(ImagesWork, kind="image_generation", note=note)
+    return generate(api, GenerateRequest.model_validate(native), make)
 
 
-def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
+def _parse_edits(api: ApiRequest, body: bytes) -> RowWork:
     upload = read_form(api, body, ImagesRequest, "image", "image[]")
     check_count("image", len(upload.images), api.services.settings.max_images)
     options = upload.options
@@ -184,39 +186,8 @@ def _parse_edits(api: ApiRequest, body: bytes, _: PathParameters) -> ImagesWork:
         masks_by_alpha=True,
         has_pages=False,
     )
-    work = project(api, images)
     note = f"The image is projected by {card.ref}; the model does not read the prompt."
-    return ImagesWork.of(work, "image_edit", note)
-
-
-def _encode(ended: Sequence[tuple[ImagesWork, FloatRows, Result]]) -> list[Encoded]:
-    start = time.perf_counter()
-    encoded = [(result, _pieces(work, work.shown(rows, result))) for work, rows, result in ended]
-    if not ended[0][0].has_large_response:  # the codec pool counts by itself
-        count_codec("encode", [work.api for work, _, _ in ended], start)
-    return encoded
-
-
-def _pieces(work: ImagesWork, result: Result) -> list[bytes]:
-    """The body, an image a piece."""
-    head = {"created": int(time.time()), "usage": _USAGE, **work.described(result.rows[0])}
-    note = json.dumps(work.note)
-    before = json.dumps(head)[:-1] + ', "data": ['
-    pieces = list[bytes]()
-    for row in result.rows:
-        work.api.check_not_over()
-        data = picture(row, work.model.card, work.options)
-        pieces.append(f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii"))
-        before = ", "
-    return [*pieces, b"]}"]
-
-
-def _respond(ended: Sequence[tuple[ImagesWork, Encoded]]) -> list[ResponseParts]:
-    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
-    return [
-        (work.api.response_headers(work.model, work.members.get("seed")), pieces, Media.JSON)
-        for work, (_, pieces) in ended
-    ]
+    return project(api, images, partial(ImagesWork, kind="image_edit", note=note))
 
 
 def _described(model: ServedModel) -> Json:
@@ -234,22 +205,18 @@ async def models(api: ApiRequest) -> Json:
 
 async def model(api: ApiRequest) -> Json:
     """Describe one model, `name` or `name/version`."""
-    api.services.require_serving()
-    return _described(api.services.registry.resolve(api.route.parameters["ref"]))
+    return _described(api.named_model())
 
 
-def _images(
-    path: str, parse: Callable[[ApiRequest, bytes, PathParameters], ImagesWork]
-) -> Endpoint:
-    return Endpoint(
-        path, row_stages(ApiRequest.reject_query, parse, _encode, _respond), methods=("POST",)
-    )
-
-
+_POST: Final = ("POST",)
 # Without tags: OpenAI's own document describes them.
 ENDPOINTS: Final = (
-    _images("/v1/images/generations", _parse_generations),
-    _images("/v1/images/edits", _parse_edits),
+    Endpoint(
+        "/v1/images/generations",
+        Stages(ApiRequest.reject_query, _parse_generations),
+        methods=_POST,
+    ),
+    Endpoint("/v1/images/edits", Stages(ApiRequest.reject_query, _parse_edits), methods=_POST),
     Endpoint("/v1/models", models),
     Endpoint("/v1/models/{ref:path}", model),
 )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.api.limits import InFlightRequests
+from service.api.app_state import InFlightRequests
 from service.domain.accounts import UNLIMITED, Capacity
 from service.domain.errors import OverShare, TooLarge, TooManyBytes
 from service.observability.logs import JsonFormatter

@@ -1,36 +1,42 @@
-"""The header fields and the body of a request: read within limits, and parsed as JSON.
+"""The head and the body of a request: what a head may be (RFC 9112, sections 3.2 and 6), and the
+body as JSON.
 
 A JSON body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid
-value raises `InvalidContent` (422), which names the field. If the client disconnects, Starlette's
-`ClientDisconnect` is raised. The parsers are synchronous: large bodies are parsed in the codec
-pool.
+value raises `InvalidContent` (422), which names the field. The parsers are synchronous: large
+bodies are parsed in the codec pool.
 """
 
-import asyncio
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate
-from io import BytesIO
 from math import isfinite
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Scope
 
 from service.api.negotiation import Json
-from service.api.problems import describe
+from service.api.problems import invalid_content
 from service.domain.errors import (
-    BodyTooSlow,
+    HeadTooLarge,
+    IgnError,
     InvalidContent,
     MalformedRequest,
-    TooLarge,
+    NotSupported,
     UnsupportedMedia,
 )
 
 Body = TypeVar("Body", bound=BaseModel)
+
+# request line and headers; also trailers, and the extensions of one chunk
+MAX_HEAD_BYTES: Final = 1 << 14
+MAX_HEADERS: Final = 128
+MAX_QUERY_BYTES: Final = 1 << 12
+MAX_CONTENT_TYPE: Final = 256  # bytes; the boundary of a form has at most 70
+MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
+# ASGI extension of `service.server`: sends a whole response at once
+WHOLE_RESPONSE: Final = "ign.http.response"
 
 MAX_DEPTH: Final = 32  # of nested objects and arrays in a JSON body
 MAX_VALUES: Final = 200_000
@@ -46,26 +52,17 @@ _MAX_NAME: Final = 200  # characters of a field name from the request that an er
 _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
 
 
-class RequestHeaders:
-    """The header fields of a request, by their names in lower case; ``first`` has the first value
-    of each.
+class RequestHeaders(dict[bytes, str]):
+    """The header fields of a request, by their names in lower case; of repeated ones the first
+    value, all of them are in ``fields``.
     """
 
     def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__([(name, value.decode("latin-1")) for name, value in reversed(fields)])
         self.fields = fields
-        self.first = dict(reversed(fields))
-
-    def get(self, name: bytes, default: Any = None) -> Any:
-        """The value of the field, the first one if it is repeated; or ``default``."""
-        value = self.first.get(name)
-        return default if value is None else value.decode("latin-1")
 
     def getlist(self, name: bytes) -> list[str]:
         """Every value of a field, in order."""
-        if name not in self.first:
-            return []
-        if len(self.first) == len(self.fields):  # none is repeated
-            return [self.first[name].decode("latin-1")]
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
 
@@ -77,11 +74,52 @@ def is_known(headers: Mapping[str, str], request: RequestHeaders) -> bool:
         # weak comparison (section 13.1.2)
         known = {tag.strip(" \t").removeprefix("W/") for tag in tags.split(",")}
         return not known.isdisjoint({"*", headers["ETag"].removeprefix("W/")})
-    since, changed = (
-        parsedate(each)
-        for each in (request.get(b"if-modified-since"), headers.get("Last-Modified"))
-    )
+    since = parsedate(request.get(b"if-modified-since"))
+    changed = parsedate(headers.get("Last-Modified"))
     return since is not None and changed is not None and since >= changed
+
+
+def check_head_size(size: int, count: int) -> None:
+    """Raise `HeadTooLarge` for a head of more than 16 KiB or 128 headers."""
+    if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
+        raise HeadTooLarge(
+            f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} "
+            f"headers"
+        )
+
+
+def check_head(scope: Scope, headers: RequestHeaders) -> IgnError | None:
+    """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
+    http_version = scope["http_version"]
+    if len(scope["query_string"]) > MAX_QUERY_BYTES:
+        return HeadTooLarge(f"the query is longer than {MAX_QUERY_BYTES} bytes")
+    if len(headers.get(b"content-type", "")) > MAX_CONTENT_TYPE:
+        return UnsupportedMedia(f"Content-Type: longer than {MAX_CONTENT_TYPE} bytes")
+    if http_version not in ("1.1", "1.0"):
+        return MalformedRequest("the request is not HTTP/1.1")
+    if b"host" not in headers and http_version == "1.1":
+        return MalformedRequest("Host: send this header once")
+    if len(headers) < len(headers.fields) and (error := _check_repeated(headers)):
+        return error
+    if b"transfer-encoding" in headers:
+        return _check_transfer_encoding(http_version, headers)
+    return None
+
+
+def _check_repeated(headers: RequestHeaders) -> IgnError | None:
+    for once, error in ((b"host", MalformedRequest), (b"content-encoding", UnsupportedMedia)):
+        if len(headers.getlist(once)) > 1:
+            return error(f"{once.decode().title()}: send this header once")
+    return None
+
+
+def _check_transfer_encoding(http_version: str, headers: RequestHeaders) -> IgnError | None:
+    if http_version == "1.0":
+        return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
+    values = headers.getlist(b"transfer-encoding")
+    if [value.strip().lower() for value in values] != ["chunked"]:
+        return NotSupported("Transfer-Encoding: only chunked is supported")
+    return None
 
 
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
@@ -90,78 +128,9 @@ def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -
     """
     try:
         return schema.model_validate(parse_json(body, max_values=max_values) if body else {})
-    except (
-        ValidationError
-    ) as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
-        problem = describe(exc)
-        raise InvalidContent(problem.detail, fields=problem.fields) from exc
-
-
-async def read_body(
-    headers: RequestHeaders,
-    receive: Receive,
-    *,
-    max_bytes: int,
-    setting: str = "",
-    seconds: float,
-    hold: Callable[[int], None] | None = None,
-    is_received: bool = False,
-) -> bytes:
-    """Read the whole body, at most ``max_bytes``; a larger Content-Length is rejected before
-    reading.
-
-    ``setting`` ends the error for it. The last byte must arrive within ``seconds``, unless the
-    server has all of it (``is_received``). ``hold`` is called with the number of bytes whenever
-    more than 8 KiB have arrived; it raises if they are too many.
-
-    Raises `UnsupportedMedia` for a Content-Encoding, else `TooLarge`, `BodyTooSlow` or
-    `ClientDisconnect`.
-    """
-    _check_head(headers, max_bytes, setting)
-    if is_received:  # in one message
-        whole, _ = await _receive(receive)
-        _check_size(len(whole), max_bytes, setting)
-        if hold is not None and len(whole) > MIN_HELD:
-            hold(len(whole))
-        return whole
-    # its value is not copied at the end, as that of a bytearray
-    body, size, counted, more = (BytesIO(), 0, 0, True)
-    try:
-        async with asyncio.timeout(seconds):
-            while more:
-                piece, more = await _receive(receive)
-                size += len(piece)
-                _check_size(size, max_bytes, setting)
-                body.write(piece)
-                if hold is not None and size - counted > MIN_HELD:
-                    hold(size - counted)
-                    counted = size
-    except TimeoutError as exc:
-        raise BodyTooSlow("the body did not arrive in time") from exc
-    return body.getvalue()
-
-
-def _check_head(headers: RequestHeaders, max_bytes: int, setting: str) -> None:
-    if headers.first.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
-        raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
-    length = headers.first.get(b"content-length", b"")
-    if length.isdigit():
-        # `int` takes quadratic time in the number of digits, so a very long number is not
-        # converted.
-        _check_size(sys.maxsize if len(length) > 18 else int(length), max_bytes, setting)
-
-
-def _check_size(size: int, max_bytes: int, setting: str) -> None:
-    if size > max_bytes:
-        raise TooLarge(f"the body is larger than {max_bytes} bytes{setting}")
-
-
-async def _receive(receive: Receive) -> tuple[bytes, bool]:
-    """The next piece of a body, and whether more follow."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
+    except ValidationError as exc:
+        # Formatted here, in the codec pool: a large body can hold 100 000 errors.
+        raise invalid_content(exc) from exc
 
 
 def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
