@@ -134,8 +134,10 @@ class Application:
             self._admit(request)
             endpoint: Endpoint | None = request.route.endpoints.get(request.method)
             if endpoint is None:
-                allowed = request.route.endpoints
-                raise WrongMethod(allowed) if allowed else NoEndpoint
+                allowed = ", ".join(sorted(request.route.endpoints))
+                if not allowed:
+                    raise NoEndpoint
+                raise WrongMethod(f"this path takes {allowed}", allowed=allowed)
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
                 return

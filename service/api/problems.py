@@ -9,7 +9,7 @@ other exception is logged with the request id, and the response has a fixed text
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -38,16 +38,16 @@ _logger = logging.getLogger(__name__)
 class NoEndpoint(IgnError, code="not_found"):
     """Nothing is served at a path."""
 
-    def __init__(self) -> None:
-        super().__init__("nothing is served at this path; /docs lists the API")
+    def __init__(self, detail: str = "nothing is served at this path; /docs lists the API") -> None:
+        super().__init__(detail)
 
 
 class WrongMethod(IgnError, code="method_not_allowed"):
-    """A path is not served by this method, but by those that are ``allowed``."""
+    """A path is not served by this method, but by those that are ``allowed``: a header's value."""
 
-    def __init__(self, allowed: Collection[str]) -> None:
-        self.allowed = ", ".join(sorted(allowed))
-        super().__init__(f"this path takes {self.allowed}")
+    def __init__(self, detail: str, *, allowed: str = "") -> None:
+        super().__init__(detail)
+        self.allowed = allowed
 
 
 STATUS: Final[Mapping[type[IgnError], int]] = {

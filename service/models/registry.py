@@ -252,12 +252,14 @@ class ModelRegistry:
         version does not load. The others now serve; a version that served before under the same
         name and number goes on serving.
         """
-        uncopied: Failures = {}
+        # begun before the lock is held, so those who wait for the lock share it
+        refresh = self._next_refresh_if(may_be_new or bool(self._refs(name)))
         async with self._locks.setdefault(name, asyncio.Lock()):
-            if self._repository.has_store and (
-                may_be_new or self._refs(name) or await self._find(name)
-            ):
-                uncopied = await self._refresh()
+            refresh = refresh or self._next_refresh_if(bool(await self._find(name)))
+            # it goes on if a caller leaves
+            uncopied = {} if refresh is None else await asyncio.shield(refresh)
+            if uncopied is None:
+                raise LoadFailed("the store of the models cannot be read; the log says why")
             refs = await self._find(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
@@ -283,17 +285,16 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
-    async def _refresh(self) -> Failures:
-        """As `Repository.refresh`. One refresh runs at a time, and all who ask before the next
-        begins share that.
+    def _next_refresh_if(self, needed: bool) -> asyncio.Task[Failures | None] | None:
+        """As `Repository.refresh`, if ``needed`` and there is a store; its result is None if that
+        cannot be read. One refresh runs at a time, and all who ask before the next begins share
+        that.
         """
+        if not needed or not self._repository.has_store:
+            return None
         if self._next_refresh is None:
             self._next_refresh = asyncio.create_task(self._refresh_next())
-        # which goes on if one of those who wait leaves
-        uncopied = await asyncio.shield(self._next_refresh)
-        if uncopied is None:
-            raise LoadFailed("the store of the models cannot be read; the log says why")
-        return uncopied
+        return self._next_refresh
 
     async def _refresh_next(self) -> Failures | None:
         async with self._refreshing:

@@ -310,9 +310,10 @@ def check_ign(options: list[str], where: str) -> None:
         cli.parser().parse_args(options)
     else:
         context = click.Context(ign)
-        command = ign.get_command(context, name)
+        command: click.Command | None = ign
+        rest = options
         while isinstance(command, click.Group):
-            command = command.get_command(context, rest.pop(0))
+            _, command, rest = command.resolve_command(context, rest)
         assert command is not None, where
         command.make_context(name, rest, parent=context)
 

@@ -19,15 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 135_720,
-    ("model_export",): 86_110,
-    ("sdk",): 22_970,
-    ("benchmarks",): 50_190,
-    ("tests",): 271_000,
-    (".",): 570_900,
+    ("service", "ign"): 126_800,
+    ("model_export",): 77_830,
+    ("sdk",): 22_350,
+    ("benchmarks",): 37_260,
+    ("tests",): 247_830,
+    (".",): 512_300,
 }
-FILE_LINES = 675
-SERVICE_MODULES = 80  # without `__init__`
+FILE_LINES = 500
+SERVICE_MODULES = 81  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
 WORDS = 20_650  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"

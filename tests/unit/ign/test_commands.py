@@ -188,7 +188,6 @@ def test_a_service_that_is_not_there() -> None:
     ("package", "words", "extras"),
     [
         ("torch", "train --preset tiny --data x --out y", "train,cpu"),
-        ("matplotlib", "figures --model m --data x --out y", "train,cpu"),
         ("onnx", "import net.onnx --name x", "import,cpu"),
         ("torch", "import net.pt --name x --module net.py:Net --shape 1,8,8", "train,cpu"),
         ("onnxruntime", "generate --local -o x", "cpu"),
