@@ -22,7 +22,7 @@ from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
 from service.artifact.pixels import to_levels, to_rows
-from service.domain.latents import FloatRows, LatentPath, weighted_sum
+from service.domain.latents import FloatRows, LatentPath
 
 _COLUMNS: Final = 12
 _LINES: Final = 8
@@ -31,15 +31,10 @@ FIGURES: Final[Mapping[str, str]] = {
     "pages": "Damaged blocks of text; background division; f.",
     "samples": "f(z) for the first latents of a seed; none is left out.",
     "generation": "Noise z, and f applied up to three times.",
-    "clean": "Held-out pictures, and f once and twice: it should not change them.",
     "noise_0.8": "Pictures x; x with strong noise, σ = 0.8; f once and twice.",
-    "blur_1.5": "x; its Gaussian blur, σ = 1.5; f once and twice.",
-    "low_resolution_4": "x; a quarter of the resolution; f once and twice.",
-    "hole_0.4": "x; with a grey hole of 0.4 of the side; f once and twice.",
     "grey": "x; g(x), the mean of the channels; f once and twice.",
     "sketch_3.5": "x; its sketch, g(x + 1) divided by its blur; f once and twice.",
     "interpolation": "Spherical interpolation between two latents in each row.",
-    "arithmetic": "Latents a, b, c; below them a + b, a + b + c, a − b + c.",
     "drawings": "Drawings that are no pictures, and f once and twice: it should make pictures.",
 }
 """Figure → what its rows show, in the order of a page."""
@@ -94,23 +89,16 @@ def figures(
 
     yield "samples", np.split(f(latents), _LINES)
     yield "generation", chain(latents[:_COLUMNS], 3)
-    yield "clean", chain(x, 2)
     for name, corrupt in corruptions_for(channels).items():
         if name in FIGURES:
             yield name, [x, *chain(corrupt(x), 2)]
     path = LatentPath(frames=_COLUMNS - 1)
     pairs = latents[: 2 * _LINES].reshape(_LINES, 2, *card.shape)
     yield "interpolation", [f(path.rows(list(pair))) for pair in pairs]
-    terms = np.split(latents[: 3 * _COLUMNS], 3)
-    norm = card.noise.norm if card.noise else None
-    sums = [
-        np.stack([weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
-        for weights in ((1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (1.0, -1.0, 1.0))
-    ]
-    yield "arithmetic", [f(rows) for rows in (*terms, *sums)]
-    drawn = held_out_drawings(_COLUMNS, side, faces=channels == 3)
-    drawings = [on_background(ink, channels, card.background) for ink in drawn.values()]
-    yield "drawings", [line for rows in drawings for line in chain(rows, 2)]
+    if channels == 1:
+        drawn = held_out_drawings(_COLUMNS, side, faces=False)
+        drawings = [on_background(ink, channels, card.background) for ink in drawn.values()]
+        yield "drawings", [line for rows in drawings for line in chain(rows, 2)]
 
 
 def _encoded(lines: Sequence[FloatRows]) -> bytes:
