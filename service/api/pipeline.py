@@ -385,6 +385,7 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
 
 
 def _hold_plan(work: Work) -> None:
+    """Check what the planned request takes, and hold it; no pixel is decoded yet."""
     assert work.plan is not None  # noqa: S101 - only then
     work.api.rows = work.plan.rows
     work.api.steps = work.params.steps

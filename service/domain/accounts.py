@@ -159,7 +159,7 @@ class Rates:
     The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some
     microseconds; the kernel drops the lock of a process that dies. Beyond ``callers``, or if a
     bucket is full, the caller that has been quiet longest is dropped and starts anew. A request
-    does not count if its bucket cannot be locked.
+    does not count if its bucket cannot be locked. One thread of a process may use it.
     """
 
     # An entry holds the end of the requests admitted so far if they had come one `interval` apart.

@@ -120,9 +120,9 @@ def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
     if request := endpoint.request:
         content: Json = {"application/json": {"schema": schemas[request]}}
         content |= dict.fromkeys(endpoint.bodies, _BINARY)
-        content["application/json"]["examples"] = _read("examples.json")[
-            endpoint.name.removesuffix("_version")
-        ]
+        name = endpoint.name.removesuffix("_version")
+        if examples := _read("examples.json").get(name):
+            content["application/json"]["examples"] = examples
         if endpoint.is_upload:
             content["multipart/form-data"] = _form(request)
             parameters += _query(request)

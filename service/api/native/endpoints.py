@@ -259,7 +259,7 @@ def _latent_work(
 def _endpoint(
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
-    answer: type[BaseModel],
+    answer: type[BaseModel] | None,
     formats: tuple[Media, ...],
     options: type[ScoreOptions] | None = None,
 ) -> Endpoint:

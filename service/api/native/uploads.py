@@ -163,7 +163,7 @@ def open_upload(
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
     masks = _open(thread, api, upload.masks, settings)
-    _check_pixels([*images, *masks], settings)
+    _check_sizes([*images, *masks], settings)
     return OpenUpload(images, masks)
 
 
@@ -283,7 +283,7 @@ def read_points(
         if point.image is not None
     ]
     opened = _open(thread, api, images, settings)
-    _check_pixels(opened, settings)
+    _check_sizes(opened, settings)
     rows = list[FloatRow]()
     for number, point in enumerate(points):
         api.check_not_over()
@@ -368,7 +368,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
     return schema.model_validate(parse_query(query), strict=False)
 
 
-def _check_pixels(images: Iterable[EncodedImage], settings: Settings) -> None:
+def _check_sizes(images: Iterable[EncodedImage], settings: Settings) -> None:
     """Raise `TooLarge` if all images together, by their headers, have too many pixels."""
     # a single image within its own limit always passes
     limit = max(settings.max_request_pixels, settings.max_pixels)
