@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 126_850,
+    ("service", "ign"): 126_870,
     ("model_export",): 77_830,
     ("sdk",): 22_350,
     ("benchmarks",): 37_260,
@@ -29,7 +29,7 @@ NODES = {
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`
 SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
-WORDS = 20_390  # of README.md and docs, without the pages that commands write
+WORDS = 20_480  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 # Of a warm request: files that it enters, and calls. Of /generate, 19 and 150 are aimed at, of
 # /project 22 and 185.
