@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from service import __version__
+from service.api import table
 from service.api.access import ApiKeys, load_keys
 from service.api.app_state import AppState, InFlightRequests
 from service.api.application import Application
@@ -23,7 +24,6 @@ from service.api.native import endpoints as native
 from service.api.native import urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
-from service.api.table import RouteTable
 from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
@@ -225,10 +225,11 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lambda _: _lifespan(services, on_loaded),
     )
+    table.install(app, endpoints)
     return Application(
         services,
         app,
-        RouteTable(endpoints, settings.private_endpoints),
+        table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else ApiKeys(keys),
         rates=rates,
     )

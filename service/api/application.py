@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
-from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,8 +33,8 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` has the
-    lifespan.
+    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
+    runs no model, and has the lifespan.
     """
 
     def __init__(
@@ -140,11 +139,8 @@ class Application:
                 raise WrongMethod(f"this path takes {allowed}", allowed=allowed)
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
-                return
-            answer = await endpoint.run(request)
-            if not isinstance(answer, Response):
-                answer = Response(to_json(answer), media_type="application/json")
-            await answer(scope, receive, send)
+            else:
+                await self.fastapi(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:

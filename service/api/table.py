@@ -10,7 +10,12 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
+from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
@@ -78,6 +83,37 @@ class Endpoint(NamedTuple):
             lambda match: f"(?P<{match[1]}>{_KINDS[match[2] or '']})", re.escape(self.path)
         )
         return re.compile(pattern, re.DOTALL)
+
+
+def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
+    """Let FastAPI answer those that run no model. Their exceptions pass to
+    `service.api.application`.
+    """
+    for endpoint in endpoints:
+        if not isinstance(endpoint.run, Stages):
+            app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
+    app.add_exception_handler(Exception, _no_response)
+
+
+def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
+        answer = await run(request.state.request)
+        if isinstance(answer, Response):
+            return answer
+        return Response(to_json(answer), media_type="application/json")
+
+    return respond
+
+
+async def _no_response(_: Request, exc: Exception) -> Any:
+    """Called by Starlette's outermost middleware, which raises the exception after this
+    "response".
+    """
+
+    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    return send_nothing
 
 
 class RouteTable:
