@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 126_870,
+    ("service", "ign"): 127_020,
     ("model_export",): 77_830,
     ("sdk",): 22_350,
     ("benchmarks",): 37_260,
     ("tests",): 247_830,
-    (".",): 517_250,
+    (".",): 517_300,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`
