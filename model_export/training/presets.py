@@ -242,7 +242,7 @@ PRESETS = {
             network=NetworkConfig(
                 size=384, channels=1, widths=(16, 32, 64, 96, 96), bottleneck=0, full=8
             ),
-            stages=restoring_stages(30_000, 15_000),
+            stages=restoring_stages(60_000, 20_000),
             distance="l1_ink",
             batch=2,
             checkpoint_every=1600,  # writing one takes as long as 30 steps
