@@ -22,9 +22,10 @@ from tests.helpers.bulk_store import bulk, killed_workers, pictures, timed
 from tests.helpers.object_store import Bucket
 from tests.unit.service.bulk.conftest import output_files
 
-source, local = pictures(Path("in"), 400), Path("out")
+folder = Path.cwd()
+source, local = pictures(folder / "in", 400), folder / "out"
 timed(bulk(source, local, "--shard", 32))
-with Bucket(Path.cwd()) as bucket:
+with Bucket(folder) as bucket:
     killed_workers(source, bucket, shard=32, kills=6, ray=True)
     assert bucket.download("out") == output_files(local)
 """
