@@ -22,13 +22,14 @@ GRACE_S: Final = 1.0
 
 
 def complete(awaitable: Awaitable[T]) -> T:
-    """The result of an awaitable that never waits."""
-    steps = awaitable.__await__()
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return cast(T, done.value)
+    """The result of an awaitable that never waits for an event loop; raises RuntimeError if it
+    does.
+    """
+    try:
+        next(awaitable.__await__())
+    except StopIteration as done:
+        return cast(T, done.value)
+    raise RuntimeError("this needs an event loop")
 
 
 Body: TypeAlias = Mapping[str, Any]

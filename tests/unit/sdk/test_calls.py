@@ -1,5 +1,6 @@
 """Attempts, waits, deadlines and errors: calls, and the responses of a service made of them."""
 
+import asyncio
 import json
 import pickle
 from email.utils import formatdate
@@ -20,6 +21,7 @@ from ign_client import (
     UnexpectedAnswer,
 )
 from ign_client._errors import BY_STATUS
+from ign_client._wire import complete
 from tests.unit.sdk.clients import (
     IMAGE,
     NOW,
@@ -164,3 +166,8 @@ def test_readiness_is_neither_raised_nor_retried(ask: Ask) -> None:
     assert ask(Canned(ready()), "ready")
     readiness = ask(Canned(httpx.Response(503, text="<html>")), "ready")
     assert (bool(readiness), readiness.detail, ask.waits) == (False, "Service Unavailable", [])
+
+
+def test_what_waits_for_an_event_loop_is_no_blocking_call() -> None:
+    with pytest.raises(RuntimeError, match="event loop"):
+        complete(asyncio.sleep(0))
