@@ -12,6 +12,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from benchmarks.harness.processes import ROOT, ServerFailed
 from service.domain.errors import StartupError
 from service.environment import available_cpus
@@ -30,20 +32,6 @@ PACKAGES = (
     "pillow",
 )
 _OMITTED = ("results", "model", "environment")  # paths, and what a result states elsewhere
-
-
-def positive(text: str) -> int:
-    """Parse an option: a whole number of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def duration(text: str) -> float:
-    """Parse an option: a number above 0."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return number
 
 
 MODEL: Final = max(
@@ -105,12 +93,9 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
             continue
         several = isinstance(values[0], list)
         example = values[0][0] if several and values[0] else values[0]
-        # an example of 0 allows any number
-        kinds: dict[type, Callable[[str], Any]] = {int: positive, float: duration}
-        parse = kinds.get(type(example), str) if example else type(example)
         shown = ", quick ".join(map(str, values))
         nargs = "+" if several else None
-        cli.add_argument(flag, type=parse, nargs=nargs, help=f"(default {shown})")
+        cli.add_argument(flag, type=type(example), nargs=nargs, help=f"(default {shown})")
     asked = cli.parse_args()
     for name, values in options.items():
         if getattr(asked, name) is None:
@@ -139,64 +124,40 @@ def target(
     what: str,
     measured: float | None,
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
     unit: str = "",
 ) -> Json:
-    """A target and whether it is met; needs exactly one bound. A target without a measured value is
-    not met.
-    """
-    if (at_least is None) == (at_most is None):
-        raise ValueError("give at_least or at_most")
-    bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
-    assert bound is not None
-    met = measured is not None and (measured >= bound if sign == "≥" else measured <= bound)
+    """A target with one bound, and whether it is met; without a measured value it is not."""
+    sign, bound = ("≤", at_most) if at_least == -math.inf else ("≥", at_least)
     return {
         "what": what,
         "sign": sign,
         "bound": bound,
         "unit": unit,
         "measured": measured,
-        "met": met,
+        "met": measured is not None and at_least <= measured <= at_most,
     }
 
 
 def rounded(value: Any) -> Any:
-    """The value with all floats in it rounded to four significant digits, but not beyond whole
-    numbers.
-    """
+    """The value with all floats in it rounded to six significant digits."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
         return [rounded(each) for each in value]
-    if not isinstance(value, float) or not math.isfinite(value) or value == 0:
-        return value
-    return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest of ascending values that at least ``percent`` % do
-    not exceed.
-    """
-    rank = math.ceil(round(percent / 100 * len(ordered), 9))
-    return ordered[max(rank, 1) - 1]
+PERCENTILES: Final = {"p50_ms": 50, "p99_ms": 99, "p999_ms": 99.9, "max_ms": 100}
 
 
 def latency(seconds: Sequence[float]) -> Json:
-    """Count, and in milliseconds: mean, p50, p95, p99, p99.9 and maximum."""
+    """Count, and nearest-rank percentiles in milliseconds: p50, p99, p99.9 and maximum."""
     if not seconds:
         return {"count": 0}
-    ordered = sorted(seconds)
-    result: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
-    for name, percent in (
-        ("p50_ms", 50.0),
-        ("p95_ms", 95.0),
-        ("p99_ms", 99.0),
-        ("p999_ms", 99.9),
-        ("max_ms", 100.0),
-    ):
-        result[name] = percentile(ordered, percent) * 1e3
-    return result
+    values = np.percentile(seconds, list(PERCENTILES.values()), method="inverted_cdf") * 1e3
+    return {"count": len(seconds), **dict(zip(PERCENTILES, values.tolist(), strict=True))}
 
 
 def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:

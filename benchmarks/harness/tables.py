@@ -6,7 +6,6 @@ A result's `targets` become "target, measured, met or missed"; every other list 
 records by name, is a table of its own.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,32 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness.common import Json, flattened
-from benchmarks.harness.processes import ROOT
 
-RESULTS: Final = ROOT / "benchmarks" / "results"
 HIDDEN: Final = ("answers",)  # counts by kind and status are only in the JSON
 
 
-def main() -> int:
-    cli = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
-    cli.add_argument(
-        "files", nargs="*", type=Path, help="results; by default all in benchmarks/results"
-    )
-    try:
-        for file in cli.parse_args().files or sorted(RESULTS.glob("*.json")):
-            print(render(read(file)))
-    except (OSError, ValueError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def read(file: Path) -> Json:
-    """A result."""
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(result, dict):
-        raise ValueError(f"{file.name}: not a result of a benchmark")
-    return result
+def main() -> None:
+    for file in sys.argv[1:]:
+        print(render(json.loads(Path(file).read_text(encoding="utf-8"))))
 
 
 def render(result: Json) -> str:
@@ -60,9 +40,8 @@ def about(result: Json) -> str:
     line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}"
     if card := result.get("device"):
         line = f"{card['name']}, {card['memory.total']}, driver {card['driver_version']}; {line}"
-    if "load_1m" in machine:
-        line += f"; load average {shown(machine['load_1m'])}"
-    quick = result.get("options", {}).get("quick")
+    line += f"; load average {shown(machine['load_1m'])}"
+    quick = result["options"]["quick"]
     return line + (". **A quick run: it only shows that the benchmark works.**" if quick else ".")
 
 
@@ -114,4 +93,4 @@ def words(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

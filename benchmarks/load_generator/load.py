@@ -1,8 +1,7 @@
 """A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the
 httptools parser.
 
-`measure` runs it in a process of its own (`python -m benchmarks.load_generator.load`), so that it
-does not compete with the caller for the GIL.
+`measure` runs it in a process of its own, so that it does not compete with the caller for the GIL.
 
 Closed loop: every connection sends its next request after the response, so latency counts from
 sending. How the service fares when clients do not slow down is measured by many of them
@@ -16,22 +15,20 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import json
 import math
-import pickle
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from multiprocessing import get_context
+from typing import Any
 
 import uvloop
 
 from benchmarks.harness.common import Json, latency, median_of
-from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
+from benchmarks.harness.processes import HOST, ServerFailed, ServerProcess, cpu_seconds
 from benchmarks.load_generator.fetch import Connection
 
 _RETRY_S = 0.05  # pause before a connection that was not accepted is opened again
@@ -54,16 +51,10 @@ class Spec:
 
 
 def measure(spec: Spec) -> Json:
-    """Run the load in a process of its own; returns its report, or raises RuntimeError with its
-    output.
-    """
-    command = [sys.executable, "-m", "benchmarks.load_generator.load"]
-    done = subprocess.run(
-        command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the load generator failed:\n{done.stderr.decode()[-2000:]}")
-    return cast(Json, json.loads(done.stdout))
+    """Run the load in a process of its own; returns its report."""
+    # a collection of garbage would count as latency
+    with ProcessPoolExecutor(1, get_context("spawn"), gc.disable) as pool:
+        return pool.submit(run, spec).result()
 
 
 def run_load(
@@ -219,8 +210,3 @@ class Load:
             "sent": self.sent,
             "samples": self.samples,
         }
-
-
-if __name__ == "__main__":
-    gc.disable()  # its pauses would count as latency
-    print(json.dumps(run(pickle.load(sys.stdin.buffer))))

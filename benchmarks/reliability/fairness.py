@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import uvloop
 from PIL import Image
 
-from benchmarks.harness.common import Json, percentile, run_benchmark, target
+from benchmarks.harness.common import Json, latency, run_benchmark, target
 from benchmarks.harness.processes import (
     HOST,
     ServerProcess,
@@ -134,8 +134,8 @@ async def beside(server: ServerProcess, name: str, callers: Callers, seconds: fl
     await ask_for(server, alone, seconds / 2)
     idle = rss_mib(server.pid)
     settle_s = ATTACKS[name].settle_s
-    alone_s = percentile(sorted(alone.seconds), 99)
-    limit_s = 3 * alone_s + 0.05
+    alone_ms = latency(alone.seconds)["p99_ms"]
+    limit_ms = 3 * alone_ms + 50
     loop = asyncio.get_running_loop()
     attacker = Attacker(server.port, server.pid, callers.source, callers.headers)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -146,18 +146,18 @@ async def beside(server: ServerProcess, name: str, callers: Callers, seconds: fl
             probes = await ask_for(server, during, seconds)
         statuses = await attacking
     start = time.monotonic()
-    is_normal = await until_normal(server, after, limit_s)
+    is_normal = await until_normal(server, after, limit_ms / 1e3)
     failed = [of for each in (warm, alone, during) for of, _, _ in each.failures]
     failed += [of for of, _, _ in after.failures if of != "rejected"]
     return {
         "requests": during.outcomes.total(),
         "errors": len(failed),
         "kinds": " ".join(sorted(set(failed))),
-        "alone_p99_ms": alone_s * 1e3,
-        "limit_ms": limit_s * 1e3,
-        "p99_ms": (percentile(sorted(during.seconds), 99) * 1e3) if during.seconds else None,
-        "healthz_worst_ms": (max(probes) * 1e3),
-        "memory_mib": (max(value for _, value in samples) - idle),
+        "alone_p99_ms": alone_ms,
+        "limit_ms": limit_ms,
+        "p99_ms": latency(during.seconds).get("p99_ms"),
+        "healthz_worst_ms": max(probes) * 1e3,
+        "memory_mib": max(value for _, value in samples) - idle,
         "normal_after_s": (time.monotonic() - start) if is_normal else None,
         "attacker": counted(statuses),
     }
