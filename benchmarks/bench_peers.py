@@ -105,7 +105,7 @@ class Entry(NamedTuple):
                 settings |= {"IGN_DEVICE": "cpu"}
                 settings |= dict.fromkeys(("IGN_WORKERS", "IGN_THREADS"), self.copies)
         else:
-            rows, wait_ms = BATCHING.get(self.copies, BATCHING[max(BATCHING)])
+            rows, wait_ms = BATCHING[min(self.copies, 2)]
             settings = {"PYTHONPATH": ROOT, "PEER_PORT": port, "PEER_COPIES": self.copies}
             settings |= {"PEER_MAX_BATCH": rows, "PEER_WAIT_MS": wait_ms, "PEER_MODEL": model}
         return {name: str(value) for name, value in settings.items()}

@@ -143,39 +143,31 @@ def summarise(measured: Sequence[Mapping[str, Json]]) -> Json:
     errors = np.array(
         [[[100 * each[kind]["cer"][name] for each in measured] for name in names] for kind in kinds]
     )
-    groups = {
-        group: [i for i, kind in enumerate(kinds) if belongs(kind)]
-        for group, belongs in GROUPS.items()
-    }
-    groups = {group: members for group, members in groups.items() if members}
     rivals = [i for i, name in enumerate(names) if name not in ("f", "f2")]
+    worse = errors > errors[:, [names.index("raw")]] + 1.0
 
     def by_name(rates: NDArray[Any]) -> dict[str, float]:
         return dict(zip(names, rates.tolist(), strict=True))
 
-    worse = errors > errors[:, [names.index("raw")]] + 1.0
-    return {
+    result: Json = {
         "blocks": len(measured),
         "cer": {kind: by_name(errors[i].mean(1)) for i, kind in enumerate(kinds)},
-        "means": {
-            group: by_name(errors[members].mean((0, 2))) for group, members in groups.items()
-        },
-        "best_of_each": {
-            group: float(errors[members][:, rivals].mean(2).min(1).mean())
-            for group, members in groups.items()
-        },
-        "worse": {
-            group: by_name(100 * worse[members].mean((0, 2))) for group, members in groups.items()
-        },
-        "pixels": {
-            group: {
-                key: 100
-                * float(np.mean([each[kinds[i]][key] for i in members for each in measured]))
+        "means": {},
+        "best_of_each": {},
+        "worse": {},
+        "pixels": {},
+    }
+    for group, belongs in GROUPS.items():
+        members = [i for i, kind in enumerate(kinds) if belongs(kind)]
+        if members:
+            result["means"][group] = by_name(errors[members].mean((0, 2)))
+            result["best_of_each"][group] = errors[members][:, rivals].mean(2).min(1).mean().item()
+            result["worse"][group] = by_name(100 * worse[members].mean((0, 2)))
+            result["pixels"][group] = {
+                key: 100 * np.mean([each[kinds[i]][key] for i in members for each in measured])
                 for key in ("changed", "moved")
             }
-            for group, members in groups.items()
-        },
-    }
+    return result
 
 
 def missing(artifact: Path) -> str:

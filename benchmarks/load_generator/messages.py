@@ -96,9 +96,7 @@ def disc(number: int = 0, *, size: int) -> Image.Image:
     """A light disc on dark, in grey; ``number`` moves it."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     grey = 255 * np.exp(-((x - 0.06 * number) ** 2 + (y + 0.04 * number) ** 2) * 30)
-    return Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1).astype(np.uint8)).convert(
-        "L"
-    )
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 # Gateways
@@ -154,10 +152,6 @@ SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
 
 def with_headers(data: bytes, headers: Mapping[str, str]) -> bytes:
     """A whole request with more headers."""
+    lines = "".join(f"\r\n{name}: {value}" for name, value in headers.items()).encode("latin-1")
     line, end, rest = data.partition(b"\r\n")
-    return (
-        line
-        + end
-        + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
-        + rest
-    )
+    return line + lines + end + rest

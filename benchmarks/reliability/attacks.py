@@ -189,9 +189,13 @@ def from_addresses(count: int, begin_one: Begin) -> Begin:
 
 async def stop_process(attacker: Attacker) -> None:
     """Stop one of the processes of the service, as a driver that hangs would."""
-    pid = serving_processes(attacker.service_pid)[0]
+    await stopped(serving_processes(attacker.service_pid)[0], attacker.end - time.monotonic())
+
+
+async def stopped(pid: int, seconds: float) -> None:
+    """Stop a process for so long."""
     os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(attacker.end - time.monotonic())
+    await asyncio.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.reliability.cases import KNOWN, SETTINGS, Case
 from benchmarks.reliability.hostile_inputs import hostile
-from benchmarks.reliability.soak import Run
+from benchmarks.reliability.soak import judged
 
 METHOD = (
     "`clients` clients send hostile requests, each on a connection of its own. Right is: any "
@@ -35,23 +35,25 @@ def measure(options: argparse.Namespace) -> Json:
             return Case("known", KNOWN)
         return hostile(np.random.default_rng((options.seed, number)))
 
-    run = Run(
-        settings=SETTINGS | LIMITS,
-        make=make,
-        numbers=iter(range(options.n)),
-        known=(KNOWN,),
-        clients=options.clients,
+    result = judged(
+        SETTINGS | LIMITS,
+        make,
+        iter(range(options.n)),
+        (KNOWN,),
+        options.clients,
         judges_memory=options.n >= MIN_FOR_MEMORY,
         module=("benchmarks.reliability.faulty_service", "unpaced"),
     )
-    judged = run.judged()
-    hangs = sum(n for (_, outcome), n in run.kinds.items() if outcome == "TimeoutError")
-    known = sum(n for (kind, _), n in run.kinds.items() if kind == "known")
-    judged["targets"] += [
+    answers = result["answers"]
+    hangs = sum(each["count"] for each in answers if each["answer"] == "TimeoutError")
+    failed = sum(
+        each["count"] for each in answers if each["kind"] == "known" and each["answer"] != "200"
+    )
+    result["targets"] += [
         target("hangs", hangs, at_most=0),
-        target("known requests that failed", known - run.kinds["known", "200"], at_most=0),
+        target("known requests that failed", failed, at_most=0),
     ]
-    return judged
+    return result
 
 
 OPTIONS: Final = {"n": (200_000, 1000), "clients": (32,), "seed": (0,)}

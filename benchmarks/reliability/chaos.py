@@ -27,7 +27,7 @@ from benchmarks.harness.processes import (
     service,
     serving_processes,
 )
-from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepare
+from benchmarks.reliability.attacks import BAD_CLIENTS, Attacker, attack, prepare, stopped
 from benchmarks.reliability.soak import KnownAnswers, end_state, right_answers
 
 METHOD: Final = (
@@ -83,9 +83,7 @@ async def disk_full(chaos: Chaos) -> None:
 
 async def stop_process(chaos: Chaos) -> None:
     pid = next(iter(serving_processes(chaos.server.pid)), chaos.server.pid)
-    os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(STOPPED_S)
-    os.kill(pid, signal.SIGCONT)
+    await stopped(pid, STOPPED_S)
 
 
 async def kill_process(chaos: Chaos, number: int = signal.SIGKILL) -> None:

@@ -34,48 +34,42 @@ from tests.helpers.pictures import chunk
 JSON_TYPE: Final = {"Content-Type": JSON}
 PATHS: Final = (*CALLS, "/v2/models/mnist/infer")
 VALUES: Final[tuple[Any, ...]] = (
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        0.5,
-        -0.0,
-        1e-320,
-        1e300,
-        2**31,
-        2**32,
-        2**53 + 1,
-        2**64,
-        10**400,
-    ),
-    *(
-        "",
-        "a",
-        "1",
-        "\0",
-        "\ud800",
-        "é" * 300,
-        "../../etc/passwd",
-        "file:///etc/passwd",
-        "data:image/png;base64,",
-    ),
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    0.5,
+    -0.0,
+    1e-320,
+    1e300,
+    2**31,
+    2**32,
+    2**53 + 1,
+    2**64,
+    10**400,
+    "",
+    "a",
+    "1",
+    "\0",
+    "\ud800",
+    "é" * 300,
+    "../../etc/passwd",
+    "file:///etc/passwd",
+    "data:image/png;base64,",
     "AAAA",
-    *(
-        [],
-        {},
-        [[]],
-        [None],
-        [0] * 300,
-        ["a"] * 9,
-        {"a": 1},
-        {"seed": 1},
-        [{"seed": 1}],
-        [{"image": ""}] * 3,
-        [[[[1]]]],
-    ),
+    [],
+    {},
+    [[]],
+    [None],
+    [0] * 300,
+    ["a"] * 9,
+    {"a": 1},
+    {"seed": 1},
+    [{"seed": 1}],
+    [{"image": ""}] * 3,
+    [[[[1]]]],
 )
 _ACCEPTS: Final = ("image/png", "image/webp", "image/gif", JSON, NPY, EVENTS, "*/*")
 _NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encoding Content-Length
@@ -84,50 +78,42 @@ _NAMES: Final = """Accept Accept-Encoding Authorization Connection Content-Encod
     :path"""
 _HEADERS: Final = (*_NAMES.split(), HEADER_LENGTH, "X Y", "a" * 300, "\xff")
 _HEADERVALUES: Final = (
-    *(
-        "",
-        " ",
-        "0",
-        "-1",
-        "1",
-        "9" * 40,
-        "1e9",
-        "nan",
-        "*",
-        "*/*;q=0",
-        "a/b;q=1.0000",
-        "chunked",
-        "gzip",
-        "identity",
-    ),
-    *(
-        "gzip, chunked",
-        "close",
-        "keep-alive, upgrade",
-        "100-continue",
-        "h2c",
-        "bytes=0-1",
-        "null",
-        "http://a",
-        "a\tb",
-    ),
-    *(
-        "multipart/form-data",
-        "multipart/form-data; boundary=",
-        "image/png; a=b",
-        "text/plain",
-        "Bearer x",
-        "Basic !!",
-    ),
-    *(
-        "\0",
-        "\x01",
-        "\xff\xfe",
-        "a" * 9000,
-        "127.0.0.1, ::1, unknown",
-        f"00-{'0' * 32}-{'1' * 16}-01",
-        "cross-site",
-    ),
+    "",
+    " ",
+    "0",
+    "-1",
+    "1",
+    "9" * 40,
+    "1e9",
+    "nan",
+    "*",
+    "*/*;q=0",
+    "a/b;q=1.0000",
+    "chunked",
+    "gzip",
+    "identity",
+    "gzip, chunked",
+    "close",
+    "keep-alive, upgrade",
+    "100-continue",
+    "h2c",
+    "bytes=0-1",
+    "null",
+    "http://a",
+    "a\tb",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "image/png; a=b",
+    "text/plain",
+    "Bearer x",
+    "Basic !!",
+    "\0",
+    "\x01",
+    "\xff\xfe",
+    "a" * 9000,
+    "127.0.0.1, ::1, unknown",
+    f"00-{'0' * 32}-{'1' * 16}-01",
+    "cross-site",
 )
 _HEADS: Final = (
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -148,6 +134,8 @@ _HEADS: Final = (
     b"POST /generate HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 )
+# the directory of a TIFF of one pixel
+PIXEL: Final = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
 
 
 def hostile(rng: Rng) -> Case:
@@ -209,19 +197,7 @@ def images() -> dict[str, list[bytes]]:
             + b"\x02\0\0\0"
             + b"\xff" * 6,
             b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;",
-            tiff(
-                {
-                    256: 60_000,
-                    257: 60_000,
-                    258: 8,
-                    259: 1,
-                    262: 1,
-                    273: 8,
-                    277: 1,
-                    278: 60_000,
-                    279: 1,
-                }
-            ),
+            tiff(PIXEL | {256: 60_000, 257: 60_000, 278: 60_000}),
         ],
         "undecodable_image": [
             *(data[: len(data) // 2] for data in whole),
@@ -238,10 +214,7 @@ def images() -> dict[str, list[bytes]]:
             b"II*\0" + b"\xff" * 100,
             b"II+\0\x08\0\0\0" + bytes(40),  # BigTIFF
             tiff({256: 9, 257: 9, 258: 8, 262: 1, 322: 1 << 16, 323: 1 << 16, 324: 8, 325: 1}),
-            tiff(
-                {256: 9, 257: 9, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: 9, 279: 1},
-                following=8,
-            ),
+            tiff(PIXEL | {256: 9, 257: 9, 259: 5, 278: 9}, following=8),
             endless_tiff(),
             avif_of_items(2000),
             b"\0\0\0\x1cftypheic" + bytes(40),
@@ -276,11 +249,10 @@ def endless_tiff() -> bytes:
 
 def tiff_of_pages(count: int) -> bytes:
     """A TIFF of so many pages of a pixel."""
-    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
-    size = len(directory(tags, 0))
+    size = len(directory(PIXEL, 0))
     first = 10
     pages = (
-        directory(tags, first + size * number if number < count else 0)
+        directory(PIXEL, first + size * number if number < count else 0)
         for number in range(1, count + 1)
     )
     return struct.pack("<2sHIH", b"II", 42, first, 0) + b"".join(pages)

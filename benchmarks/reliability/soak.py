@@ -110,74 +110,68 @@ class KnownAnswers:
             over.set()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Clients that send the requests of ``make`` to a service of this ``module``, one for each of
-    ``numbers``; every 200 to one of ``known`` must have the content that it has alone.
+def judged(
+    settings: Mapping[str, str],
+    make: Callable[[int], Case],
+    numbers: Iterator[int],
+    known: Sequence[bytes],
+    clients: int,
+    *,
+    judges_memory: bool,
+    module: Sequence[str] = ("service",),
+) -> Json:
+    """The result of clients that send the requests of ``make``, one for each of ``numbers``, to a
+    service of this ``module``; every 200 to one of ``known`` must have the content that it has
+    alone.
     """
+    answers = Counter[tuple[str, str]]()
+    unexplained = list[str]()
 
-    settings: Mapping[str, str]
-    make: Callable[[int], Case]
-    numbers: Iterator[int]
-    known: Sequence[bytes]
-    clients: int
-    judges_memory: bool
-    module: Sequence[str] = ("service",)
-    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often a kind of request had an outcome."""
-    unexplained: list[str] = field(default_factory=list)
+    async def work(port: int, right: Mapping[bytes, object]) -> None:
+        for number in numbers:
+            case = make(number)
+            outcome, wrong = await sent(port, case, right)
+            answers[case.kind, outcome] += 1
+            if wrong:
+                unexplained.append(f"request {number}, {case.kind}: {wrong}"[:500])
 
-    def judged(self) -> Json:
-        """The result of a benchmark."""
-        images()  # now, because they take seconds, and clients that send nothing are closed
-        with service(self.settings, self.module) as server:
-            with memory_samples(server.pid, every_s=0.2) as samples:
-                start = time.monotonic()
-                uvloop.run(self._load(server.port))
-                seconds = time.monotonic() - start
-            state = wait_until_idle(server)
-            errors = log_errors(server)
-        kept = memory(samples)
-        targets = [
-            target("unexplained answers", len(self.unexplained), at_most=0),
-            target("errors in the log", len(errors), at_most=0),
-            target(
-                "rows still queued, workers replaced, internal errors",
-                sum(state.values()),
-                at_most=0,
-            ),
-        ]
-        if self.judges_memory:
-            name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
-            allowed = kept["allowed_growth_mib"]
-            targets.append(target(name, kept["growth_mib"], at_most=allowed, unit="MiB"))
-        return {
-            "settings": dict(self.settings),
-            "targets": targets,
-            "requests": self.kinds.total(),
-            "requests_per_s": (self.kinds.total() / seconds),
-            "memory": [kept],
-            "answers": [
-                {"kind": kind, "answer": how, "count": n}
-                for (kind, how), n in sorted(self.kinds.items())
-            ],
-            "unexplained": self.unexplained[:SHOWN],
-            "log_errors": errors[:SHOWN],
-            "end_state": state,
-        }
+    async def load(port: int) -> None:
+        right = await right_answers(port, known)
+        await asyncio.gather(*(work(port, right) for _ in range(clients)))
 
-    async def _load(self, port: int) -> None:
-        right = await right_answers(port, self.known)
-
-        async def work() -> None:
-            for number in self.numbers:
-                case = self.make(number)
-                outcome, wrong = await sent(port, case, right)
-                self.kinds[case.kind, outcome] += 1
-                if wrong:
-                    self.unexplained.append(f"request {number}, {case.kind}: {wrong}"[:500])
-
-        await asyncio.gather(*(work() for _ in range(self.clients)))
+    images()  # now, because they take seconds, and clients that send nothing are closed
+    with service(settings, module) as server:
+        with memory_samples(server.pid, every_s=0.2) as samples:
+            start = time.monotonic()
+            uvloop.run(load(server.port))
+            seconds = time.monotonic() - start
+        state = wait_until_idle(server)
+        errors = log_errors(server)
+    kept = memory(samples)
+    targets = [
+        target("unexplained answers", len(unexplained), at_most=0),
+        target("errors in the log", len(errors), at_most=0),
+        target(
+            "rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0
+        ),
+    ]
+    if judges_memory:
+        name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
+        allowed = kept["allowed_growth_mib"]
+        targets.append(target(name, kept["growth_mib"], at_most=allowed, unit="MiB"))
+    return {
+        "settings": dict(settings),
+        "targets": targets,
+        "requests": answers.total(),
+        "requests_per_s": answers.total() / seconds,
+        "memory": [kept],
+        "answers": [
+            {"kind": kind, "answer": how, "count": n} for (kind, how), n in sorted(answers.items())
+        ],
+        "unexplained": unexplained[:SHOWN],
+        "log_errors": errors[:SHOWN],
+        "end_state": state,
+    }
 
 
 async def sent(
@@ -214,14 +208,14 @@ def for_seconds(seconds: float) -> Iterator[int]:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    return Run(
-        settings=SETTINGS,
-        make=lambda number: pick(np.random.default_rng((options.seed, number))),
-        numbers=for_seconds(options.seconds),
-        known=GOOD,
-        clients=options.clients,
+    return judged(
+        SETTINGS,
+        lambda number: pick(np.random.default_rng((options.seed, number))),
+        for_seconds(options.seconds),
+        GOOD,
+        options.clients,
         judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
-    ).judged()
+    )
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:
