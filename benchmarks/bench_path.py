@@ -181,4 +181,4 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_benchmark("path", METHOD, measure, {"together": (16,), "rounds": (25, 3)}))
+    raise SystemExit(run_benchmark("path", METHOD, measure, {"together": 16, "rounds": 25}))

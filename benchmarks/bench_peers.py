@@ -240,12 +240,12 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 OPTIONS: Final = {
-    "environment": ("~/.cache/ign-service/peers/mosec",),
-    "layers": (0,),
-    "copies": ([1, 2], [1]),
-    "connections": ([32, 256], [32]),
-    "seconds": (6.0, 1.0),
-    "rounds": (3, 1),
+    "environment": "~/.cache/ign-service/peers/mosec",
+    "layers": 0,
+    "copies": [1, 2],
+    "connections": [32, 256],
+    "seconds": 6.0,
+    "rounds": 3,
 }
 
 if __name__ == "__main__":

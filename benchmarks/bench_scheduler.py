@@ -223,7 +223,11 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         scheduler.close()
 
 
-OPTIONS: Final = {"rounds": (5, 1), "seconds": (4.0, 0.3), "depth": (100_000, 1000)}
+OPTIONS: Final = {
+    "rounds": 5,
+    "seconds": 4.0,
+    "depth": 100_000,
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("scheduler", METHOD, measure, OPTIONS))

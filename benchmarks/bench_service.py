@@ -208,10 +208,10 @@ def single_images(server: ServerProcess, options: argparse.Namespace) -> list[Js
 
 
 OPTIONS: Final = {
-    "device": ("auto",),
-    "rounds": (5, 1),
-    "seconds": (4.0, 0.4),
-    "connections": ([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [1, 32]),
+    "device": "auto",
+    "rounds": 5,
+    "seconds": 4.0,
+    "connections": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 }
 
 if __name__ == "__main__":

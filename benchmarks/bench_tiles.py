@@ -163,13 +163,13 @@ async def others(
 
 
 OPTIONS: Final = {
-    "layers": (7, 3),
-    "width": (2480, 400),
-    "height": (3508, 600),
-    "rounds": (3, 1),
-    "seconds": (10.0, 0.5),
-    "uploads": (10, 2),
-    "inflight_mib": ([128, 2048], [128]),
+    "layers": 7,
+    "width": 2480,
+    "height": 3508,
+    "rounds": 3,
+    "seconds": 10.0,
+    "uploads": 10,
+    "inflight_mib": [128, 2048],
 }
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from benchmarks.authors.scans_blocks import GROUPS, HANDBOOK, SEEN, block, conditions, faces
 from benchmarks.authors.scans_methods import (
-    SAUVOLA,
     Method,
     error_rate,
     methods_of,
@@ -202,11 +201,6 @@ def measure(options: argparse.Namespace) -> Json:
     result = summarise(blocks) | {
         "photographs": photographs(artifact),
         "page_s": page_seconds(folder),
-        "sauvola": SAUVOLA,
-        "not_run": [
-            *(name for name in ("doxapy", "augraphy") if not find_spec(name)),
-            *(["unpaper"] if "unpaper" not in methods else []),
-        ],
     }
     if options.sheet:
         with atomic_write(Path(options.sheet)) as file:
@@ -219,11 +213,11 @@ def measure(options: argparse.Namespace) -> Json:
 SCANS: Final = ROOT / "models" / "scans"
 NEWEST: Final = max(SCANS.glob("*"), key=lambda folder: int(folder.name), default=SCANS)
 OPTIONS: Final = {
-    "model": (str(NEWEST),),
-    "blocks": (16, 1),
-    "sheet": ("",),
-    "real": ("",),
-    "card": (False,),
+    "model": str(NEWEST),
+    "blocks": 16,
+    "sheet": "",
+    "real": "",
+    "card": False,
 }
 
 if __name__ == "__main__":

@@ -41,10 +41,8 @@ MODEL: Final = max(
 )
 REF: Final = f"mnist/{MODEL.parent.name}"
 
-Options = Mapping[str, tuple[Any, ...]]
-"""Option of a benchmark → its value in a full run, and in a quick one if that differs. A list takes
-several values.
-"""
+# Option of a benchmark → its default. A list takes several values, False is a switch.
+Options = Mapping[str, Any]
 
 
 def run_benchmark(
@@ -78,29 +76,22 @@ def run_benchmark(
 
 
 def parse_options(method: str, options: Options) -> argparse.Namespace:
-    """The command line, with the values of a full or of a quick run for what is not given."""
+    """The command line of a benchmark."""
     cli = argparse.ArgumentParser(description=method.replace("%", "%%"))
-    cli.add_argument(
-        "--quick", action="store_true", help="run a few seconds, to check that it works"
-    )
     cli.add_argument(
         "--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json"
     )
-    for name, values in options.items():
+    for name, default in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if values == (False,):
+        shown = "(default %(default)s)"
+        if default is False:
             cli.add_argument(flag, action="store_true")
-            continue
-        several = isinstance(values[0], list)
-        example = values[0][0] if several and values[0] else values[0]
-        shown = ", quick ".join(map(str, values))
-        nargs = "+" if several else None
-        cli.add_argument(flag, type=type(example), nargs=nargs, help=f"(default {shown})")
-    asked = cli.parse_args()
-    for name, values in options.items():
-        if getattr(asked, name) is None:
-            setattr(asked, name, values[-1] if asked.quick else values[0])
-    return asked
+        elif isinstance(default, list):
+            kind = type(default[0])
+            cli.add_argument(flag, type=kind, nargs="+", default=default, help=shown)
+        else:
+            cli.add_argument(flag, type=type(default), default=default, help=shown)
+    return cli.parse_args()
 
 
 def machine() -> Json:

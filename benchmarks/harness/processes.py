@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +116,9 @@ def serving(
     this process.
     """
     with tempfile.NamedTemporaryFile() as output:
-        env = None if environ is None else dict(environ)
         process = subprocess.Popen(
             command,
-            env=env,
+            env=environ,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -199,26 +198,28 @@ def listening_sockets(port: int) -> int:
     return sum(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in sockets)
 
 
+def of_tree(pid: int, measure: Callable[[int], float]) -> float:
+    """The sum of what is measured of a process and its living descendants."""
+    total = 0.0
+    for each in process_tree(pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            total += measure(each)
+    return total
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time (user and system) of a process and its living descendants, with the resolution of a
     clock tick.
     """
-    total = 0
-    for each in process_tree(pid):
-        with contextlib.suppress(OSError):
-            total += sum(map(int, stat(each)[11:13]))
-    return total * _TICK_S
+    return of_tree(pid, lambda each: sum(map(int, stat(each)[11:13]))) * _TICK_S
 
 
 def rss_mib(pid: int) -> float:
     """Resident memory of a process and its living descendants; shared pages count once per
     process.
     """
-    total = 0.0
-    for each in process_tree(pid):
-        with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * _PAGE_MIB
-    return total
+    pages = of_tree(pid, lambda each: int(Path(f"/proc/{each}/statm").read_text().split()[1]))
+    return pages * _PAGE_MIB
 
 
 @contextmanager

@@ -40,9 +40,7 @@ def about(result: Json) -> str:
     line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}"
     if card := result.get("device"):
         line = f"{card['name']}, {card['memory.total']}, driver {card['driver_version']}; {line}"
-    line += f"; load average {shown(machine['load_1m'])}"
-    quick = result["options"]["quick"]
-    return line + (". **A quick run: it only shows that the benchmark works.**" if quick else ".")
+    return f"{line}; load average {shown(machine['load_1m'])}."
 
 
 def verdict(line: Json) -> Json:

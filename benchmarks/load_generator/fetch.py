@@ -20,10 +20,6 @@ class Answer:
     body: bytes = b""
 
 
-class ConnectionClosed(Exception):
-    """The client closed the connection before the answer was complete."""
-
-
 class Connection(asyncio.Protocol):
     """A keep-alive connection with at most one request in flight."""
 
@@ -95,28 +91,20 @@ class _WithHeaders(Connection):
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
 
-async def fetch(
-    port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0
-) -> Answer:
-    """Send ``data`` on a new connection and wait for the answer, but not longer than one of the
-    times.
+async def fetch(port: int, data: bytes, *, timeout_s: float = 60.0) -> Answer:
+    """Send ``data`` on a new connection and wait for the answer.
 
     Raises:
-        ConnectionClosed: ``leave_after_s`` passed. ConnectionError: the server closed the
-        connection before its answer was complete, or it was not HTTP. TimeoutError: ``timeout_s``
-        passed.
+        ConnectionError: the server closed the connection before its answer was complete, or it was
+        not HTTP. TimeoutError: ``timeout_s`` passed; the client has disconnected.
     """
     loop = asyncio.get_running_loop()
     transport, connection = await loop.create_connection(_WithHeaders, HOST, port)
     try:
-        async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):
+        async with asyncio.timeout(timeout_s):
             status = await connection.send(data)
-    except TimeoutError as exc:
-        if leave_after_s is not None:
-            raise ConnectionClosed from exc
-        raise
     finally:
-        transport.close() if leave_after_s is None else transport.abort()
+        transport.abort()
     if not status:
         raise ConnectionError(connection.error)
     return Answer(status, connection.headers, connection.body)

@@ -1,7 +1,7 @@
 """A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the
 httptools parser.
 
-`measure` runs it in a process of its own, so that it does not compete with the caller for the GIL.
+`run_load` runs it in a process of its own, so that it does not compete with the caller for the GIL.
 
 Closed loop: every connection sends its next request after the response, so latency counts from
 sending. How the service fares when clients do not slow down is measured by many of them
@@ -50,13 +50,6 @@ class Spec:
     server_pid: int | None = None
 
 
-def measure(spec: Spec) -> Json:
-    """Run the load in a process of its own; returns its report."""
-    # a collection of garbage would count as latency
-    with ProcessPoolExecutor(1, get_context("spawn"), gc.disable) as pool:
-        return pool.submit(run, spec).result()
-
-
 def run_load(
     server: ServerProcess,
     requests: Sequence[bytes],
@@ -64,12 +57,16 @@ def run_load(
     seconds: float,
     **changes: Any,
 ) -> Json:
-    """Measure a load of a server, with its CPU time; `ServerFailed` without any 2xx."""
+    """Measure a load of a server, with its CPU time, from a process of its own; `ServerFailed`
+    without any 2xx.
+    """
     given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
     spec = Spec(
         port=server.port, requests=requests, connections=connections, seconds=seconds, **given
     )
-    result = measure(spec)
+    # a collection of garbage would count as latency
+    with ProcessPoolExecutor(1, get_context("spawn"), gc.disable) as pool:
+        result = pool.submit(run, spec).result()
     if not result["ok"]["count"]:
         raise ServerFailed(
             f"no request was answered with 2xx: {result['samples']} {result['errors']}"
@@ -202,9 +199,8 @@ class Load:
         ok = of(status for status in self.latencies if status < 300)
         return {
             "seconds": seconds,
-            "ok_per_s": (ok["count"] / seconds),
+            "ok_per_s": ok["count"] / seconds,
             "ok": ok,
-            "rejected": of((429, 503)),
             "statuses": {str(status): of([status]) for status in sorted(self.latencies)},
             "errors": dict(self.errors),
             "sent": self.sent,

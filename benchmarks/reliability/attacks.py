@@ -18,7 +18,7 @@ import uvloop
 from PIL import Image
 
 from benchmarks.harness.processes import HOST, raise_file_limit, serving_processes
-from benchmarks.load_generator.fetch import ConnectionClosed, fetch
+from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import (
     EVENTS,
     JSON,
@@ -31,7 +31,7 @@ from benchmarks.load_generator.messages import (
     upload,
     with_headers,
 )
-from benchmarks.reliability.cases import Rng, disconnecting, oversized, slow_body
+from benchmarks.reliability.cases import Case, Rng, disconnecting, oversized, slow_body
 from benchmarks.reliability.hostile_inputs import (
     avif_of_items,
     endless_tiff,
@@ -163,15 +163,13 @@ def asking(*requests: bytes) -> Talk:
     return talk
 
 
-def once(*requests: bytes, leave_after_s: float | None = None) -> Begin:
+def once(*requests: bytes, timeout_s: float = 60.0) -> Begin:
     """Send the requests one after another, and wait for each answer, or leave."""
 
     async def begin(attacker: Attacker) -> None:
         for data in requests:
-            with contextlib.suppress(OSError, ConnectionClosed):
-                answer = await fetch(
-                    attacker.port, attacker.signed(data), leave_after_s=leave_after_s
-                )
+            with contextlib.suppress(OSError):
+                answer = await fetch(attacker.port, attacker.signed(data), timeout_s=timeout_s)
                 attacker.statuses[str(answer.status)] += 1
 
     return begin
@@ -250,18 +248,18 @@ def bad_clients(count: int) -> Begin:
     """A quarter each is slow, disconnects, sends too much, or sends hostile requests, whatever the
     answers are.
     """
-    makers = (slow_body, disconnecting, oversized, hostile)
 
-    async def bad_client(attacker: Attacker, rng: Rng, kind: int) -> None:
+    async def bad_client(attacker: Attacker, rng: Rng, make: Callable[[Rng], Case]) -> None:
         while time.monotonic() < attacker.end:
-            case = makers[kind % len(makers)](rng)
-            with contextlib.suppress(OSError, ConnectionClosed):
-                await fetch(attacker.port, case.data, leave_after_s=case.leave_after_s or 1.0)
+            case = make(rng)
+            with contextlib.suppress(OSError):
+                await fetch(attacker.port, case.data, timeout_s=case.leave_after_s or 1.0)
             await asyncio.sleep(0.5)
 
     async def begin(attacker: Attacker) -> None:
-        rngs = enumerate(np.random.default_rng(0).spawn(count))
-        await asyncio.gather(*(bad_client(attacker, rng, kind) for kind, rng in rngs))
+        kinds = itertools.cycle((slow_body, disconnecting, oversized, hostile))
+        rngs = np.random.default_rng(0).spawn(count)
+        await asyncio.gather(*map(bad_client, itertools.repeat(attacker), rngs, kinds))
 
     return begin
 
@@ -312,7 +310,7 @@ BOUNDED: Final[dict[str, Attack]] = {
         {"cpu_s": 0.2, "left_mib": 20},
     ),
     "a stream of 40 lines": Attack(
-        lambda: once(of_scans(1, 16_384, 40, EVENTS), leave_after_s=20.0),
+        lambda: once(of_scans(1, 16_384, 40, EVENTS), timeout_s=20.0),
         {"mib": 400, "left_mib": 50},
     ),
     "100 pages that miss their deadline": Attack(

@@ -56,7 +56,11 @@ def measure(options: argparse.Namespace) -> Json:
     return result
 
 
-OPTIONS: Final = {"n": (200_000, 1000), "clients": (32,), "seed": (0,)}
+OPTIONS: Final = {
+    "n": 200_000,
+    "clients": 32,
+    "seed": 0,
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("campaign", METHOD, measure, OPTIONS, judge=True))

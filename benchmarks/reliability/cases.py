@@ -66,9 +66,19 @@ GOOD: Final = (
 """Their responses are always the same, but for times."""
 
 _PATHS: Final = (
-    *("/models", "/models/mnist", f"/models/{REF}", "/healthz", "/readyz", "/metrics"),
-    *("/openapi.json", "/docs", "/v2", "/v2/health/live", "/v2/health/ready"),
-    *("/v2/models/mnist", "/v2/models/mnist/config"),
+    "/models",
+    "/models/mnist",
+    f"/models/{REF}",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/mnist",
+    "/v2/models/mnist/config",
 )
 
 

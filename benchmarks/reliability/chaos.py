@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -41,55 +40,49 @@ SETTLE_S: Final = 3.0
 STOPPED_S: Final = 2.0
 
 
-@dataclass(slots=True)
-class Chaos:
-    """One half of a run; ``commands`` is the file that `faulty_service` follows."""
-
-    server: ServerProcess
-    commands: Path
-
-    def command(self, line: str) -> None:
-        with self.commands.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def await_successor(self, dead: int) -> None:
-        """Wait until another process accepts connections in the place of a dead one."""
-        while dead in (pids := serving_processes(self.server.pid)) or len(pids) < 2:
-            time.sleep(0.1)
-        while listening_sockets(self.server.port) < 2:
-            time.sleep(0.1)
+# makes a fault of a service, which follows the commands in the file
+Fault = Callable[[ServerProcess, Path], Awaitable[None]]
 
 
-Fault = Callable[[Chaos], Awaitable[None]]
+def command(commands: Path, line: str) -> None:
+    with commands.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
-async def kill_thread(chaos: Chaos) -> None:
-    chaos.command("kill")
+async def kill_thread(_: ServerProcess, commands: Path) -> None:
+    command(commands, "kill")
 
 
-async def clock_jump(chaos: Chaos) -> None:
+async def clock_jump(_: ServerProcess, commands: Path) -> None:
     for seconds in (86_400, -86_400, 0):
-        chaos.command(f"clock {seconds}")
+        command(commands, f"clock {seconds}")
         await asyncio.sleep(0.5)
 
 
-async def disk_full(chaos: Chaos) -> None:
+async def disk_full(server: ServerProcess, _: Path) -> None:
     """No file can grow, so the log cannot be written."""
-    limits = resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     await asyncio.sleep(STOPPED_S)
-    resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE, limits)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
 
 
-async def stop_process(chaos: Chaos) -> None:
-    pid = next(iter(serving_processes(chaos.server.pid)), chaos.server.pid)
-    await stopped(pid, STOPPED_S)
+async def stop_process(server: ServerProcess, _: Path) -> None:
+    await stopped(next(iter(serving_processes(server.pid)), server.pid), STOPPED_S)
 
 
-async def kill_process(chaos: Chaos, number: int = signal.SIGKILL) -> None:
-    dead = serving_processes(chaos.server.pid)[0]
+async def kill_process(server: ServerProcess, _: Path) -> None:
+    await asyncio.to_thread(replaced, server, signal.SIGKILL)
+
+
+def replaced(server: ServerProcess, number: signal.Signals) -> None:
+    """Send a signal to a process, and wait until another one accepts connections in its place."""
+    dead = serving_processes(server.pid)[0]
     os.kill(dead, number)
-    await asyncio.to_thread(chaos.await_successor, dead)
+    while dead in (pids := serving_processes(server.pid)) or len(pids) < 2:
+        time.sleep(0.1)
+    while listening_sockets(server.port) < 2:
+        time.sleep(0.1)
 
 
 FAULTS: Final[dict[int, tuple[Fault, ...]]] = {
@@ -127,12 +120,11 @@ def half(options: argparse.Namespace, processes: int) -> Json:
         )
         settings = {"IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes)}
         with service(settings, module) as server:
-            chaos = Chaos(server, commands)
-            known, outages = uvloop.run(run(chaos, options, FAULTS[processes]))
+            known, outages = uvloop.run(run(server, commands, options, FAULTS[processes]))
             ready = server.get("/readyz")[0]
-            replaced = end_state(server)["workers replaced"]
+            workers = end_state(server)["workers replaced"]
     unexpected = [f"at the end /readyz is {ready}"] * (ready != 200)
-    unexpected += [f"{replaced:.0f} threads were replaced"] * (replaced != (processes == 1))
+    unexpected += [f"{workers:.0f} threads were replaced"] * (workers != (processes == 1))
     outside = [
         outcome
         for outcome, sent, ended in known.failures
@@ -153,31 +145,33 @@ def half(options: argparse.Namespace, processes: int) -> Json:
 
 
 async def run(
-    chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]
+    server: ServerProcess, commands: Path, options: argparse.Namespace, faults: tuple[Fault, ...]
 ) -> tuple[KnownAnswers, list[tuple[float, float]]]:
     """What good clients got, and start and end of each declared outage, in `time.monotonic`."""
-    known = KnownAnswers(await right_answers(chaos.server.port))
+    known = KnownAnswers(await right_answers(server.port))
     outages = list[tuple[float, float]]()
     seconds = options.seconds / 2
-    port = chaos.server.port
-    attacker = Attacker(port, chaos.server.pid)
+    attacker = Attacker(server.port, server.pid)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         pool.submit(prepare, BAD_CLIENTS)
-        async with known.asked_by(options.clients, port, pause_s=0.5):
+        async with known.asked_by(options.clients, server.port, pause_s=0.5):
             bad = asyncio.get_running_loop().run_in_executor(
                 pool, attack, BAD_CLIENTS, seconds, attacker
             )
             for fault in faults:
                 await asyncio.sleep(seconds / (len(faults) + 1))
                 start = time.monotonic()
-                await fault(chaos)
+                await fault(server, commands)
                 if fault in OUTAGES:
                     outages.append((start, time.monotonic() + SETTLE_S))
             await bad
     return known, outages
 
 
-OPTIONS: Final = {"seconds": (600.0, 20.0), "clients": (160,)}
+OPTIONS: Final = {
+    "seconds": 600.0,
+    "clients": 160,
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("chaos", METHOD, measure, OPTIONS, judge=True))

@@ -118,7 +118,11 @@ def measure(options: argparse.Namespace) -> Json:
     }
 
 
-OPTIONS: Final = {"n": (100_000, 300), "seed": (0,), "start": (0,)}
+OPTIONS: Final = {
+    "n": 100_000,
+    "seed": 0,
+    "start": 0,
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("files", METHOD, measure, OPTIONS, judge=True))

@@ -91,7 +91,12 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     }
 
 
-OPTIONS: Final = {"rounds": (3, 1), "seconds": (10.0, 1.0), "few": (200, 20), "many": (2000, 200)}
+OPTIONS: Final = {
+    "rounds": 3,
+    "seconds": 10.0,
+    "few": 200,
+    "many": 2000,
+}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("storm", METHOD, measure, OPTIONS, judge=True))
