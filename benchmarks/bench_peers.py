@@ -216,7 +216,7 @@ class Benchmark:
         environ = without_settings() | entry.environment(port, self.model)
         ready = "/readyz" if entry.name == OURS else "/"
         command = self.commands[entry.name]
-        with serving(command, port=port, ready=ready, environ=environ, stop_s=10.0) as server:
+        with serving(command, port=port, ready=ready, environ=environ) as server:
             result: Json = {}
             for payload in BODIES:
                 sent = entry.requests(payload, self.model)

@@ -20,20 +20,16 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from benchmarks.bench_service import raw_session
+from benchmarks.bench_service import raw_session, repeated
 from benchmarks.harness.common import MODEL, REF, Json, latency, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
-from service.models.instances import open_instances
-from service.models.loaded import LoadedModel
-from service.models.repository import Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.server.process import tune_gc
-from service.settings import Settings
 
 METHOD: Final = (
     "Prepared rows go to service.scheduling in one process with uvloop. queue: single-row "
@@ -53,18 +49,13 @@ Run = Callable[[FloatRows, int], Awaitable[object]]
 
 
 @contextmanager
-def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
-    """A verified model, and its scheduler as the service starts it: it takes rows and a number of
-    steps.
-    """
-    cpus = available_cpus()
-    factory = partial(open_instances, OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
-    loaded = Repository(MODEL.parents[2], factory, default=REF).load_all().models[REF]
+def scheduled(model: OnnxModel) -> Iterator[Run]:
+    """A model's scheduler as the service starts it: it takes rows and a number of steps."""
     scheduler = Scheduler(
-        *loaded.instances,
+        model,
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
-        observe=ModelStatistics(Metrics(), loaded.ref).take,
+        observe=ModelStatistics(Metrics(), REF).take,
     )
 
     def run(rows: FloatRows, steps: int) -> Awaitable[object]:
@@ -76,19 +67,18 @@ def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
 
     scheduler.start()
     try:
-        yield loaded, run
+        yield run
     finally:
         scheduler.close()
-        loaded.close()
 
 
 def measure(options: argparse.Namespace) -> Json:
-    with scheduled() as (loaded, run), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        instance = loaded.instances[0]
-        assert isinstance(instance, OnnxModel)
-        raw_call = raw_session(MODEL.read_bytes(), instance)
-        about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
-        x = loaded.noise.rows(0, 0, 1)
+    data = MODEL.read_bytes()
+    model = OnnxModel(data, threads=available_cpus(), max_batch_rows=BATCH_ROWS)
+    about = {"ref": REF, "digest": model.digest[:12], "provider": model.provider}
+    raw_call = raw_session(data, model)
+    x = model.noise.rows(0, 0, 1)
+    with scheduled(model) as run, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         neighbours = runner.run(beside_long_ones(run, raw_call, x, options))
     tune_gc()
     queue = queued(options)
@@ -120,8 +110,8 @@ async def beside_long_ones(
     run: Run, raw_call: Callable[[FloatRows], object], x: FloatRows, options: argparse.Namespace
 ) -> list[Json]:
     """Latency of a row: of onnxruntime alone, and in the scheduler, by the number of long ones."""
+    raw = repeated(partial(raw_call, x), options.rounds * options.seconds)["ok"]
     found: dict[int, list[float]] = {0: [], LONG: []}
-    raw = list[float]()
     for _ in range(options.rounds):
         for number, latencies in found.items():
             work = [asyncio.create_task(repeat(run, x)) for _ in range(number)]
@@ -132,12 +122,11 @@ async def beside_long_ones(
             for task in work:
                 if not task.cancel():
                     task.result()  # it raises
-        end = time.perf_counter() + options.seconds
-        while (start := time.perf_counter()) < end:
-            raw_call(x)
-            raw.append(time.perf_counter() - start)
-    names = {"onnxruntime": raw, "alone": found[0], f"beside {LONG} × {LONG_STEPS}": found[LONG]}
-    return [{"steps=1": name} | latency(latencies) for name, latencies in names.items()]
+    return [
+        {"steps=1": "onnxruntime", **raw},
+        {"steps=1": "alone", **latency(found[0])},
+        {"steps=1": f"beside {LONG} × {LONG_STEPS}", **latency(found[LONG])},
+    ]
 
 
 async def repeat(run: Run, x: FloatRows) -> None:

@@ -61,9 +61,9 @@ def generate(accept: str, n: int = ROWS) -> list[bytes]:
     return [post("/generate", {"n": n, "seed": seed, "steps": 1}, accept) for seed in range(SEEDS)]
 
 
-def project(size: int = 28) -> list[bytes]:
+def project() -> list[bytes]:
     """One request with an image of the model's size, PNG to PNG."""
-    return [upload("/project?steps=1", encoded(disc(size=size)))]
+    return [upload("/project?steps=1", encoded(disc(size=28)))]
 
 
 def measure(options: argparse.Namespace) -> Json:

@@ -69,14 +69,14 @@ def measure(options: argparse.Namespace) -> Json:
         lines = list[Json]()
         for mib in options.inflight_mib:
             with service(settings | {"IGN_MAX_INFLIGHT_BYTES": str(mib << 20)}) as server:
-                for uploads in (0, options.uploads):
-                    latencies = asyncio.run(others(server, request, uploads, options))
-                    lines.append({"inflight_mib": mib, "uploads": uploads} | latencies)
-    line["targets"] += [
-        target(f"p99 of others over p99 alone, {alone['inflight_mib']} MiB", ratio, at_most=3.0)
-        for alone, beside in zip(lines[::2], lines[1::2], strict=True)
-        for ratio in [beside["p99_ms"] / alone["p99_ms"]]
-    ]
+                alone, beside = (
+                    asyncio.run(others(server, request, uploads, options))
+                    for uploads in (0, options.uploads)
+                )
+            lines += [{"inflight_mib": mib} | each for each in (alone, beside)]
+            ratio = beside["p99_ms"] / alone["p99_ms"]
+            name = f"p99 of others over p99 alone, {mib} MiB"
+            line["targets"].append(target(name, ratio, at_most=3.0))
     return line | {"others": lines}
 
 
@@ -159,7 +159,8 @@ async def others(
     for each in repeated:
         each.cancel()
     await asyncio.gather(*repeated, return_exceptions=True)
-    return {name: max(each_round(rounds, f"ok.{name}")) for name in ("p50_ms", "p99_ms")}
+    latencies = {name: max(each_round(rounds, f"ok.{name}")) for name in ("p50_ms", "p99_ms")}
+    return {"uploads": uploads, **latencies}
 
 
 OPTIONS: Final = {

@@ -35,8 +35,7 @@ from benchmarks.authors.scans_methods import (
     read,
     restored,
 )
-from benchmarks.harness.common import Json, run_benchmark
-from benchmarks.harness.processes import ROOT
+from benchmarks.harness.common import Json, newest, run_benchmark
 from model_export.data.pages import HELD_OUT_PICTURES
 from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
 from model_export.files import atomic_write
@@ -210,8 +209,7 @@ def measure(options: argparse.Namespace) -> Json:
     return result
 
 
-SCANS: Final = ROOT / "models" / "scans"
-NEWEST: Final = max(SCANS.glob("*"), key=lambda folder: int(folder.name), default=SCANS)
+NEWEST: Final = newest("scans")
 OPTIONS: Final = {
     "model": str(NEWEST),
     "blocks": 16,

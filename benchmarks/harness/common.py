@@ -34,11 +34,13 @@ PACKAGES = (
 _OMITTED = ("results", "model", "environment")  # paths, and what a result states elsewhere
 
 
-MODEL: Final = max(
-    ROOT.glob("models/mnist/[0-9]*/model.onnx"),
-    key=lambda file: int(file.parent.name),
-    default=ROOT,
-)
+def newest(name: str) -> Path:
+    """The folder of the newest version of a shipped model."""
+    versions = (ROOT / "models" / name).glob("[0-9]*")
+    return max(versions, key=lambda folder: int(folder.name), default=ROOT)
+
+
+MODEL: Final = newest("mnist") / "model.onnx"
 REF: Final = f"mnist/{MODEL.parent.name}"
 
 # Option of a benchmark → its default. A list takes several values, False is a switch.
@@ -157,7 +159,7 @@ def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
     """
     result: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
+        for name in list(ways)[:: -1 if number % 2 else 1]:
             result[name].append(ways[name]())
     return result
 
@@ -196,15 +198,15 @@ def memory(samples: Sequence[tuple[float, float]]) -> Json:
 
     ``samples`` are (seconds, MiB). A growth of 8 MiB, or of 5 % of the median, is allowed.
     """
-    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) / 3
-    kept = [sample for sample in samples if sample[0] >= left_out]
-    seconds = kept[-1][0] - kept[0][0]
-    slope = statistics.linear_regression(*zip(*kept, strict=True)).slope if seconds else 0.0
-    middle = statistics.median(value for _, value in kept)
+    seconds, mib = np.array(samples).T
+    is_kept = seconds >= seconds[0] + (seconds[-1] - seconds[0]) / 3
+    duration = np.ptp(seconds[is_kept])
+    slope = np.polyfit(seconds[is_kept], mib[is_kept], 1)[0] if duration else 0.0
+    middle = np.median(mib[is_kept])
     return {
         "median_mib": middle,
-        "most_mib": max(value for _, value in samples),
-        "growth_mib": slope * seconds,
+        "most_mib": mib.max(),
+        "growth_mib": slope * duration,
         "allowed_growth_mib": max(8.0, 0.05 * middle),
-        "seconds_judged": seconds,
+        "seconds_judged": duration,
     }

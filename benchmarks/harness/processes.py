@@ -107,9 +107,8 @@ def serving(
     ready: str,
     environ: Mapping[str, str] | None = None,
     start_s: float = START_S,
-    stop_s: float = STOP_S,
 ) -> Iterator[ServerProcess]:
-    """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its
+    """Run a server until the block ends, then stop it: SIGTERM, after `STOP_S` SIGKILL to its
     process group.
 
     ``ready`` is a path that gets 200 when the server is ready. ``environ`` is by default that of
@@ -130,29 +129,26 @@ def serving(
             _await_ready(server, ready, start_s)
             yield server
         finally:
-            server.status = _stop(process, stop_s)
+            server.status = _stop(process)
 
 
 def _await_ready(server: ServerProcess, path: str, start_s: float) -> None:
     deadline = time.monotonic() + start_s
-    while time.monotonic() < deadline:
-        if (status := server.process.poll()) is not None:
-            raise ServerFailed(
-                f"the server exited with status {status}:\n{server.log_text()[-2000:]}"
-            )
+    while time.monotonic() < deadline and server.process.poll() is None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if server.get(path)[0] == 200:
                 return
         time.sleep(0.05)
     raise ServerFailed(
-        f"the server was not ready within {start_s:g} s:\n{server.log_text()[-2000:]}"
+        f"the server is not ready; its exit status is {server.process.poll()}:\n"
+        f"{server.log_text()[-2000:]}"
     )
 
 
-def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
+def _stop(process: "subprocess.Popen[bytes]") -> int:
     process.terminate()
     try:
-        return process.wait(stop_s)
+        return process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         return -signal.SIGKILL
     finally:

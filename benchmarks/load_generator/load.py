@@ -40,14 +40,13 @@ class Spec:
     """A load."""
 
     port: int
+    server_pid: int  # whose CPU time, with its descendants, is reported too
     requests: Sequence[bytes]  # whole HTTP/1.1 requests, sent round robin
     connections: int  # keep-alive connections, each with one request in flight
     seconds: float  # time of measuring after ``warmup_s``, and until one response was counted
     warmup_s: float = 0.5
     grace_s: float = 40.0
     pause_s: float = 0.0  # a client waits a random time of up to so long after each response
-    # a local process whose CPU time, with its descendants, is reported too
-    server_pid: int | None = None
 
 
 def run_load(
@@ -60,9 +59,13 @@ def run_load(
     """Measure a load of a server, with its CPU time, from a process of its own; `ServerFailed`
     without any 2xx.
     """
-    given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
     spec = Spec(
-        port=server.port, requests=requests, connections=connections, seconds=seconds, **given
+        port=server.port,
+        server_pid=server.pid,
+        requests=requests,
+        connections=connections,
+        seconds=seconds,
+        **{"warmup_s": min(0.5, seconds / 2)} | changes,
     )
     # a collection of garbage would count as latency
     with ProcessPoolExecutor(1, get_context("spawn"), gc.disable) as pool:
@@ -123,27 +126,25 @@ class Load:
         self._begin = time.perf_counter() + spec.warmup_s
         clients = [asyncio.create_task(self._client(each)) for each in connections]
         await asyncio.sleep(self._begin - time.perf_counter())
-        own, servers = self._cpu_seconds()
+        before = self._cpu_seconds()
         await asyncio.sleep(self._begin + spec.seconds - time.perf_counter())
         with contextlib.suppress(TimeoutError):  # without any response it is no measurement
             await asyncio.wait_for(self._happened.wait(), spec.grace_s)
         self._end = time.perf_counter()
-        own_after, servers_after = self._cpu_seconds()
-        _, late = await asyncio.wait(clients, timeout=spec.grace_s)
-        for client in late:
-            client.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        after = self._cpu_seconds()
+        with contextlib.suppress(TimeoutError):  # it cancels the clients that still wait
+            await asyncio.wait_for(asyncio.gather(*clients), spec.grace_s)
         count = max(1, sum(map(len, self.latencies.values())))
+        own_ms, server_ms = ((b - a) * 1e3 / count for a, b in zip(before, after, strict=True))
         return self._report() | {
-            "unanswered": len(late),
-            "client_core_ms_per_request": (own_after - own) * 1e3 / count,
-            "server_core_ms_per_request": (servers_after - servers) * 1e3 / count,
+            "unanswered": sum(client.cancelled() for client in clients),
+            "client_core_ms_per_request": own_ms,
+            "server_core_ms_per_request": server_ms,
         }
 
     def _cpu_seconds(self) -> tuple[float, float]:
         """Of this process, and of the server."""
-        pid = self.spec.server_pid
-        return time.process_time(), 0.0 if pid is None else cpu_seconds(pid)
+        return time.process_time(), cpu_seconds(self.spec.server_pid)
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

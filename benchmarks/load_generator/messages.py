@@ -78,13 +78,6 @@ def text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def npy(array: Any) -> bytes:
-    """The array as an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 def encoded(image: Image.Image, encoding: str = "PNG", **options: Any) -> bytes:
     """The image as a file."""
     buffer = io.BytesIO()

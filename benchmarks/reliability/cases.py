@@ -23,6 +23,7 @@ from benchmarks.load_generator.messages import (
     upload,
 )
 from tests.contract.data import CALLS
+from tests.helpers.onnx_models import npy
 
 Rng = np.random.Generator
 
@@ -40,7 +41,7 @@ SETTINGS: Final = {
 REJECTIONS: Final = frozenset({429, 503})
 LEAKS: Final = (b"Traceback", b'File \\"', b"site-packages", b"/service/")
 _PICTURE: Final = messages.encoded(messages.disc(size=40))
-_LATENT: Final = text(messages.npy(np.ones((1, 28, 28), np.float32)))
+_LATENT: Final = text(npy(np.ones((1, 28, 28), np.float32)))
 _POINTS: Final = [{"seed": 2, "index": 3}, {"image": text(_PICTURE)}, {"latent": _LATENT}]
 _GRID: Final = {"rows": 2, "cols": 3}
 _TENSOR: Final = {"name": "x", "shape": [2, 1, 28, 28], "datatype": "FP32"}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
+from benchmarks.load_generator.fetch import Answer, fetch
 from benchmarks.reliability import hostile_inputs, soak
 from benchmarks.reliability.cases import KNOWN, Case, Rng, problem
 from benchmarks.reliability.soak import KnownAnswers, right_answers
@@ -68,17 +68,16 @@ def test_a_good_client_knows_the_right_bytes_and_may_disconnect() -> None:
         b"hello\r\n\r\n",
     ]
 
-    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if len(seen.requests) <= len(data):
-            writer.write(data[len(seen.requests) - 1])
-            writer.close()
+    def reply(seen: Seen) -> tuple[bytes, bool]:
+        turn = len(seen.requests) - 1
+        return (data[turn], True) if turn < len(data) else (b"", False)
 
     async def ask(port: int) -> KnownAnswers:
         known = KnownAnswers(await right_answers(port))
         for _ in data[1:]:
             await known.ask(port)
-        with pytest.raises(ConnectionClosed):
-            await fetch(port, KNOWN, leave_after_s=0.01)
+        left = Case("left", KNOWN, leave_after_s=0.01)
+        assert await soak.sent(port, left, {}) == ("left", "")
         with pytest.raises(TimeoutError):
             await fetch(port, KNOWN, timeout_s=0.01)
         return known
