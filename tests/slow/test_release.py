@@ -125,7 +125,7 @@ def test_the_wheels_come_and_go_in_either_order(dist: Path, tmp_path: Path, vers
 def test_a_second_run_writes_the_same_bytes_which_the_page_says_how_to_check(
     dist: Path, tmp_path: Path
 ) -> None:
-    checks = list(commands(blocks((ROOT / "docs" / "releases.md").read_text())[0]))[:2]
+    checks = list(commands(blocks((ROOT / "docs" / "deployment.md").read_text())[0]))[:2]
     cosign = shutil.which("cosign")
     key = {"COSIGN_PASSWORD": ""}
     if cosign:
