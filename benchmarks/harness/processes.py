@@ -140,7 +140,7 @@ def _await_ready(server: ServerProcess, path: str, start_s: float) -> None:
                 return
         time.sleep(0.05)
     raise ServerFailed(
-        f"the server is not ready; its exit status is {server.process.poll()}:\n"
+        f"the server is not ready, exit status {server.process.poll()}:\n"
         f"{server.log_text()[-2000:]}"
     )
 
