@@ -28,7 +28,7 @@ from ign_client._batches import (
     pages,
     require_file,
 )
-from ign_client._calls import FEW, images_of_request
+from ign_client._calls import images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
 from ign_client._picture import SUFFIXES, Picture
@@ -53,6 +53,7 @@ _UNREACHABLE_ERRORS: Final = (
     errors.DeadlineExceeded,
 )
 _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
+_GROUP: Final = 16  # images of one request, so that several requests run at a time
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
@@ -154,7 +155,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         existing = set()
     wanted = (index for index in indices if index not in existing)
     again = f"--seed {shlex.quote(str(seed))} --skip-existing"
-    size = images_of_request(options.scale)
+    size = images_of_request(options.scale, _GROUP)
     _, failed = _save_all(
         wanted, options.n - len(existing), generate_some, options, terminal, size, again
     )
@@ -333,7 +334,7 @@ def _images_of_request(
     models = client.models()
     chosen = options.model or models.default
     is_tiled = chosen in models and models[chosen].document.get("tiles") is not None
-    return 1 if is_tiled else max(1, min(FEW, models.limits.images))
+    return 1 if is_tiled else max(1, min(_GROUP, models.limits.images))
 
 
 def _point(text: str) -> PointLike:

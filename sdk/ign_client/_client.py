@@ -6,21 +6,19 @@ coroutines await blocks.
 """
 
 import asyncio
-import inspect
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import update_wrapper
-from types import GenericAlias
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args
+from functools import partial, wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from ign_client import _calls
 from ign_client import _transport as network
-from ign_client._calls import CONCURRENT, Calls, Split, join
+from ign_client._calls import CONCURRENT, Calls, join
 from ign_client._errors import IgnError, InputError, TransportError, status_error, unexpected
-from ign_client._results import Image, Limits
+from ign_client._results import Image
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
 from ign_client._wire import Call, Request, Response, complete, delay
@@ -30,64 +28,51 @@ T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
 TransportT = TypeVar("TransportT")
 HttpClientT = TypeVar("HttpClientT")
-WaitT = TypeVar("WaitT")
-M = TypeVar("M", bound=Callable[..., Any])
 
 
 def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P], T]:
+    @wraps(build)
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        call = build(*args, **kwargs)
-        return self._run_split(call) if isinstance(call, Split) else complete(self._run(call))
+        return self._result(build(*args, **kwargs))
 
-    return _like(build, method)
+    return method
 
 
 def _blocking_stream(
     build: Callable[P, Call[EventReader[ImageT]]],
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
+    @wraps(build)
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
-        call = build(*args, **kwargs)
-        return Stream(lambda: self._run(call))
+        return Stream(partial(self._run, build(*args, **kwargs)))
 
-    return _like(build, method, Stream)
+    return method
 
 
 def _awaited(
     build: Callable[P, Calls[T]],
 ) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    @wraps(build)
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In a thread, because it reads and encodes images.
-        call = await asyncio.to_thread(build, *args, **kwargs)
-        return await (self._run_split(call) if isinstance(call, Split) else self._run(call))
+        return await self._result(await asyncio.to_thread(build, *args, **kwargs))
 
-    return _like(build, method)
+    return method
 
 
 def _awaited_stream(
     build: Callable[P, Call[EventReader[ImageT]]],
 ) -> Callable[Concatenate["AsyncClient", P], AsyncStream[ImageT]]:
+    @wraps(build)
     def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
         async def start() -> EventReader[ImageT]:
-            call = await asyncio.to_thread(build, *args, **kwargs)
-            return await self._run(call)
+            return await self._run(await asyncio.to_thread(build, *args, **kwargs))
 
         return AsyncStream(start)
 
-    return _like(build, method, AsyncStream)
-
-
-def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M:
-    """Give a method the name, docstring and signature of the function that builds its call."""
-    update_wrapper(method, build)
-    if stream is not None:
-        signature = inspect.signature(build)
-        image = get_args(signature.return_annotation)  # of EventReader[image]
-        result = GenericAlias(stream, image)
-        vars(method)["__signature__"] = signature.replace(return_annotation=result)
     return method
 
 
-class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
+class _Common(ABC, Generic[TransportT, HttpClientT]):
     _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
 
@@ -101,7 +86,7 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
         max_retries: int | None = None,
         transport: TransportT | None = None,
         http_client: HttpClientT | None = None,
-        sleep: Callable[[float], WaitT] | None = None,
+        sleep: Callable[[float], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -110,25 +95,16 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
         self._settings = Settings(
             *resolve(base_url, api_key), timeout, deadline, max_retries, clock, jitter
         )
-        self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
+        self._sleep = sleep or type(self)._default_sleep
         self._is_owner = http_client is None
         self._http_client: HttpClientT = http_client or type(self)._default_http_client(
             transport=transport
         )
-        self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
     def base_url(self) -> str:
         """URL of the service, without a slash at the end."""
         return self._settings.base_url
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        settings = self._settings
-        return (
-            f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, "
-            f"max_retries={settings.max_retries})"
-        )
 
     @abstractmethod
     async def _send(self, request: Request) -> Response: ...
@@ -171,13 +147,8 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
             await self._wait(seconds)
             retries += 1
 
-    async def _limits_of(self, split: Split[T], ends: float) -> Limits:
-        if self._limits is None:
-            self._limits = (await self._run(split.models, ends)).limits
-        return self._limits
 
-
-class Client(_Common[network.HttpTransport, network.HttpClient, object]):
+class Client(_Common[network.HttpTransport, network.HttpClient]):
     """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with`
     statement.
 
@@ -235,20 +206,16 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     async def _wait(self, seconds: float) -> None:
         self._sleep(seconds)
 
-    def _run_split(self, split: Split[T]) -> T:
-        ends = split.models.ends(self._settings)
-        parts = split.parts(complete(self._limits_of(split, ends)))
+    def _result(self, calls: Calls[T]) -> T:
+        if isinstance(calls, Call):
+            return complete(self._run(calls))
+        ends = calls[0].ends(self._settings)
         with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [
-                pool.submit(lambda part: complete(self._run(part(), ends)), part) for part in parts
-            ]
-            try:
-                return cast(T, join([future.result() for future in running]))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            parts = pool.map(lambda call: complete(self._run(call, ends)), calls)
+            return cast(T, join(list(parts)))
 
 
-class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, Awaitable[object]]):
+class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient]):
     """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with`
     statement.
 
@@ -291,19 +258,20 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
     async def _wait(self, seconds: float) -> None:
         await self._sleep(seconds)
 
-    async def _run_split(self, split: Split[T]) -> T:
-        ends = split.models.ends(self._settings)
-        parts = await asyncio.to_thread(split.parts, await self._limits_of(split, ends))
+    async def _result(self, calls: Calls[T]) -> T:
+        if isinstance(calls, Call):
+            return await self._run(calls)
+        ends = calls[0].ends(self._settings)
         turn = asyncio.Semaphore(CONCURRENT)
 
-        async def run(part: Callable[[], Call[T]]) -> T:
+        async def run(call: Call[T]) -> T:
             async with turn:
-                return await self._run(await asyncio.to_thread(part), ends)
+                return await self._run(call, ends)
 
-        running = [asyncio.ensure_future(run(part)) for part in parts]
         try:
-            return cast(T, join([await task for task in running]))
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(run(call)) for call in calls]
+        except ExceptionGroup as failures:
+            error = failures.exceptions[0]
+            raise error from error.__cause__
+        return cast(T, join([part.result() for part in parts]))

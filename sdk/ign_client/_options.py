@@ -223,7 +223,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
     docstring.
 
     The function receives the options that are not None, as JSON holds them. The signature is that
-    of a method: it begins with `self`, and returns what the call does.
+    of a method: it begins with `self`.
     """
     hints = typing.get_type_hints(build)
     (kind,) = get_args(hints["options"])
@@ -239,10 +239,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
             for name, (hint, default, _) in options.items()
         ),
     ]
-    answer = get_args(hints["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
-    if get_origin(hints["return"]) is Union:
-        (answer,) = get_args(answer)
-    signature = inspect.Signature(parameters, return_annotation=answer)
+    signature = inspect.Signature(parameters)
 
     @wraps(build)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,11 +18,10 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error, unexpected
+from ign_client._errors import UnexpectedAnswer, problem_from, status_error, unexpected
 from ign_client._results import Done, Image, Progress, Step
 from ign_client._wire import EVENT_S, EVENTS, Response, complete
 
@@ -84,7 +83,6 @@ class EventReader(Generic[ImageT]):
             raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
         self.first = response.content
         self.rest = response.rest
-        self.cut = response.cut
         self._limit = response.limit
         self._request_id = response.request_id
         self._kind = kind
@@ -131,25 +129,25 @@ class EventReader(Generic[ImageT]):
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
 
 
-@dataclass(slots=True)
-class _State:
-    """What a stream shares with its generator, which does not hold the stream: a stream that is
-    dropped closes.
-
-    While one thread or task waits in the generator for the next chunk, no other can close the
-    generator. It cuts the connection instead, so that the wait ends.
-    """
-
-    is_closed: bool = False
-    cut: Callable[[], None] = lambda: None
+async def _events(
+    start: Callable[[], Awaitable[EventReader[ImageT]]],
+) -> AsyncGenerator[Event[ImageT], None]:
+    reader = await start()
+    chunk: bytes | None = reader.first
+    async with aclosing(reader.rest):
+        while True:
+            for event in reader.feed(chunk):
+                yield event
+                if isinstance(event, Done):
+                    return
+            chunk = await anext(reader.rest, None)
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
     def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._state = _State()
-        self._events = self._read(start, self._state)
+        self._events = _events(start)
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,37 +156,11 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
         await self.aclose()
 
     async def __anext__(self) -> Event[ImageT]:
-        try:
-            return await anext(self._events)
-        except IgnError:
-            if self._state.is_closed:
-                raise StopAsyncIteration from None
-            raise
+        return await anext(self._events)
 
     async def aclose(self) -> None:
-        """Close the connection; a second call has no effect. If another task waits for an event,
-        its loop ends.
-        """
-        self._state.is_closed = True
-        try:
-            await self._events.aclose()
-        except RuntimeError:  # the generator is running
-            self._state.cut()
-
-    @staticmethod
-    async def _read(
-        start: Callable[[], Awaitable[EventReader[ImageT]]], state: _State
-    ) -> AsyncGenerator[Event[ImageT], None]:
-        reader = await start()
-        state.cut = reader.cut
-        chunk: bytes | None = reader.first
-        async with aclosing(reader.rest):
-            while not state.is_closed:
-                for event in reader.feed(chunk):
-                    yield event
-                    if isinstance(event, Done):
-                        return
-                chunk = await anext(reader.rest, None)
+        """Close the connection; a second call has no effect."""
+        await self._events.aclose()
 
 
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
@@ -200,12 +172,11 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
 
     Raises:
         IgnError: until the first event, as any method. Later `StatusError` if the service failed,
-        `TransportError` if
-            the connection broke, `UnexpectedAnswer` if the stream ended early.
+        `TransportError` if the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
 
     def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._stream = AsyncStream(start)
+        self._events = _events(start)
 
     def __enter__(self) -> Self:
         return self
@@ -215,12 +186,10 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
 
     def __next__(self) -> Event[ImageT]:
         try:
-            return complete(anext(self._stream))
+            return complete(anext(self._events))
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
-        """Close the connection; a second call has no effect. If another thread waits for an event,
-        its loop ends.
-        """
-        complete(self._stream.aclose())
+        """Close the connection; a second call has no effect."""
+        complete(self._events.aclose())

@@ -1,9 +1,8 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -158,20 +157,8 @@ def _map_errors(request: Request) -> Iterator[None]:
 
 async def _received(request: Request, response: httpx.Response, chunks: Chunks) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    cut = partial(_cut, response)
-    received = partial(Response, response.status_code, headers, limit=request.limit, cut=cut)
+    received = partial(Response, response.status_code, headers, limit=request.limit)
     is_stream = headers.get("content-type", "").startswith(EVENTS)
     if request.is_stream and is_stream and response.status_code == 200:
         return received(await anext(chunks, b""), rest=chunks)
     return received(b"".join([chunk async for chunk in chunks]))
-
-
-def _cut(response: httpx.Response) -> None:
-    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would
-    not bring about.
-    """
-    stream = response.extensions.get("network_stream")  # a transport without a network has none
-    open_socket = None if stream is None else stream.get_extra_info("socket")
-    if open_socket is not None:
-        with suppress(OSError):  # the service has closed it
-            open_socket.shutdown(socket.SHUT_RDWR)

@@ -89,8 +89,7 @@ class Request:
 class Response:
     """One HTTP response, with the names of its headers in lower case.
 
-    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and
-    ``cut`` ends a wait for the next one from another thread or task.
+    For an event stream, ``content`` is its first chunk, and ``rest`` the generator of the others.
     """
 
     status: int
@@ -98,7 +97,6 @@ class Response:
     content: bytes
     limit: Limit
     rest: AsyncGenerator[bytes, None] | None = None
-    cut: Callable[[], None] = lambda: None
 
     @property
     def request_id(self) -> str | None:

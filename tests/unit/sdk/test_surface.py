@@ -48,7 +48,6 @@ def test_both_clients_have_the_same_methods_with_options_that_are_described() ->
         assert all(
             f"\n    {option}: " in method.__doc__ for option in list(signature.parameters)[1:]
         )
-        assert signature.return_annotation != inspect.Signature.empty
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,6 @@ def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.Monke
         assert "secret" not in repr(vars(client))
     with Client("http://other/prefix/", api_key="given", transport=to) as client:
         client.ready(request_id="mine")
-        assert repr(client) == "Client('http://other/prefix', timeout=30.0, max_retries=None)"
     found = [(str(each.url), each.headers["Authorization"]) for each in to.asked]
     assert found == [
         ("http://ign.example:1/readyz", "Bearer secret"),
