@@ -30,7 +30,7 @@ from ign_client._errors import InputError, StatusError
 from ign_client._inputs import Pictures, PointLike, Term
 from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
-from ign_client._stream import EventReader
+from ign_client._stream import Events, events_of
 from ign_client._wire import EVENTS, Body, Call, Response
 
 T = TypeVar("T")
@@ -79,14 +79,14 @@ def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> C
 
 
 @described
-def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReader[results.Image]]:
+def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[Events[results.Image]]:
     """Like `generate`, but as a stream of events: `Step` for each recorded and each last step,
     `Progress`, and `Done`.
 
     ``timeout`` limits the wait for the first event. The client retries only before the first event.
     Closing the stream cancels the computation.
     """
-    parse = partial(EventReader, results.Image, _noise(options), options.get("record") or ())
+    parse = partial(events_of, results.Image, _noise(options), options.get("record") or ())
     return _call("/generate", parse, options, _json(options), accept=EVENTS)
 
 
@@ -111,11 +111,11 @@ def project_as(
 @described
 def stream_project(
     images: Pictures, **options: Unpack[lists.ProjectOptions]
-) -> Call[EventReader[results.ProjectedImage]]:
+) -> Call[Events[results.ProjectedImage]]:
     """Like `project`, but as a stream of events; see `stream_generate`."""
     contents = _inputs.pictures(images)
     parse = partial(
-        EventReader,
+        events_of,
         results.ProjectedImage,
         _expected(options, _count(contents)),
         options.get("record") or (),
@@ -176,10 +176,7 @@ def models(**options: Unpack[Connection]) -> Call[results.Models]:
 @described
 def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
     """The complete card of one model."""
-    parts = checked("name", name, str).split("/")
-    if len(parts) > 2 or not all(parts):
-        raise InputError(f"name: expected name or name/version, not {name!r}")
-    path = "/models/" + "/".join(quote(part, safe="") for part in parts)
+    path = f"/models/{quote(checked('name', name, str))}"
     return _call(path, _answers.card, options)
 
 
@@ -202,7 +199,7 @@ def _call(
     **others: Any,
 ) -> Call[T]:
     connection = {name: options[name] for name in _CONNECTION if name in options}
-    return Call(path=path, parse=parse, body=body, **connection, **others)
+    return Call(path=path, parse=parse, body=body, connection=connection, **others)
 
 
 def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
@@ -278,9 +275,7 @@ def _text(value: Any) -> str:
 
 
 def _path(points: Sequence[PointLike], options: Options) -> Body:
-    members = [
-        _inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))
-    ]
+    members = [_inputs.point(value, f"points.{i}") for i, value in enumerate(points)]
     grid = options.get("grid")
     shape = {} if grid is None else {"grid": {"rows": grid[0], "cols": grid[1]}}
     return _json(options, points=members, **shape)
@@ -288,17 +283,11 @@ def _path(points: Sequence[PointLike], options: Options) -> Body:
 
 def _sum(terms: Sequence[Term | PointLike], options: Options) -> Body:
     members = []
-    for i, value in enumerate(_latents(terms, "terms")):
+    for i, value in enumerate(terms):
         term = value if isinstance(value, Term) else Term(value)
         weight = checked(f"terms.{i}.weight", term.weight, float)
         members.append({**_inputs.point(term.point, f"terms.{i}"), "weight": weight})
     return _json(options, terms=members)
-
-
-def _latents(values: object, field: str) -> Sequence[Any]:
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise InputError(f"{field}: expected a list of latents, not {type(values).__name__}")
-    return values
 
 
 # Calls with many images, which become several requests
@@ -327,7 +316,7 @@ def _uploads(
         own = sent if masks is None else {**sent, "masks": masks[chosen]}
         some = contents[chosen]
         read = partial(parse, _expected(own, _count(some), moved=chosen.start))
-        others = {} if len(contents) == 1 else {"error": partial(_placed_error, chosen.start)}
+        others = {} if len(contents) == 1 else {"placed": partial(_placed_error, chosen.start)}
         return _call(path, read, own, _upload(some, own), **others)
 
     most = images_of_request(options.get("scale", 1))
@@ -362,9 +351,9 @@ def join(parts: Sequence[Any]) -> Any:
 
 def _placed_error(start: int, error: StatusError) -> StatusError:
     """The error with the indices of the whole call."""
-    problem = error.problem
-    errors = tuple(replace(item, field=_placed(item.field, start)) for item in problem.errors)
-    return type(error)(replace(problem, errors=errors, detail=_placed(problem.detail, start)))
+    error.detail = _placed(error.detail, start)
+    error.errors = tuple(replace(item, field=_placed(item.field, start)) for item in error.errors)
+    return error
 
 
 def _placed(text: str, start: int) -> str:

@@ -6,10 +6,10 @@ coroutines await blocks.
 """
 
 import asyncio
+import inspect
 import random
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 from ign_client import _calls
 from ign_client import _transport as network
 from ign_client._calls import CONCURRENT, Calls, join
-from ign_client._errors import IgnError, InputError, TransportError, status_error, unexpected
+from ign_client._errors import IgnError, InputError, TransportError, unexpected
 from ign_client._results import Image
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
-from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._wire import Call, Request, Response, complete, delay
+from ign_client._stream import AsyncStream, Events, Stream
+from ign_client._wire import Call, Response, complete, delay
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P]
 
 
 def _blocking_stream(
-    build: Callable[P, Call[EventReader[ImageT]]],
+    build: Callable[P, Call[Events[ImageT]]],
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
     @wraps(build)
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
@@ -60,11 +60,11 @@ def _awaited(
 
 
 def _awaited_stream(
-    build: Callable[P, Call[EventReader[ImageT]]],
+    build: Callable[P, Call[Events[ImageT]]],
 ) -> Callable[Concatenate["AsyncClient", P], AsyncStream[ImageT]]:
     @wraps(build)
     def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
-        async def start() -> EventReader[ImageT]:
+        async def start() -> Events[ImageT]:
             return await self._run(await asyncio.to_thread(build, *args, **kwargs))
 
         return AsyncStream(start)
@@ -72,9 +72,10 @@ def _awaited_stream(
     return method
 
 
-class _Common(ABC, Generic[TransportT, HttpClientT]):
+class _Common(Generic[TransportT, HttpClientT]):
     _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
+    _send: ClassVar[Callable[..., Awaitable[Response]]]
 
     def __init__(
         self,
@@ -106,12 +107,6 @@ class _Common(ABC, Generic[TransportT, HttpClientT]):
         """URL of the service, without a slash at the end."""
         return self._settings.base_url
 
-    @abstractmethod
-    async def _send(self, request: Request) -> Response: ...
-
-    @abstractmethod
-    async def _wait(self, seconds: float) -> None: ...
-
     async def _run(self, call: Call[T], ends: float | None = None) -> T:
         """Send a call until one attempt succeeds, and return its parsed response.
 
@@ -130,7 +125,8 @@ class _Common(ABC, Generic[TransportT, HttpClientT]):
         while True:
             error: IgnError
             try:
-                response = await self._send(call.request(settings, ends))
+                request = call.request(settings, ends)
+                response = await self._send(self._http_client, settings, request)
             except TransportError as exc:
                 error = exc
             else:
@@ -140,11 +136,13 @@ class _Common(ABC, Generic[TransportT, HttpClientT]):
                         response.request_id,
                     ):
                         return call.parse(response)
-                error = call.error(status_error(response.problem()))
+                error = call.placed(response.error())
             seconds = delay(settings, error, retries)
             if seconds is None or settings.clock() + seconds > gives_up:
                 raise error
-            await self._wait(seconds)
+            waiting = self._sleep(seconds)
+            if inspect.isawaitable(waiting):
+                await waiting
             retries += 1
 
 
@@ -173,6 +171,7 @@ class Client(_Common[network.HttpTransport, network.HttpClient]):
 
     _default_http_client = network.HttpClient
     _default_sleep = time.sleep
+    _send = staticmethod(network.send)
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -200,12 +199,6 @@ class Client(_Common[network.HttpTransport, network.HttpClient]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _send(self, request: Request) -> Response:
-        return await network.send(self._http_client, self._settings, request)
-
-    async def _wait(self, seconds: float) -> None:
-        self._sleep(seconds)
-
     def _result(self, calls: Calls[T]) -> T:
         if isinstance(calls, Call):
             return complete(self._run(calls))
@@ -225,6 +218,7 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient]):
 
     _default_http_client = network.AsyncHttpClient
     _default_sleep = asyncio.sleep
+    _send = staticmethod(network.send_async)
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)
@@ -251,12 +245,6 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    async def _send(self, request: Request) -> Response:
-        return await network.send_async(self._http_client, self._settings, request)
-
-    async def _wait(self, seconds: float) -> None:
-        await self._sleep(seconds)
 
     async def _result(self, calls: Calls[T]) -> T:
         if isinstance(calls, Call):

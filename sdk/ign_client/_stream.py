@@ -2,7 +2,7 @@
 iterators do the I/O.
 
 ```text
-chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream──▶ caller
+chunks ──Decoder──▶ (type, data) ──_Answer──▶ Step | Progress | Done ──Stream──▶ caller
 ```
 """
 
@@ -18,15 +18,17 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import UnexpectedAnswer, problem_from, status_error, unexpected
+from ign_client._errors import UnexpectedAnswer, status_error, unexpected
 from ign_client._results import Done, Image, Progress, Step
 from ign_client._wire import EVENT_S, EVENTS, Response, complete
 
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
+Events: TypeAlias = AsyncGenerator[Event[ImageT], None]
 
 
 class Decoder:
@@ -66,88 +68,85 @@ def _event(lines: str) -> tuple[str, str] | None:
     return (fields["event"][-1] or "message", "\n".join(data)) if data else None
 
 
-class EventReader(Generic[ImageT]):
-    """Turns chunks of bytes into events, and assembles the complete answer from them, without I/O.
+@dataclass(slots=True)
+class _Answer(Generic[ImageT]):
+    """Turns server-sent events into events, and assembles the complete answer from them.
 
     ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
     """
 
-    def __init__(
-        self,
-        kind: type[ImageT],
-        expected: _answers.Expected,
-        record: Sequence[int],
-        response: Response,
-    ) -> None:
-        if response.rest is None:
-            raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
-        self.first = response.content
-        self.rest = response.rest
-        self._limit = response.limit
-        self._request_id = response.request_id
-        self._kind = kind
-        self._expected = expected
-        self._record = frozenset(record)
-        self._decoder = Decoder()
-        self._steps: dict[int, list[dict[str, Any]]] = {}
+    kind: type[ImageT]
+    expected: _answers.Expected
+    record: Sequence[int]
+    request_id: str | None
+    steps: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
-        """The events that end in the next chunk; None means the end of the stream, which is then
-        incomplete.
-        """
-        if chunk is None:
-            raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
-        for name, data in self._decoder.feed(chunk):
-            with unexpected(f"an event {name!r:.80} that cannot be read", self._request_id):
-                event = self._read(name, data)
-            if event is not None:
-                yield event
-                self._limit.renew(EVENT_S)
-
-    def _read(self, name: str, data: str) -> Event[ImageT] | None:
+    def read(self, name: str, data: str) -> Event[ImageT] | None:
+        """An event; None for one of a later version of the service."""
         if name not in ("step", "progress", "done", "error"):
-            return None  # an event of a later version of the service
+            return None
         document = json.loads(data)
         if name == "step":
-            step = _answers.step(self._expected, document)
-            self._steps.setdefault(step.index, []).append(document)
+            step = _answers.step(self.expected, document)
+            self.steps.setdefault(step.index, []).append(document)
             return step
         if name == "progress":
             return _answers.value(Progress, document)
         if name == "done":
             document["images"] = [self._with_images(member) for member in document["images"]]
-            return Done(answer=_answers.images_of(self._kind, self._expected, document))
+            return Done(answer=_answers.images_of(self.kind, self.expected, document))
         status = _answers.typed(document["status"], int)
-        raise status_error(problem_from(document, status, self._request_id, {}))
+        raise status_error(document, status, self.request_id, {})
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier
         events.
         """
-        steps = self._steps[member["index"]]
-        recorded = [step for step in steps if step["step"] in self._record]
+        steps = self.steps[member["index"]]
+        recorded = [step for step in steps if step["step"] in self.record]
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
 
 
-async def _events(
-    start: Callable[[], Awaitable[EventReader[ImageT]]],
-) -> AsyncGenerator[Event[ImageT], None]:
-    reader = await start()
-    chunk: bytes | None = reader.first
-    async with aclosing(reader.rest):
-        while True:
-            for event in reader.feed(chunk):
+def events_of(
+    kind: type[ImageT], expected: _answers.Expected, record: Sequence[int], response: Response
+) -> Events[ImageT]:
+    """The events of a response."""
+    if response.rest is None:
+        raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
+    return _read(_Answer(kind, expected, record, response.request_id), response, response.rest)
+
+
+async def _read(
+    answer: _Answer[ImageT], response: Response, rest: AsyncGenerator[bytes, None]
+) -> Events[ImageT]:
+    decoder = Decoder()
+    chunk: bytes | None = response.content
+    async with aclosing(rest):
+        while chunk is not None:
+            for name, data in decoder.feed(chunk):
+                with unexpected(f"an event {name!r:.80} that cannot be read", answer.request_id):
+                    event = answer.read(name, data)
+                if event is None:
+                    continue
                 yield event
                 if isinstance(event, Done):
                     return
-            chunk = await anext(reader.rest, None)
+                response.limit.renew(EVENT_S)
+            chunk = await anext(rest, None)
+    raise UnexpectedAnswer("the stream ended before its answer", answer.request_id)
+
+
+async def _started(start: Callable[[], Awaitable[Events[ImageT]]]) -> Events[ImageT]:
+    async with aclosing(await start()) as events:
+        async for event in events:
+            yield event
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
-    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._events = _events(start)
+    def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
+        self._events = _started(start)
 
     async def __aenter__(self) -> Self:
         return self
@@ -175,8 +174,8 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
         `TransportError` if the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._events = _events(start)
+    def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
+        self._events = _started(start)
 
     def __enter__(self) -> Self:
         return self

@@ -39,11 +39,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (tmp_path / "wasm").write_bytes(WASM)
     pinned = {}
-    for name, (_, members) in site.PACKAGES.items():
-        with tarfile.open(folder / name, mode="w:gz") as tar:
+    for package, (_, members) in site.PACKAGES.items():
+        archive = folder / f"{package.replace('@', '-')}.tgz"
+        with tarfile.open(archive, mode="w:gz") as tar:
             for member in members:
                 tar.add(tmp_path / "wasm", f"package/dist/{member}")
-        pinned[name] = (sri("sha512", (folder / name).read_bytes()), members)
+        pinned[package] = (sri("sha512", archive.read_bytes()), members)
 
     def get(url: str, **_: object) -> httpx.Response:
         base, name = url.split("/-/")

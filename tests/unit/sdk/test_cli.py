@@ -18,7 +18,7 @@ from PIL import Image
 from ign_client import Client
 from ign_client._batches import Terminal, for_each_item
 from ign_client._cli import main
-from ign_client._errors import Problem, TooManyRequests
+from ign_client._errors import TooManyRequests
 from tests.contract.data import pixels
 from tests.contract.harness import Service
 from tests.helpers.live import environment
@@ -147,9 +147,9 @@ def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(
     assert (shell.out, shell.err.count("\n")) == ("out: 3 images, 1 failed\n", 1)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert shell("project scans -o out --force --jobs 1") == REFUSED
-    assert shell.err.startswith("\r[........................] 0/4\r[")
-    assert shell.err.split("\r")[-1].startswith("[########################] 4/4, 1 failed")
-    assert "\rscans/bad.png: 422 " in shell.err
+    assert shell.err.startswith("\r0/4\x1b[K")
+    assert shell.err.split("\r")[-1].startswith("4/4, 1 failed")
+    assert "\r\x1b[Kscans/bad.png: 422 " in shell.err
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".png"])  # the bytes decide
@@ -318,9 +318,7 @@ def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             full.wait(60)
         running.difference_update(some)
         if is_busy:
-            raise TooManyRequests(
-                Problem(status=429, code="over_share", detail="full", retry_after=2)
-            )
+            raise TooManyRequests(429, "over_share", "full", None, 2.0)
 
     monkeypatch.setattr(Terminal, "sleep", lambda *_: None)
     assert for_each_item(range(20), 20, work, 3, Terminal(), group=1) == 0
@@ -393,11 +391,10 @@ def test_disks_that_are_full_and_images_that_vanish(
         ("generate", "usage: ign-client generate "),
         ("generate -o x.bmp", "usage: ign-client generate "),
         ("generate -o x --jobs 0", "usage: ign-client generate "),
-        ("interpolate 1 2 -o x --jobs 2", "usage: ign-client interpolate "),
+        ("interpolate 1 2 -o x --jobs 2", "usage: ign-client "),
         ("interpolate 1 2 3 4 --grid 5 -o y.png", "usage: ign-client interpolate "),
         ("generate -o x --noise-scale nan", "usage: ign-client generate "),
         ("generate -o x --resample bent", "usage: ign-client generate "),
-        ("project scans/a.png -o x --url nowhere", "usage: ign-client project "),
     ],
 )
 def test_commands_that_cannot_be_carried_out(shell: Shell, words: str, text: str) -> None:
@@ -425,9 +422,8 @@ def test_progress_tells_rate_and_time_left(
         terminal.progress(done, 100)
     terminal.sleep(0.0)
     terminal.error("x: no")  # takes its place
-    *shown, waiting, _, error = capsys.readouterr().err.split("\r")[1:]
-    rates = [text.split("] ")[1].rstrip() for text in shown]
-    assert rates == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
+    *shown, waiting, error = capsys.readouterr().err.replace("\x1b[K", "").split("\r")[1:]
+    assert shown == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
     assert (waiting[:10], error) == ("no service", "x: no\n")
 
 

@@ -130,15 +130,10 @@ def test_scores(service: Service, ask: Ask) -> None:
 def test_models(service: Service, ask: Ask) -> None:
     models = ask(service.url, "models")
     assert [dict(card.document) for card in models] == service.get("/models").json()["models"]
-    assert (models.default, models.limits.n, models[-1].shape) == ("grey/10", 64, (1, 8, 8))
+    assert (models.default, models.limits.n) == ("grey/10", 64)
     for name, ref in (("grey", "grey/10"), ("grey/2", "grey/2"), ("colour", "colour/1")):
         card = ask(service.url, "model", name)
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
-        assert (models[name].ref, name in models, models[name] in models) == (ref, True, True)
-    with pytest.raises(KeyError, match="grey/10"):
-        models["c"]
-    row = "<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>"
-    assert models._repr_html_().count(row) == 1
 
 
 def test_every_form_of_an_image_is_the_same_image(
