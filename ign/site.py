@@ -138,9 +138,8 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
             card, data = _read_model(folder / ref)
         except StartupError as exc:
             click.echo(f"{ref}: left out: {exc.detail}", err=True)
-            failures.append(
-                dict(zip(("name", "version"), ref.split("/"), strict=True)) | {"reason": exc.detail}
-            )
+            name, version = ref.split("/")
+            failures.append({"name": name, "version": version, "reason": exc.detail})
             continue
         models[ref] = card | {
             "file": _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ign_client._errors import InputError, StatusError
+from ign_client._errors import InputError
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -28,15 +28,14 @@ _UNSAFE: Final = re.compile(
 # codes of a service that has other work
 _BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}
 _IMAGE_ERRORS: Final = _BUSY | {
-    *(
-        "undecodable_image",
-        "image_too_large",
-        "too_large",
-        "mask_size",
-        "model_failure",
-        "internal",
-    ),
-    *("deadline_exceeded", "deadline_unreachable"),
+    "deadline_exceeded",
+    "deadline_unreachable",
+    "image_too_large",
+    "internal",
+    "mask_size",
+    "model_failure",
+    "too_large",
+    "undecodable_image",
 }
 
 
@@ -204,7 +203,7 @@ def for_each_item(
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    return isinstance(error, StatusError) and error.code in _BUSY
+    return getattr(error, "code", None) in _BUSY
 
 
 def _again(error: BaseException | None, items: Sequence[object], terminal: Terminal) -> bool:
@@ -213,9 +212,8 @@ def _again(error: BaseException | None, items: Sequence[object], terminal: Termi
     """
     if error is None:
         return False
-    is_of_images = isinstance(error, StatusError) and error.code in _IMAGE_ERRORS
     # an InputError: the file cannot be read or sent
-    if not (is_of_images or isinstance(error, InputError)):
+    if getattr(error, "code", None) not in _IMAGE_ERRORS and not isinstance(error, InputError):
         raise error
     if _is_busy(error):
         terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)

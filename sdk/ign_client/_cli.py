@@ -72,17 +72,16 @@ def run(
     manager.
     """
     terminal = Terminal()
-    settings = {
-        "timeout": options.timeout,
-        "deadline": options.deadline,
-        "max_retries": options.retries,
-    }
+    connect = connect or partial(
+        Client,
+        options.base_url,
+        timeout=options.timeout,
+        deadline=options.deadline,
+        max_retries=options.retries,
+        sleep=terminal.sleep,
+    )
     try:
-        with (
-            connect()
-            if connect
-            else Client(options.base_url, **settings, sleep=terminal.sleep) as client
-        ):
+        with connect() as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")

@@ -152,18 +152,21 @@ class Client(_Common[network.HttpTransport, network.HttpClient]):
 
     Args:
         base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
-        api_key: default ``IGN_API_KEY``, or else none. timeout: seconds for one attempt until its
-        response is complete, which the service is told, too; None for the
-            limit of the service.
+        api_key: default ``IGN_API_KEY``, or else none.
+        timeout: seconds for one attempt until its response is complete, which the service is told,
+            too; None for the limit of the service.
         deadline: seconds for a whole call with its retries, also if it sends several requests; None
-        for no limit. max_retries: attempts after the first one, for status 408, 429, 502, 503 and
-        504 and for transport errors. None:
-            as many as begin before the deadline, or without one within the timeout.
-        transport: an httpx transport instead of the network. http_client: an `httpx.Client` with
-        its own settings (proxies, certificates); the caller closes it. sleep: waits for a number of
-        seconds; `time.sleep` by default. clock: returns seconds, by which timeouts and deadlines
-        are measured. jitter: returns uniform random numbers in [0, 1), so that clients that failed
-        together do not retry together.
+            for no limit.
+        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for
+            transport errors. None: as many as begin before the deadline, or without one within the
+            timeout.
+        transport: an httpx transport instead of the network.
+        http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller
+            closes it.
+        sleep: waits for a number of seconds; `time.sleep` by default.
+        clock: returns seconds, by which timeouts and deadlines are measured.
+        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do
+            not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.

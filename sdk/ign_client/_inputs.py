@@ -29,9 +29,7 @@ class BinaryFile(Protocol):
 class PilImage(Protocol):
     """A `PIL.Image.Image`."""
 
-    @property
-    def mode(self) -> str: ...
-    def save(self, fp: Any, format: str | None = None, **params: Any) -> None: ...  # noqa: A002 -- Pillow's name
+    def getbands(self) -> tuple[str, ...]: ...
 
 
 class Array(Protocol):

@@ -63,9 +63,7 @@ def _check_url(url: str) -> None:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # such as a port that is no number
         valid = False
-    if not valid or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
+    if not valid or parts.query or parts.fragment or parts.username or not _VISIBLE.fullmatch(url):
         raise InputError(
-            "base_url: expected a plain http or https URL, such as http://127.0.0.1:8000"
+            "base_url: expected an http or https URL without a user, such as http://127.0.0.1:8000"
         )
-    if parts.username is not None:
-        raise InputError("base_url: holds a user name; hand the key over as api_key")

@@ -151,6 +151,6 @@ def _map_errors(request: Request) -> Iterator[None]:
 async def _received(request: Request, response: httpx.Response, chunks: Chunks) -> Response:
     received = partial(Response, response.status_code, response.headers, limit=request.limit)
     is_stream = response.headers.get("content-type", "").startswith(EVENTS)
-    if request.is_stream and is_stream and response.status_code == 200:
+    if is_stream and request.headers["Accept"] == EVENTS and response.status_code == 200:
         return received(await anext(chunks, b""), rest=chunks)
     return received(b"".join([chunk async for chunk in chunks]))

@@ -79,10 +79,6 @@ class Request:
     body: Body
     limit: Limit
 
-    @property
-    def is_stream(self) -> bool:
-        return self.headers["Accept"] == EVENTS
-
 
 @dataclass(frozen=True, slots=True)
 class Response:

@@ -136,7 +136,7 @@ def test_project(shell: Shell, service: Service) -> None:
 
 
 def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
+    shell: Shell,
 ) -> None:
     for name in ("bad.png", "._a.png", ".trash/b.png"):
         Path("scans", name).parent.mkdir(exist_ok=True)
@@ -145,11 +145,6 @@ def test_a_bad_image_does_not_stop_the_others_and_hidden_ones_are_left_out(
     assert names("out") == ALL
     assert shell.err.startswith("scans/bad.png: 422 undecodable_image: ")
     assert (shell.out, shell.err.count("\n")) == ("out: 3 images, 1 failed\n", 1)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert shell("project scans -o out --force --jobs 1") == REFUSED
-    assert shell.err.startswith("\r0/4\x1b[K")
-    assert shell.err.split("\r")[-1].startswith("4/4, 1 failed")
-    assert "\r\x1b[Kscans/bad.png: 422 " in shell.err
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".png"])  # the bytes decide
@@ -341,24 +336,16 @@ def test_any_number_of_images_takes_little_memory(canned: Callable[..., Shell]) 
     assert "32 of 999999999 images; --seed 5 --skip-existing " in shell.out
 
 
-def test_disks_that_are_full_and_images_that_vanish(
+def test_an_image_that_vanishes_does_not_stop_the_others(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Path.read_bytes
-
-    def full(self: Path, other: Path) -> None:
-        raise OSError(28, "No space left on device")
 
     def vanishing(self: Path) -> bytes:
         if self.name == "b.png":
             self.unlink()
         return read(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", full)
-        assert shell("generate -o x.png") == REFUSED
-        assert "No space left on device" in shell.err
-        assert names(".") == [f"scans/{name}" for name in (*ALL, "notes.txt")]
     monkeypatch.setattr(Path, "read_bytes", vanishing)
     assert shell("project scans -o out") == REFUSED
     assert shell.err.startswith("scans/b.png: images: ")
@@ -383,8 +370,6 @@ def test_disks_that_are_full_and_images_that_vanish(
         ("interpolate 1 2 -o out --gap 2", "--gap: "),
         ("generate -o out.jpg --format webp", "--format webp: --out out.jpg is jpeg"),
         ("--deadline -1 generate -o out", "deadline: expected seconds above 0"),
-        ("--timeout 0 generate -o out", "timeout: expected seconds above 0"),
-        ("--retries -1 generate -o out", "max_retries: expected 0 or more"),
         ("--base-url nowhere generate -o out", "base_url: expected"),
         ("", "usage: ign-client "),
         ("dance", "usage: ign-client "),
@@ -414,17 +399,17 @@ def test_progress_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    now = iter([0.0, 0.0, 0.0, 10.0])
+    clock = SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: None)
     monkeypatch.setattr("ign_client._batches.time", clock)
     terminal = Terminal()
-    for now[0], done in ((0.0, 0), (2.0, 10), (10.0, 50), (20.0, 100)):
-        terminal.progress(done, 100)
+    terminal.progress(0, 100)
+    terminal.progress(10, 100)
     terminal.sleep(0.0)
     terminal.error("x: no")  # takes its place
-    *shown, waiting, error = capsys.readouterr().err.replace("\x1b[K", "").split("\r")[1:]
-    assert shown == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
-    assert (waiting[:10], error) == ("no service", "x: no\n")
+    shown = capsys.readouterr().err
+    assert "\r0/100\x1b[K\r10/100, 1/s, 1 min 30 s left\x1b[K\rno service" in shown
+    assert shown.endswith("\r\x1b[Kx: no\n")
 
 
 @pytest.mark.parametrize("redirection", ["", ">&-", "| true"])

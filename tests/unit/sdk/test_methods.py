@@ -2,14 +2,11 @@
 takes.
 """
 
-import io
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image as PilImage
 
@@ -22,6 +19,7 @@ from ign_client import (
     Step,
     Term,
 )
+from ign_client._picture import MEDIA
 from tests.contract.data import b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
@@ -100,10 +98,9 @@ def test_results_hold_what_the_service_answers(
     options = {
         name: value for name, value in options.items() if name not in ("record", "format", *SIZE)
     }
-    for form, media in (("png", "image/png"), ("npy", "application/x-npy")):
-        own = options if form == "npy" else options | SIZE
+    for form, own in (("png", options | SIZE), ("npy", options)):
         raw = ask(service.url, f"{method}_as", form, *arguments, **own, **mask)
-        file = service.post(path, own | body, accept=media)
+        file = service.post(path, own | body, accept=MEDIA[form])
         assert (raw.bytes, raw.format, raw.seed) == (file.content, form, result.seed)
         assert ",".join(map(str, raw.distance)) == file.headers["X-IGN-Distance"]
         assert ",".join(map(str, raw.drift)) == file.headers.get("X-IGN-Drift", "")
@@ -111,12 +108,11 @@ def test_results_hold_what_the_service_answers(
 
 
 def test_results_can_be_sent_back(service: Service, ask: Ask) -> None:
-    once = ask(service.url, "generate", n=3, seed=1)
-    all_of_them = ask(service.url, "project", once)
-    assert all_of_them[1].bytes == ask(service.url, "project", once[1])[0].bytes
+    once = ask(service.url, "generate", n=2, seed=1)
+    both = ask(service.url, "project", once)
+    assert both[1].bytes == ask(service.url, "project", once[1])[0].bytes
     (row,) = ask(service.url, "generate", seed=1, steps=1, format="npy")
-    points = [row, row.to_numpy(), row.bytes]
-    images = ask(service.url, "latent_interpolate", points, frames=3, steps=1)
+    images = ask(service.url, "latent_interpolate", [row, row.to_numpy()], frames=2, steps=1)
     (twice,) = ask(service.url, "generate", seed=1, steps=2)
     assert {image.bytes for image in images} == {twice.bytes}
 
@@ -136,43 +132,16 @@ def test_models(service: Service, ask: Ask) -> None:
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
 
 
-def test_every_form_of_an_image_is_the_same_image(
-    service: Service, ask: Ask, tmp_path: Path
-) -> None:
-    path = tmp_path / "x.png"
-    path.write_bytes(PICTURE)
-    image = PilImage.open(io.BytesIO(PICTURE))
-    with path.open("rb") as file:
-        forms = [
-            path,
-            str(path),
-            PICTURE,
-            bytearray(PICTURE),
-            memoryview(PICTURE),
-            file,
-            image,
-            np.asarray(image),
-        ]
-        images = ask(service.url, "project", forms)
-    assert len({image.bytes for image in images}) == 1
-
-
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
 
-@pytest.mark.parametrize(
-    "options", [{"mask": save(noise(8, 8, seed=7))}, {"masks": PICTURES[::-1]}]
-)
-def test_many_images_give_what_each_gives_alone(
-    service: Service, ask: Ask, options: dict[str, Any]
-) -> None:
-    found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
+def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask) -> None:
+    masks = PICTURES[::-1]
+    found = ask(service.url, "project", PICTURES, record=[0, 1], masks=masks)
     assert [image.index for image in found] == list(range(100))
     for i in (0, 63, 64, 99):
-        own = {
-            name: value[i : i + 1] if name == "masks" else value for name, value in options.items()
-        }
-        assert found[i].bytes == ask(service.url, "project", PICTURES[i], **own)[0].bytes
+        (alone,) = ask(service.url, "project", PICTURES[i], masks=[masks[i]])
+        assert found[i].bytes == alone.bytes
         assert [step.index for step in found[i].trajectory] == [i, i]
     scores = ask(service.url, "score", PICTURES)
     assert [score.index for score in scores] == list(range(100))
@@ -187,20 +156,18 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
         image.bytes for image in ask(service.url, "project", PICTURES[:4])
     ] * 2
     *_, done = ask(service.url, "stream_project", scan)
-    assert len(done.answer) == len(ask(service.url, "score", scan)) == 3
+    assert len(done.answer) == 3
 
 
-@pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}])
+@pytest.mark.parametrize(
+    "options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}, {"n": 3, "scale": 32}]
+)
 def test_any_number_of_generated_images(
     service: Service, ask: Ask, options: dict[str, Any]
 ) -> None:
     start = options.get("offset", 0)
-    found = ask(service.url, "generate", record=[0], **options)
-    for indices in (
-        [image.index for image in found],
-        [image.trajectory[0].index for image in found],
-    ):
-        assert indices == list(range(start, start + options["n"]))
+    found = ask(service.url, "generate", **options)
+    assert [image.index for image in found] == list(range(start, start + options["n"]))
     last = ask(
         service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index}
     )
@@ -228,7 +195,6 @@ def test_an_error_names_the_image_of_the_whole_call(
         *((64, 10, {}, 1), (65, 10, {}, 2), (20, 10, {"scale": 32}, 20), (20, 10, {"scale": 0}, 1)),
         *((4, 3_000_000, {}, 2), (4, 3_000_000, {"mask": bytes(3_000_000)}, 4)),
         (4, 2_000_000, {"masks": [bytes(3_000_000)] * 4}, 4),
-        *((64, 0, {}, 1), (64, 0, {"scale": 8}, 4), (130, 0, {}, 3), (2, 0, {"scale": 32}, 2)),
     ],
 )
 def test_requests_keep_to_number_and_bytes(
@@ -238,15 +204,9 @@ def test_requests_keep_to_number_and_bytes(
 
     def counted(request: httpx.Request) -> httpx.Response:
         body = request.read()
-        images = body.count(b'filename="image"')
-        sent = {} if images else json.loads(body)
-        counts.append(images or sent.get("n") or len(sent["images"]))
-        return answer(counts[-1], sent.get("offset", 0))
+        counts.append(body.count(b'filename="image"') or len(json.loads(body)["images"]))
+        return answer(counts[-1])
 
-    to = httpx.MockTransport(counted)
-    if size:
-        found = ask(to, "project", [bytes(size)] * count, **options)
-    else:
-        found = ask(to, "generate", n=count, offset=0, **options)
+    found = ask(httpx.MockTransport(counted), "project", [bytes(size)] * count, **options)
     assert [image.index for image in found] == list(range(count))
     assert (sum(counts), len(counts)) == (count, requests)
