@@ -46,10 +46,13 @@ class Ask:
         }
 
     def client(self, to: str | httpx.MockTransport) -> Any:
-        own = {"sleep": self.waits.append, **self.settings}
+        async def sleep(seconds: float) -> None:
+            self.waits.append(seconds)
+
+        is_async = self.kind is AsyncClient
+        own: dict[str, Any] = {"sleep": sleep if is_async else self.waits.append, **self.settings}
         if not isinstance(to, str):
             return self.kind(transport=to, **own)
-        is_async = self.kind is AsyncClient
         over_network: Any = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
         # without certificates, because reading them takes longer than most calls
         return self.kind(to, transport=over_network(verify=False), **own)

@@ -37,7 +37,7 @@ from tests.unit.sdk.clients import (
 )
 
 PASSING = (408, 429, 502, 503, 504)
-OTHERS = ((501, ServiceFailed), (599, ServiceFailed), (307, StatusError), (418, StatusError))
+OTHERS = ((599, ServiceFailed), (307, StatusError))
 WRONG_IMAGES: tuple[Any, ...] = (
     None,
     [],

@@ -130,10 +130,3 @@ def test_a_stream_that_is_closed_stops_the_service(service: Service) -> None:
 
     asyncio.run(leave())
     service.until_metric("ign_cancelled_rows_total", before + 6)
-
-
-def test_nothing_is_sent_before_the_first_event_is_wanted() -> None:
-    with Client(transport=Canned()) as client:
-        stream = client.stream_generate()
-        stream.close()
-        assert list(stream) == []
