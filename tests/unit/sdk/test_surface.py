@@ -68,7 +68,7 @@ def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.Monke
     with Client("http://other/prefix/", api_key="given", transport=to) as client:
         client.ready(request_id="mine")
     first, second = to.asked
-    assert (first.url, first.headers["Authorization"]) == (
+    assert (str(first.url), first.headers["Authorization"]) == (
         "http://ign.example:1/readyz",
         "Bearer secret",
     )
