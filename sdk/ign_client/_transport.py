@@ -34,9 +34,11 @@ async def send(client: HttpClient, settings: Settings, request: Request) -> Resp
     `TransportError`. It blocks, and never waits for an event loop.
     """
     with _map_errors(request), _limited(request.limit):
-        arguments = _arguments(settings, request)
-        arguments |= {"timeout": request.limit.left(), "extensions": {"trace": _limit_connection}}
-        built = client.build_request(**arguments)
+        built = client.build_request(
+            **_arguments(settings, request),
+            timeout=request.limit.left(),
+            extensions={"trace": _limit_connection},
+        )
         response = client.send(built, stream=True, follow_redirects=False)
     return await _received(request, response, _chunks(request, response))
 
