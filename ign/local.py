@@ -62,7 +62,7 @@ class LocalClient:
         """As `Client.score`."""
         items = self._portal.call(self._run, "score", pictures(images), options)
         return [
-            Score(index=0, **{name: item.measures[name] for name in MEASURES[1:]}) for item in items
+            Score(index=0, **{name: item.measures[name] for name in MEASURES}) for item in items
         ]
 
     def _pictures(

@@ -30,19 +30,20 @@ from service.settings import from_environment, variable_of
 
 Files = dict[str, bytes]
 
-# Archive of the npm registry → its hash there, and the files of `package/dist` that the site needs.
+# Package of the npm registry → the hash of its archive there, and the files of `package/dist` that
+# the site needs.
 PACKAGES: Final = {
-    "onnxruntime-web-1.30.0.tgz": (
+    "onnxruntime-web@1.30.0": (
         "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
         ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
     ),
-    "xz-decompress-0.2.3.tgz": (
+    "xz-decompress@0.2.3": (
         "sha512-O8v6HG8T0PrKBcpyWA13GkSYWFvncwzuzcLx5A7++l3HsE3atmoetXjIxrZ/JV/nbvSZ7WS4+3XvREZuVn+rEA==",
         ("package/xz-decompress.min.js",),
     ),
 }
 _REGISTRY: Final = "https://registry.npmjs.org"
-_PACK: Final = "npm pack " + " ".join("@".join(name[:-4].rsplit("-", 1)) for name in PACKAGES)
+_PACK: Final = f"npm pack {' '.join(PACKAGES)}"
 # GitHub takes no larger files, and phones have no memory for them
 _MAX_MODEL_BYTES: Final = 100_000_000
 _MANTISSA_BITS: Final = 14  # that are kept of float32 weights; half precision has 10
@@ -98,14 +99,15 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
 def _runtime_files(folder: Path | None) -> Files:
     contents: Files = {}
     for package, (integrity, members) in PACKAGES.items():
-        data = _download(package) if folder is None else (folder / package).read_bytes()
+        archive = f"{package.replace('@', '-')}.tgz"
+        data = _download(archive) if folder is None else (folder / archive).read_bytes()
         if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != integrity:
             raise StartupError(
-                f"{package}: not what was published, whose hash is {integrity}; load it again"
+                f"{archive}: not what was published, whose hash is {integrity}; load it again"
             )
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data)) as files:
             for member in members:
-                file = archive.extractfile(f"package/dist/{member}")
+                file = files.extractfile(f"package/dist/{member}")
                 name = Path(member).name.replace(".mjs", ".js")  # whose type every web server knows
                 contents[f"runtime/{name}"] = file.read() if file else b""
     return contents
@@ -136,9 +138,8 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
             card, data = _read_model(folder / ref)
         except StartupError as exc:
             click.echo(f"{ref}: left out: {exc.detail}", err=True)
-            failures.append(
-                dict(zip(("name", "version"), ref.split("/"), strict=True)) | {"reason": exc.detail}
-            )
+            name, version = ref.split("/")
+            failures.append({"name": name, "version": version, "reason": exc.detail})
             continue
         models[ref] = card | {
             "file": _add_packed(files, f"models/{ref}/{MODEL_FILE}", data, planes=True)

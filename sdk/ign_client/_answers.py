@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache, partial
-from typing import Any, Final, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from ign_client import _results as results
 from ign_client._options import fits
@@ -19,8 +19,6 @@ from ign_client._wire import Response
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=results.Image)
 Document = dict[str, Any]
-
-_DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
 
 
 class Expected(NamedTuple):
@@ -122,16 +120,11 @@ def raw(form: str, response: Response) -> results.Raw:
         raise ValueError(f"expected {MEDIA[form]}, not {response.media_type!r:.80}")
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
-    times = {
-        f"{part}_ms": float(duration)
-        for part, duration in _DURATION.findall(headers["server-timing"])
-    }
     return results.Raw(
         bytes=response.content,
         format=form,
         model=results.ModelRef(name=name, version=version, digest=digest),
         request_id=headers["x-request-id"],
-        timing=value(results.Timing, times),
         seed=int(headers["x-ign-seed"]) if "x-ign-seed" in headers else None,
         steps=tuple(int(text) for text in headers["x-ign-steps"].split(",")),
         distance=_numbers(headers["x-ign-distance"]),
@@ -156,7 +149,7 @@ def readiness(response: Response) -> results.Readiness:
     if response.status == 200:
         status = typed(document(response)["status"], str)
         return results.Readiness(ready=status == "ready", detail=status)
-    return results.Readiness(ready=False, detail=response.problem().detail)
+    return results.Readiness(ready=False, detail=response.error().detail)
 
 
 def _card(member: Document) -> results.Card:

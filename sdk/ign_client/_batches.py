@@ -2,7 +2,6 @@
 time, report.
 """
 
-import os
 import re
 import sys
 import time
@@ -12,14 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ign_client._errors import InputError, StatusError
+from ign_client._errors import InputError
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 
 PAGED: Final = (".tif", ".tiff")
 """Suffixes of files that may hold several images."""
-_CELLS: Final = 24
 _PAUSE_S: Final = 5.0
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
 # Control characters, ends of lines, marks that change the direction of text, and bytes that are no
@@ -30,20 +28,15 @@ _UNSAFE: Final = re.compile(
 # codes of a service that has other work
 _BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}
 _IMAGE_ERRORS: Final = _BUSY | {
-    *(
-        "undecodable_image",
-        "image_too_large",
-        "too_large",
-        "mask_size",
-        "model_failure",
-        "internal",
-    ),
-    *("deadline_exceeded", "deadline_unreachable"),
+    "deadline_exceeded",
+    "deadline_unreachable",
+    "image_too_large",
+    "internal",
+    "mask_size",
+    "model_failure",
+    "too_large",
+    "undecodable_image",
 }
-
-
-class ResultsClosed(Exception):
-    """The pipe to which the results go is closed, as after `| head -1`."""
 
 
 def printable(text: str) -> str:
@@ -56,32 +49,21 @@ class Terminal:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._drawn = 0
+        self._is_drawn = False
 
     def result(self, *cells: str) -> None:
-        """Write a line of output, with tabs between its cells; raise `ResultsClosed` if nobody
-        reads it any more.
-        """
+        """Write a line of output, with tabs between its cells."""
         self.end()
-        try:
-            print(*map(printable, cells), sep="\t", flush=True)
-        except BrokenPipeError as exc:
-            # Python flushes stdout again when it exits; without a device to write to, it would
-            # complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise ResultsClosed from exc
+        print(*map(printable, cells), sep="\t", flush=True)
 
     def progress(self, done: int, total: int, failed: int = 0) -> None:
-        """Draw a progress bar with numbers, and after the first image their rate and the time left.
+        """Show how many images are done, and after the first one their rate and the time left.
 
         Calls with ``done`` 0 start the clock.
         """
         if not done:
             self._begun = time.monotonic()
-        filled = _CELLS * done // total
-        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (
-            f", {failed} failed" if failed else ""
-        )
+        text = f"{done}/{total}" + (f", {failed} failed" if failed else "")
         seconds = time.monotonic() - self._begun
         if done and seconds > 0:
             text += f", {done / seconds:.3g}/s"
@@ -94,21 +76,20 @@ class Terminal:
         time.sleep(seconds)
 
     def error(self, text: str) -> None:
-        self._write_error(
-            ("\r" + " " * self._drawn + "\r" if self._drawn else "") + printable(text) + "\n", 0
-        )
+        erasing = "\r\x1b[K" if self._is_drawn else ""
+        self._is_drawn = False
+        print(erasing + printable(text), file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        if self._drawn:
-            self._write_error("\n", 0)
+        if self._is_drawn:
+            self._is_drawn = False
+            print(file=sys.stderr, flush=True)
 
     def _draw(self, text: str) -> None:
+        """Replace the last line of stderr."""
         if sys.stderr.isatty():
-            self._write_error("\r" + text.ljust(self._drawn), len(text))
-
-    def _write_error(self, text: str, drawn: int) -> None:
-        print(text, end="", file=sys.stderr, flush=True)
-        self._drawn = drawn
+            self._is_drawn = True
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -152,10 +133,7 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
     """
     taken = (target for target in targets if not force and target.exists())
     if (first := next(taken, None)) is not None:
-        others = sum(1 for _ in taken)
-        raise InputError(
-            f"{first} is there already{f' (and {others} more)' if others else ''}; {ways}"
-        )
+        raise InputError(f"{first} is there already; {ways}")
 
 
 def by_source(
@@ -167,11 +145,9 @@ def by_source(
         yield some[0], call(some[0])
         return
     results = call(some)
-    if len(results) > len(some):  # a TIFF under another name
-        for source in some:
-            yield from by_source(call, [source])
-    else:
-        yield from zip(some, ([result] for result in results), strict=True)
+    if len(results) != len(some):  # a TIFF under another name: each image is tried again alone
+        raise InputError("a file of several pages")
+    yield from zip(some, ([result] for result in results), strict=True)
 
 
 def pages(path: Path, count: int) -> list[Path]:
@@ -227,7 +203,7 @@ def for_each_item(
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    return isinstance(error, StatusError) and error.code in _BUSY
+    return getattr(error, "code", None) in _BUSY
 
 
 def _again(error: BaseException | None, items: Sequence[object], terminal: Terminal) -> bool:
@@ -236,9 +212,8 @@ def _again(error: BaseException | None, items: Sequence[object], terminal: Termi
     """
     if error is None:
         return False
-    is_of_images = isinstance(error, StatusError) and error.code in _IMAGE_ERRORS
     # an InputError: the file cannot be read or sent
-    if not (is_of_images or isinstance(error, InputError)):
+    if getattr(error, "code", None) not in _IMAGE_ERRORS and not isinstance(error, InputError):
         raise error
     if _is_busy(error):
         terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)

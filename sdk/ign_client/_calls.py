@@ -1,5 +1,5 @@
-"""The methods of both clients: each function turns its arguments into a `Call`, or into a `Split`
-of several.
+"""The methods of both clients: each function turns its arguments into a `Call`, or into several for
+many images.
 
 The only I/O here is reading image files. Every method raises
 
@@ -13,14 +13,13 @@ The only I/O here is reading image files. Every method raises
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack
+from typing import Any, Final, TypeAlias, TypeVar, Unpack
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
@@ -31,7 +30,7 @@ from ign_client._errors import InputError, StatusError
 from ign_client._inputs import Pictures, PointLike, Term
 from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
-from ign_client._stream import EventReader
+from ign_client._stream import Events, events_of
 from ign_client._wire import EVENTS, Body, Call, Response
 
 T = TypeVar("T")
@@ -42,54 +41,33 @@ Options: TypeAlias = Mapping[str, Any]
 
 CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
-FEW: Final = 16
-"""Every service takes so many images in a request unless it is configured otherwise."""
-_CONNECTION: Final = Connection.__annotations__
-_SMALL: Final = 4 << 20  # bytes that every service takes
+# What a service takes in a request unless it is configured otherwise: 64 images and 16 MiB, of
+# which base64 takes a quarter.
+_MOST: Final = 64
+_ROOM: Final = 8 << 20
+_ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
 # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
 _ENLARGED: Final = 1 << 10
-_ROOM: Final = 1 << 16  # of a body, for the options
-_ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
+_CONNECTION: Final = Connection.__annotations__
 _FILE: Final = "application/octet-stream"  # the service looks at the content
-_PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
 
-
-@dataclass(frozen=True, slots=True)
-class Split(Generic[T]):
-    """A call with so many images that the limits, in the result of ``models``, decide how many
-    requests it takes.
-
-    ``parts`` returns builders of the requests, in order; each encodes its images only when it is
-    called.
-    """
-
-    models: Call[results.Models]
-    parts: Callable[[results.Limits], Sequence[Callable[[], Call[T]]]]
-
-
-Calls: TypeAlias = Call[T] | Split[T]
+Calls: TypeAlias = Call[T] | list[Call[T]]
 
 
 @described
 def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[results.Image]]:
     """Generate images: f^k(z) of seeded noise z."""
     n = options.get("n", 1)
-    scale = options.get("scale", 1)
-    if n <= images_of_request(scale):
+    size = images_of_request(options.get("scale", 1))
+    if n <= size:
         return _generate(options)
     # All parts need the same seed, so the client chooses it.
-    whole: dict[str, Any] = {"seed": secrets.randbits(32), "offset": 0, **options}
-
-    def parts(limits: results.Limits) -> list[Callable[[], Call[results.Images[results.Image]]]]:
-        size = images_of_request(scale, limits.n)
-        return [
-            partial(
-                _generate, {**whole, "n": min(size, n - start), "offset": whole["offset"] + start}
-            )
-            for start in range(0, n, size)
-        ]
-
-    return Split(_models(options), parts)
+    whole: dict[str, Any] = {"seed": secrets.randbits(32), **options}
+    first = options.get("offset", 0)
+    return [
+        _generate({**whole, "n": min(size, n - start), "offset": first + start})
+        for start in range(0, n, size)
+    ]
 
 
 @described
@@ -101,14 +79,14 @@ def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> C
 
 
 @described
-def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReader[results.Image]]:
+def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[Events[results.Image]]:
     """Like `generate`, but as a stream of events: `Step` for each recorded and each last step,
     `Progress`, and `Done`.
 
     ``timeout`` limits the wait for the first event. The client retries only before the first event.
     Closing the stream cancels the computation.
     """
-    parse = partial(EventReader, results.Image, _noise(options), options.get("record") or ())
+    parse = partial(events_of, results.Image, _noise(options), options.get("record") or ())
     return _call("/generate", parse, options, _json(options), accept=EVENTS)
 
 
@@ -133,11 +111,11 @@ def project_as(
 @described
 def stream_project(
     images: Pictures, **options: Unpack[lists.ProjectOptions]
-) -> Call[EventReader[results.ProjectedImage]]:
+) -> Call[Events[results.ProjectedImage]]:
     """Like `project`, but as a stream of events; see `stream_generate`."""
     contents = _inputs.pictures(images)
     parse = partial(
-        EventReader,
+        events_of,
         results.ProjectedImage,
         _expected(options, _count(contents)),
         options.get("record") or (),
@@ -192,16 +170,13 @@ def latent_arithmetic_as(
 @described
 def models(**options: Unpack[Connection]) -> Call[results.Models]:
     """The models in service, the default model, and the limits of a request."""
-    return _models(options)
+    return _call("/models", _answers.models, options)
 
 
 @described
 def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
     """The complete card of one model."""
-    parts = checked("name", name, str).split("/")
-    if len(parts) > 2 or not all(parts):
-        raise InputError(f"name: expected name or name/version, not {name!r}")
-    path = "/models/" + "/".join(quote(part, safe="") for part in parts)
+    path = f"/models/{quote(checked('name', name, str))}"
     return _call(path, _answers.card, options)
 
 
@@ -224,17 +199,13 @@ def _call(
     **others: Any,
 ) -> Call[T]:
     connection = {name: options[name] for name in _CONNECTION if name in options}
-    return Call(path=path, parse=parse, body=body, **connection, **others)
+    return Call(path=path, parse=parse, body=body, connection=connection, **others)
 
 
 def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
     if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
     return _call(path, partial(_answers.raw, form), options, body, accept=MEDIA[form])
-
-
-def _models(options: Options) -> Call[results.Models]:
-    return _call("/models", _answers.models, options)
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
@@ -304,9 +275,7 @@ def _text(value: Any) -> str:
 
 
 def _path(points: Sequence[PointLike], options: Options) -> Body:
-    members = [
-        _inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))
-    ]
+    members = [_inputs.point(value, f"points.{i}") for i, value in enumerate(points)]
     grid = options.get("grid")
     shape = {} if grid is None else {"grid": {"rows": grid[0], "cols": grid[1]}}
     return _json(options, points=members, **shape)
@@ -314,27 +283,21 @@ def _path(points: Sequence[PointLike], options: Options) -> Body:
 
 def _sum(terms: Sequence[Term | PointLike], options: Options) -> Body:
     members = []
-    for i, value in enumerate(_latents(terms, "terms")):
+    for i, value in enumerate(terms):
         term = value if isinstance(value, Term) else Term(value)
         weight = checked(f"terms.{i}.weight", term.weight, float)
         members.append({**_inputs.point(term.point, f"terms.{i}"), "weight": weight})
     return _json(options, terms=members)
 
 
-def _latents(values: object, field: str) -> Sequence[Any]:
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise InputError(f"{field}: expected a list of latents, not {type(values).__name__}")
-    return values
-
-
 # Calls with many images, which become several requests
 
 
-def images_of_request(scale: int, limit: int = FEW) -> int:
+def images_of_request(scale: int, most: int = _MOST) -> int:
     """How many images one request may have: enlarged ones are fewer, so that they keep below the
     limit of pixels.
     """
-    return max(1, min(limit, _ENLARGED // scale**2 if scale > 0 else limit))
+    return max(1, min(most, _ENLARGED // scale**2 if scale > 0 else most))
 
 
 def _uploads(
@@ -342,40 +305,27 @@ def _uploads(
 ) -> Calls[ResultT]:
     contents = _inputs.pictures(images)
     sent = _encoded(options)
-    sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) + _PER_PART for data in contents]
-    scale = options.get("scale", 1)
-    if "masks" in sent:
-        if len(sent["masks"]) != len(contents):
-            raise InputError(f"masks: {len(sent['masks'])} for {len(contents)} images")
-        # These bodies are JSON: base64 makes 4 bytes of 3.
-        sizes = [
-            (size + len(mask)) * 4 // 3 for size, mask in zip(sizes, sent["masks"], strict=True)
-        ]
+    masks = sent.get("masks")
+    sizes = [_ALONE if _inputs.may_have_pages(data) else len(data) for data in contents]
+    if masks is not None:
+        if len(masks) != len(contents):
+            raise InputError(f"masks: {len(masks)} for {len(contents)} images")
+        sizes = [size + len(mask) for size, mask in zip(sizes, masks, strict=True)]
 
     def call(chosen: slice) -> Call[ResultT]:
-        own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
+        own = sent if masks is None else {**sent, "masks": masks[chosen]}
         some = contents[chosen]
         read = partial(parse, _expected(own, _count(some), moved=chosen.start))
-        error = partial(_placed_error, start=chosen.start, sources=images)
-        others = {} if len(contents) == 1 else {"error": error}
+        others = {} if len(contents) == 1 else {"placed": partial(_placed_error, chosen.start)}
         return _call(path, read, own, _upload(some, own), **others)
 
-    def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
-        room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
-        return [
-            partial(call, chosen)
-            for chosen in _groups(sizes, images_of_request(scale, limits.images), room)
-        ]
-
-    if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
-        return call(slice(0, None))
-    return Split(_models(options), parts)
+    most = images_of_request(options.get("scale", 1))
+    calls = [call(chosen) for chosen in _groups(sizes, most, _ROOM - len(sent.get("mask", b"")))]
+    return calls if len(calls) > 1 else calls[0]
 
 
 def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
-    """Neighbours that fit in one request; what is too large alone has a request of its own, which
-    is rejected.
-    """
+    """Neighbours that fit in one request; what is too large alone has a request of its own."""
     start = total = 0
     for i, size in enumerate(sizes):
         if i > start and (i - start >= most or total + size > room):
@@ -399,25 +349,18 @@ def join(parts: Sequence[Any]) -> Any:
     return replace(parts[0], images=tuple(members), timing=results.Timing(**times))
 
 
-def _placed_error(error: StatusError, start: int, sources: Any) -> StatusError:
-    """The error with the indices of the whole call; its text names the file of the image, too."""
-    problem = error.problem
-    errors = tuple(replace(item, field=_moved_field(item.field, start)) for item in problem.errors)
-    field, colon, reason = problem.detail.partition(":")
-    field = _moved_field(field, start)
-    match = re.fullmatch(r"images\.([0-9]{1,9})", field)
-    # the service may name others
-    source = next(iter(sources[int(match[1]) :]), None) if match else None
-    if isinstance(source, str | os.PathLike):
-        field = f"{field} ({os.fspath(source)})"
-    return type(error)(replace(problem, errors=errors, detail=field + colon + reason))
+def _placed_error(start: int, error: StatusError) -> StatusError:
+    """The error with the indices of the whole call."""
+    error.detail = _placed(error.detail, start)
+    error.errors = tuple(replace(item, field=_placed(item.field, start)) for item in error.errors)
+    return error
 
 
-def _moved_field(field: str, start: int) -> str:
-    """``image``, ``image.2`` and ``masks.2`` with the index in the whole call; ``mask`` is that of
-    all images.
+def _placed(text: str, start: int) -> str:
+    """``image``, ``image.2`` and ``masks.2`` at the start of a text with the index in the whole
+    call; ``mask`` is that of all images.
     """
-    match = re.fullmatch(r"(image|mask)(s?)(?:\.([0-9]{1,9}))?", field)
-    if match is None or (match[1] == "mask" and match[3] is None):
-        return field
-    return f"{match[1]}s.{int(match[3] or 0) + start}"
+    match = re.match(r"(image|mask(?=s))s?(?:\.([0-9]{1,9}))?(?=:|$)", text)
+    if match is None:
+        return text
+    return f"{match[1]}s.{int(match[2] or 0) + start}{text[match.end() :]}"

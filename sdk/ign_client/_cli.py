@@ -1,11 +1,14 @@
 """The command line: `ign-client generate|project|interpolate|score|models`."""
 
 import argparse
+import glob
 import json
 import math
+import os
 import re
 import secrets
 import shlex
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -19,7 +22,6 @@ from ign_client import _errors as errors
 from ign_client import _options as lists
 from ign_client._batches import (
     PAGED,
-    ResultsClosed,
     Terminal,
     by_source,
     check_free,
@@ -28,11 +30,11 @@ from ign_client._batches import (
     pages,
     require_file,
 )
-from ign_client._calls import FEW, images_of_request
+from ign_client._calls import images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
 from ign_client._picture import SUFFIXES, Picture
-from ign_client._results import MEASURES, MODEL_COLUMNS, Score, model_rows
+from ign_client._results import MEASURES, Score
 from ign_client._settings import DEFAULT_TIMEOUT_S
 from ign_client._version import __version__
 
@@ -52,16 +54,13 @@ _UNREACHABLE_ERRORS: Final = (
     errors.Unavailable,
     errors.DeadlineExceeded,
 )
-_SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
+_GROUP: Final = 16  # images of one request, so that several requests run at a time
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default with the arguments of the process; returns the exit status."""
-    options, unknown = parser().parse_known_args(arguments)
-    if unknown:  # shows the usage of its command, not of the program
-        options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return run(options)
+    return run(parser().parse_args(arguments))
 
 
 def run(
@@ -73,22 +72,23 @@ def run(
     manager.
     """
     terminal = Terminal()
-    settings = {
-        "timeout": options.timeout,
-        "deadline": options.deadline,
-        "max_retries": options.retries,
-    }
+    connect = connect or partial(
+        Client,
+        options.base_url,
+        timeout=options.timeout,
+        deadline=options.deadline,
+        max_retries=options.retries,
+        sleep=terminal.sleep,
+    )
     try:
-        with (
-            connect()
-            if connect
-            else Client(options.base_url, **settings, sleep=terminal.sleep) as client
-        ):
+        with connect() as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
         return INTERRUPTED
-    except ResultsClosed:
+    except BrokenPipeError:  # of stdout, as after `| head -1`
+        # Python flushes it again at the end; without a device to write to, it would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
     except (errors.IgnError, OSError) as exc:
         terminal.error(f"{options.command.prog}: {exc}")
@@ -145,16 +145,15 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             )
 
     # Only what exists is listed: there may be a thousand million indices.
-    pattern = re.compile(rf"{re.escape(name)}-([0-9]{{{digits}}}){re.escape(suffix)}")
-    files = options.out.iterdir() if options.out.exists() else ()
-    matches = [match for file in files if (match := pattern.fullmatch(file.name))]
-    existing = {index for match in matches if (index := int(match[1])) in indices}
+    files = options.out.glob(f"{glob.escape(name)}-{'[0-9]' * digits}{suffix}")
+    found = (int(file.stem.rpartition("-")[2]) for file in files)
+    existing = {index for index in found if index in indices}
     if not options.skip_existing:
         check_free(map(target, sorted(existing)), options.force, _KEPT)
         existing = set()
     wanted = (index for index in indices if index not in existing)
     again = f"--seed {shlex.quote(str(seed))} --skip-existing"
-    size = images_of_request(options.scale)
+    size = images_of_request(options.scale, _GROUP)
     _, failed = _save_all(
         wanted, options.n - len(existing), generate_some, options, terminal, size, again
     )
@@ -237,11 +236,11 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         )
     finally:  # also after an error, so that no score is lost
         if not options.json:
-            terminal.result("file", *_SHOWN_MEASURES)
+            terminal.result("file", *MEASURES)
         for source in filter(scores.__contains__, sources):
             names = pages(source, len(scores[source]))
             for file, measured in zip(names, scores[source], strict=True):
-                values = {name: getattr(measured, name) for name in _SHOWN_MEASURES}
+                values = {name: getattr(measured, name) for name in MEASURES}
                 if options.json:
                     terminal.result(json.dumps({"file": str(file), **values}))
                     continue
@@ -251,10 +250,11 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
 
 def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
     """Write a line for each model: name/version, shape, device, and whether it is the default."""
-    rows = model_rows(client.models())
-    terminal.result(*MODEL_COLUMNS)
-    for *cells, is_default in rows:
-        terminal.result(*cells, "yes" if is_default else "-")
+    found = client.models()
+    terminal.result("model", "shape", "device", "default")
+    for card in found:
+        mark = "yes" if found.default in (card.ref, card.name) else "-"
+        terminal.result(card.ref, "×".join(map(str, card.shape)), card.device, mark)
     return True
 
 
@@ -332,8 +332,9 @@ def _images_of_request(
         return 1
     models = client.models()
     chosen = options.model or models.default
-    is_tiled = chosen in models and models[chosen].document.get("tiles") is not None
-    return 1 if is_tiled else max(1, min(FEW, models.limits.images))
+    named = [card for card in models if chosen in (card.ref, card.name)]
+    is_tiled = any(card.document.get("tiles") is not None for card in named)
+    return 1 if is_tiled else max(1, min(_GROUP, models.limits.images))
 
 
 def _point(text: str) -> PointLike:

@@ -9,87 +9,73 @@ import asyncio
 import inspect
 import random
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import update_wrapper
-from types import GenericAlias
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args
+from functools import partial, wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from ign_client import _calls
 from ign_client import _transport as network
-from ign_client._calls import CONCURRENT, Calls, Split, join
-from ign_client._errors import IgnError, InputError, TransportError, status_error, unexpected
-from ign_client._results import Image, Limits
+from ign_client._calls import CONCURRENT, Calls, join
+from ign_client._errors import IgnError, InputError, TransportError, unexpected
+from ign_client._results import Image
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
-from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._wire import Call, Request, Response, complete, delay
+from ign_client._stream import AsyncStream, Events, Stream
+from ign_client._wire import Call, Response, complete, delay
 
 P = ParamSpec("P")
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
 TransportT = TypeVar("TransportT")
 HttpClientT = TypeVar("HttpClientT")
-WaitT = TypeVar("WaitT")
-M = TypeVar("M", bound=Callable[..., Any])
 
 
 def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P], T]:
+    @wraps(build)
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        call = build(*args, **kwargs)
-        return self._run_split(call) if isinstance(call, Split) else complete(self._run(call))
+        return self._result(build(*args, **kwargs))
 
-    return _like(build, method)
+    return method
 
 
 def _blocking_stream(
-    build: Callable[P, Call[EventReader[ImageT]]],
+    build: Callable[P, Call[Events[ImageT]]],
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
+    @wraps(build)
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
-        call = build(*args, **kwargs)
-        return Stream(lambda: self._run(call))
+        return Stream(partial(self._run, build(*args, **kwargs)))
 
-    return _like(build, method, Stream)
+    return method
 
 
 def _awaited(
     build: Callable[P, Calls[T]],
 ) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    @wraps(build)
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In a thread, because it reads and encodes images.
-        call = await asyncio.to_thread(build, *args, **kwargs)
-        return await (self._run_split(call) if isinstance(call, Split) else self._run(call))
+        return await self._result(await asyncio.to_thread(build, *args, **kwargs))
 
-    return _like(build, method)
-
-
-def _awaited_stream(
-    build: Callable[P, Call[EventReader[ImageT]]],
-) -> Callable[Concatenate["AsyncClient", P], AsyncStream[ImageT]]:
-    def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
-        async def start() -> EventReader[ImageT]:
-            call = await asyncio.to_thread(build, *args, **kwargs)
-            return await self._run(call)
-
-        return AsyncStream(start)
-
-    return _like(build, method, AsyncStream)
-
-
-def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M:
-    """Give a method the name, docstring and signature of the function that builds its call."""
-    update_wrapper(method, build)
-    if stream is not None:
-        signature = inspect.signature(build)
-        image = get_args(signature.return_annotation)  # of EventReader[image]
-        result = GenericAlias(stream, image)
-        vars(method)["__signature__"] = signature.replace(return_annotation=result)
     return method
 
 
-class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
+def _awaited_stream(
+    build: Callable[P, Call[Events[ImageT]]],
+) -> Callable[Concatenate["AsyncClient", P], AsyncStream[ImageT]]:
+    @wraps(build)
+    def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
+        async def start() -> Events[ImageT]:
+            return await self._run(await asyncio.to_thread(build, *args, **kwargs))
+
+        return AsyncStream(start)
+
+    return method
+
+
+class _Common(Generic[TransportT, HttpClientT]):
     _default_http_client: ClassVar[Callable[..., Any]]
     _default_sleep: ClassVar[Callable[[float], Any]]
+    _send: ClassVar[Callable[..., Awaitable[Response]]]
 
     def __init__(
         self,
@@ -101,7 +87,7 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
         max_retries: int | None = None,
         transport: TransportT | None = None,
         http_client: HttpClientT | None = None,
-        sleep: Callable[[float], WaitT] | None = None,
+        sleep: Callable[[float], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -110,31 +96,16 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
         self._settings = Settings(
             *resolve(base_url, api_key), timeout, deadline, max_retries, clock, jitter
         )
-        self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
+        self._sleep = sleep or type(self)._default_sleep
         self._is_owner = http_client is None
         self._http_client: HttpClientT = http_client or type(self)._default_http_client(
             transport=transport
         )
-        self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
     def base_url(self) -> str:
         """URL of the service, without a slash at the end."""
         return self._settings.base_url
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        settings = self._settings
-        return (
-            f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, "
-            f"max_retries={settings.max_retries})"
-        )
-
-    @abstractmethod
-    async def _send(self, request: Request) -> Response: ...
-
-    @abstractmethod
-    async def _wait(self, seconds: float) -> None: ...
 
     async def _run(self, call: Call[T], ends: float | None = None) -> T:
         """Send a call until one attempt succeeds, and return its parsed response.
@@ -154,7 +125,8 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
         while True:
             error: IgnError
             try:
-                response = await self._send(call.request(settings, ends))
+                request = call.request(settings, ends)
+                response = await self._send(self._http_client, settings, request)
             except TransportError as exc:
                 error = exc
             else:
@@ -164,37 +136,37 @@ class _Common(ABC, Generic[TransportT, HttpClientT, WaitT]):
                         response.request_id,
                     ):
                         return call.parse(response)
-                error = call.error(status_error(response.problem()))
+                error = call.placed(response.error())
             seconds = delay(settings, error, retries)
             if seconds is None or settings.clock() + seconds > gives_up:
                 raise error
-            await self._wait(seconds)
+            waiting = self._sleep(seconds)
+            if inspect.isawaitable(waiting):
+                await waiting
             retries += 1
 
-    async def _limits_of(self, split: Split[T], ends: float) -> Limits:
-        if self._limits is None:
-            self._limits = (await self._run(split.models, ends)).limits
-        return self._limits
 
-
-class Client(_Common[network.HttpTransport, network.HttpClient, object]):
+class Client(_Common[network.HttpTransport, network.HttpClient]):
     """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with`
     statement.
 
     Args:
         base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
-        api_key: default ``IGN_API_KEY``, or else none. timeout: seconds for one attempt until its
-        response is complete, which the service is told, too; None for the
-            limit of the service.
+        api_key: default ``IGN_API_KEY``, or else none.
+        timeout: seconds for one attempt until its response is complete, which the service is told,
+            too; None for the limit of the service.
         deadline: seconds for a whole call with its retries, also if it sends several requests; None
-        for no limit. max_retries: attempts after the first one, for status 408, 429, 502, 503 and
-        504 and for transport errors. None:
-            as many as begin before the deadline, or without one within the timeout.
-        transport: an httpx transport instead of the network. http_client: an `httpx.Client` with
-        its own settings (proxies, certificates); the caller closes it. sleep: waits for a number of
-        seconds; `time.sleep` by default. clock: returns seconds, by which timeouts and deadlines
-        are measured. jitter: returns uniform random numbers in [0, 1), so that clients that failed
-        together do not retry together.
+            for no limit.
+        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for
+            transport errors. None: as many as begin before the deadline, or without one within the
+            timeout.
+        transport: an httpx transport instead of the network.
+        http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller
+            closes it.
+        sleep: waits for a number of seconds; `time.sleep` by default.
+        clock: returns seconds, by which timeouts and deadlines are measured.
+        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do
+            not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.
@@ -202,6 +174,7 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
 
     _default_http_client = network.HttpClient
     _default_sleep = time.sleep
+    _send = staticmethod(network.send)
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -229,26 +202,16 @@ class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _send(self, request: Request) -> Response:
-        return await network.send(self._http_client, self._settings, request)
-
-    async def _wait(self, seconds: float) -> None:
-        self._sleep(seconds)
-
-    def _run_split(self, split: Split[T]) -> T:
-        ends = split.models.ends(self._settings)
-        parts = split.parts(complete(self._limits_of(split, ends)))
+    def _result(self, calls: Calls[T]) -> T:
+        if isinstance(calls, Call):
+            return complete(self._run(calls))
+        ends = calls[0].ends(self._settings)
         with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [
-                pool.submit(lambda part: complete(self._run(part(), ends)), part) for part in parts
-            ]
-            try:
-                return cast(T, join([future.result() for future in running]))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            parts = pool.map(lambda call: complete(self._run(call, ends)), calls)
+            return cast(T, join(list(parts)))
 
 
-class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, Awaitable[object]]):
+class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient]):
     """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with`
     statement.
 
@@ -258,6 +221,7 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
 
     _default_http_client = network.AsyncHttpClient
     _default_sleep = asyncio.sleep
+    _send = staticmethod(network.send_async)
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)
@@ -285,25 +249,20 @@ class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, A
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, request: Request) -> Response:
-        return await network.send_async(self._http_client, self._settings, request)
-
-    async def _wait(self, seconds: float) -> None:
-        await self._sleep(seconds)
-
-    async def _run_split(self, split: Split[T]) -> T:
-        ends = split.models.ends(self._settings)
-        parts = await asyncio.to_thread(split.parts, await self._limits_of(split, ends))
+    async def _result(self, calls: Calls[T]) -> T:
+        if isinstance(calls, Call):
+            return await self._run(calls)
+        ends = calls[0].ends(self._settings)
         turn = asyncio.Semaphore(CONCURRENT)
 
-        async def run(part: Callable[[], Call[T]]) -> T:
+        async def run(call: Call[T]) -> T:
             async with turn:
-                return await self._run(await asyncio.to_thread(part), ends)
+                return await self._run(call, ends)
 
-        running = [asyncio.ensure_future(run(part)) for part in parts]
         try:
-            return cast(T, join([await task for task in running]))
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(run(call)) for call in calls]
+        except ExceptionGroup as failures:
+            error = failures.exceptions[0]
+            raise error from error.__cause__
+        return cast(T, join([part.result() for part in parts]))

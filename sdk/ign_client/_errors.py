@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from http import client as http
 from typing import Any, Final
 
 _RETRIED: Final = frozenset({408, 429, 502, 503, 504})
@@ -77,41 +76,26 @@ class FieldError:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """An error document of the service (RFC 9457)."""
+BY_STATUS: dict[int | None, type["StatusError"]] = {}
+
+
+@dataclass(eq=False)
+class StatusError(IgnError):
+    """An error response of the service (RFC 9457), or of a proxy. A status without its own class is
+    raised as this.
+    """
 
     status: int
     # a stable name for programs to compare; ``unknown`` if the response is no problem document
     code: str
     detail: str
-    request_id: str | None = None  # identifies the request in the log of the service
-    retry_after: float | None = None  # seconds until the next attempt
-    retryable: bool = False  # whether the same request may succeed later
+    request_id: str | None  # identifies the request in the log of the service
+    retry_after: float | None  # seconds until the next attempt
     errors: tuple[FieldError, ...] = ()
-
-
-BY_STATUS: dict[int | None, type["StatusError"]] = {}
-
-
-class StatusError(IgnError):
-    """An error response; members of `problem` are attributes, too. A status without its own class
-    is raised as this.
-    """
+    retryable: bool = False  # whether the same request may succeed later
 
     def __init_subclass__(cls, status: int | None = None) -> None:
         BY_STATUS[status] = cls
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.status = problem.status
-        self.code = problem.code
-        self.detail = problem.detail
-        self.request_id = problem.request_id
-        self.retry_after = problem.retry_after
-        self.retryable = problem.retryable
-        self.errors = problem.errors
 
     def __str__(self) -> str:
         return _with_id(f"{self.status} {self.code}: {self.detail}", self.request_id)
@@ -177,38 +161,26 @@ class DeadlineExceeded(StatusError, status=504):
     """504: the deadline passed, or was too short; ``code`` says which."""
 
 
-def status_error(problem: Problem) -> StatusError:
-    error = BY_STATUS.get(problem.status) or (
-        ServiceFailed if problem.status > 500 else StatusError
-    )
-    return error(problem)
-
-
-def problem_from(
-    document: dict[str, Any], status: int, request_id: str | None, headers: Mapping[str, str]
-) -> Problem:
-    """The problem in an error document; missing and invalid members get a default."""
-    texts = _texts(document)
-    phrase = (
-        HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
-    )
-    found = document.get("errors")
-    members = (
-        [_texts(error) for error in found if isinstance(error, dict)]
-        if isinstance(found, list)
-        else []
-    )
+def status_error(
+    document: object, status: int, request_id: str | None, headers: Mapping[str, str]
+) -> StatusError:
+    """The error that a response says; missing and invalid members get a default."""
+    known = document if isinstance(document, dict) else {}
+    texts = _texts(known)
+    found = known.get("errors")
+    members = found if isinstance(found, list) else []
+    fields = [_texts(member) for member in members if isinstance(member, dict)]
     is_refused = headers.get("x-should-retry", "").strip().lower() == "false"
-    return Problem(
-        status=status,
-        code=texts.get("code", "unknown"),
-        detail=texts.get("detail", phrase),
-        request_id=request_id or texts.get("request_id"),
-        retry_after=retry_after(headers),
-        retryable=status in _RETRIED and not is_refused,
-        errors=tuple(
-            FieldError(error.get("field", ""), error.get("message", "")) for error in members
-        ),
+    kind = BY_STATUS.get(status) or (ServiceFailed if status > 500 else StatusError)
+    # by position, so that it can be pickled
+    return kind(
+        status,
+        texts.get("code", "unknown"),
+        texts.get("detail") or http.responses.get(status, "an error without a description"),
+        request_id or texts.get("request_id"),
+        retry_after(headers),
+        tuple(FieldError(each.get("field", ""), each.get("message", "")) for each in fields),
+        status in _RETRIED and not is_refused,
     )
 
 
@@ -217,20 +189,11 @@ def _texts(document: dict[str, Any]) -> dict[str, str]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing
-    or invalid.
-    """
-    text = headers.get("retry-after", "").strip()
+    """Seconds of a Retry-After header; None if it is missing, invalid, or a date."""
     try:
-        seconds = float(text)
-    except ValueError:
-        try:  # by the clock of the server; HTTP dates are in UTC, also without a zone
-            date, sent = (
-                parsedate_to_datetime(each).replace(tzinfo=None) for each in (text, headers["date"])
-            )
-            seconds = (date - sent).total_seconds()
-        except (LookupError, TypeError, ValueError, OverflowError):
-            return None
+        seconds = float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 

@@ -29,9 +29,7 @@ class BinaryFile(Protocol):
 class PilImage(Protocol):
     """A `PIL.Image.Image`."""
 
-    @property
-    def mode(self) -> str: ...
-    def save(self, fp: Any, format: str | None = None, **params: Any) -> None: ...  # noqa: A002 -- Pillow's name
+    def getbands(self) -> tuple[str, ...]: ...
 
 
 class Array(Protocol):
@@ -159,10 +157,7 @@ def content(source: PictureLike, field: str) -> bytes:
     try:
         data: object = read()
     except (OSError, ValueError) as exc:  # such as a closed file
-        name = "the file" if path is None else repr(os.fspath(path))
-        raise InputError(
-            f"{field}: {name} cannot be read: {getattr(exc, 'strerror', None) or exc}"
-        ) from exc
+        raise InputError(f"{field}: {exc}") from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
@@ -183,29 +178,33 @@ def _array(array: Any, field: str) -> bytes:
     if dtype == "float32" and len(shape) == 3:
         _extras.numpy().save(buffer, array.astype("<f4", order="C", copy=False), allow_pickle=False)
         return buffer.getvalue()
-    grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
-    if dtype != "uint8" or not (grey or (len(shape) == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
+    if dtype != "uint8" or len(shape) < 2 or shape[2:] not in _CHANNELS or 0 in shape:
         expected = "expected uint8 (H, W) or (H, W, 1…4); a latent is float32 (C, H, W)"
         raise InputError(f"{field}: an array of {dtype} {shape}; {expected}")
-    image: Any = _extras.pillow().fromarray(array.reshape(shape[:2]) if grey else array)
+    grey = array.reshape(shape[:2]) if shape[2:] == (1,) else array
+    image: Any = _extras.pillow().fromarray(grey)
     return _image(image, field)
 
 
-_PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-_AS_RGB: Final = frozenset({"CMYK", "YCbCr", "HSV", "RGBX"})
-_CONVERTIBLE: Final = dict.fromkeys(_AS_RGB, "RGB") | {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+_CHANNELS: Final = ((), (1,), (2,), (3,), (4,))
+# of PIL: mode of an image → mode of the PNG
+_PNG_MODES: Final = {mode: mode for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")} | {
+    **dict.fromkeys(("CMYK", "YCbCr", "HSV", "RGBX"), "RGB"),
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+    "La": "LA",
+}
 
 
 def _image(image: Any, field: str) -> bytes:
     mode = image.mode
-    if mode not in _PNG_MODES and mode not in _CONVERTIBLE:
+    if mode not in _PNG_MODES:
         raise InputError(
             f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first"
         )
     buffer = io.BytesIO()
     try:
-        converted = image if mode in _PNG_MODES else image.convert(_CONVERTIBLE[mode])
-        converted.save(buffer, "PNG", compress_level=1)
+        image.convert(_PNG_MODES[mode]).save(buffer, "PNG", compress_level=1)
     except (
         OSError,
         ValueError,

@@ -10,7 +10,6 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from enum import Enum
 from functools import wraps
 from types import UnionType
 from typing import (
@@ -53,29 +52,18 @@ ARGUMENTS: Final = {
 }
 
 
-class Unset(Enum):
-    """The type of an option that was not given, for options where None is a value."""
-
-    UNSET = "UNSET"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET = Unset.UNSET
-
-
-# Each option: its type, the default of the service, its meaning. The client does not send defaults.
+# Each option: its type, the default of the service (`...`: that of the client), its meaning. The
+# client does not send defaults.
 
 
 class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
     timeout: Annotated[
-        float | None, UNSET, "seconds for one attempt or the first event; None: the service's limit"
+        float | None, ..., "seconds for one attempt or the first event; None: the service's limit"
     ]
     deadline: Annotated[
-        float | None, UNSET, "seconds for the whole call, a stream to its end; None: no limit"
+        float | None, ..., "seconds for the whole call, a stream to its end; None: no limit"
     ]
     request_id: Annotated[
         str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"
@@ -223,7 +211,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
     docstring.
 
     The function receives the options that are not None, as JSON holds them. The signature is that
-    of a method: it begins with `self`, and returns what the call does.
+    of a method: it begins with `self`.
     """
     hints = typing.get_type_hints(build)
     (kind,) = get_args(hints["options"])
@@ -239,10 +227,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
             for name, (hint, default, _) in options.items()
         ),
     ]
-    answer = get_args(hints["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
-    if get_origin(hints["return"]) is Union:
-        (answer,) = get_args(answer)
-    signature = inspect.Signature(parameters, return_annotation=answer)
+    signature = inspect.Signature(parameters)
 
     @wraps(build)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -251,7 +236,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
         for name, (hint, default, _) in options.items():
             if arguments.get(name) is not None:
                 arguments[name] = checked(name, arguments[name], hint)
-            elif default is not UNSET:
+            elif default is not ...:  # of which None is another value
                 arguments.pop(name, None)
         call: Callable[..., T] = build
         return call(**arguments)
@@ -284,14 +269,11 @@ def fits(value: Any, hint: Any) -> bool:
     members = get_args(hint)
     if kind in (Union, UnionType):
         return any(fits(value, member) for member in members)
-    if kind is Sequence:
-        return isinstance(value, list | tuple) and all(fits(item, members[0]) for item in value)
-    if kind is tuple:
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(members)
-            and all(map(fits, value, members))
-        )
+    if kind in (Sequence, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = members if kind is tuple else members * len(value)
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
     if isinstance(value, bool):
         return kind is bool
     if kind is float:

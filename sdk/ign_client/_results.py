@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, overload
 
-from ign_client._picture import Picture, contact_sheet, result_repr, table
+from ign_client._picture import Picture
 
+_SHOWN: Final = 100  # images of a contact sheet in a notebook
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
 MemberT = TypeVar("MemberT", covariant=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the
     first twelve.
@@ -25,9 +26,6 @@ class ModelRef:
         """``name/version``, for the argument ``model``."""
         return f"{self.name}/{self.version}"
 
-    def __repr__(self) -> str:
-        return f"<{self.ref}@{self.digest.removeprefix('sha256:')[:12]}>"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -39,7 +37,7 @@ class Timing:
     encode_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Picture):
     """One recorded step of one row; ``index`` is that of its `Image`."""
 
@@ -48,7 +46,7 @@ class Step(Picture):
     change: float | None  # mean |x_k − x_{k−1}|; None at step 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image(Picture):
     """One image of a result, and how f made it."""
 
@@ -62,14 +60,14 @@ class Image(Picture):
     trajectory: tuple[Step, ...] = ()  # the steps of ``record``
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectedImage(Image):
     """One projected image; ``inverted``: whether light and dark were exchanged before f."""
 
     inverted: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Frame(Image):
     """One image of a path, at ``t`` in 0…1, or of a grid, at ``row`` and ``col``."""
 
@@ -78,7 +76,7 @@ class Frame(Image):
     col: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Members(Sequence[MemberT], Generic[MemberT]):
     images: tuple[MemberT, ...]
     model: ModelRef
@@ -96,20 +94,18 @@ class _Members(Sequence[MemberT], Generic[MemberT]):
         return self.images[index]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Images(_Members[ImageT], Generic[ImageT]):
     """A result with images: a sequence of them, with the metadata of the response."""
 
     seed: int | None = None  # of `generate`, chosen by the caller or the service
 
-    def __repr__(self) -> str:
-        return result_repr(self)
-
     def _repr_html_(self) -> str:
-        return contact_sheet(self.images)
+        shown = [image._repr_html_() or "" for image in self.images[:_SHOWN]]
+        return f"<div>{''.join(shown)}</div><p>{len(shown)} of {len(self)} images</p>"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Raw(Picture):
     """All rows in one file: an image, a contact sheet, a strip, an animation, or ``npy`` float32
     (N, C, H, W).
@@ -120,7 +116,6 @@ class Raw(Picture):
 
     model: ModelRef
     request_id: str
-    timing: Timing
     seed: int | None
     steps: tuple[int, ...]
     distance: tuple[float, ...]
@@ -153,34 +148,12 @@ class Score:
     worst: Box | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
 
-    def _repr_html_(self) -> str:
-        return table(
-            MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images]
-        )
 
-    def __repr__(self) -> str:
-        shown = [
-            f"<distance={one.distance:g}, drift={one.drift:g}{_place(one)}>"
-            for one in self.images[:_SHOWN_SCORES]
-        ]
-        more = (
-            [f"… {len(self.images) - _SHOWN_SCORES} more"]
-            if len(self.images) > _SHOWN_SCORES
-            else []
-        )
-        return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
-
-
-MEASURES: Final = ("index", "distance", "drift", "percentile", "in_distribution")
-_SHOWN_SCORES: Final = 4
-
-
-def _place(score: Score) -> str:
-    return "" if score.percentile is None else f", percentile={score.percentile:g}"
+MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +181,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models in service: iterable, and indexed by position, ``name`` or ``name/version``.
+    """The models in service: iterable.
 
     ``default`` is the ``name/version`` of the model for requests that name none.
     """
@@ -217,47 +190,8 @@ class Models:
     default: str
     limits: Limits
 
-    def __len__(self) -> int:
-        return len(self.models)
-
     def __iter__(self) -> Iterator[Card]:
         return iter(self.models)
-
-    def __contains__(self, name: object) -> bool:
-        return any(name in (card, card.name, card.ref) for card in self.models)
-
-    def __getitem__(self, key: int | str) -> Card:
-        if isinstance(key, int):
-            return self.models[key]
-        matching = [card for card in self.models if key in (card.name, card.ref)]
-        if not matching:
-            raise KeyError(
-                f"no model {key!r}; there are {', '.join(card.ref for card in self.models)}"
-            )
-        return max(matching, key=_version_order)
-
-    def _repr_html_(self) -> str:
-        return table(MODEL_COLUMNS, model_rows(self))
-
-
-MODEL_COLUMNS: Final = ("model", "shape", "device", "default")
-
-
-def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
-    return [
-        (
-            card.ref,
-            "×".join(map(str, card.shape)),
-            card.device,
-            models.default in (card.ref, card.name),
-        )
-        for card in models
-    ]
-
-
-def _version_order(card: Card) -> tuple[bool, int, str]:
-    """Versions are numbers, of which a longer one is larger; what is none comes first."""
-    return card.version.isdecimal(), len(card.version), card.version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

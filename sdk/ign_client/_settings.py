@@ -32,18 +32,14 @@ class Settings:
     def __post_init__(self) -> None:
         check_seconds("timeout", self.timeout)
         check_seconds("deadline", self.deadline)
-        retries: object = self.max_retries  # of a caller without type checks, it may be anything
-        if retries is not None and (not isinstance(retries, int) or retries < 0):
-            raise InputError(f"max_retries: expected 0 or more, or None, not {retries!r}")
+        if self.max_retries is not None and self.max_retries < 0:
+            raise InputError(f"max_retries: expected 0 or more, or None, not {self.max_retries}")
 
 
 def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
     """URL and key from arguments, or else from `IGN_BASE_URL` and `IGN_API_KEY`; empty variables
     are ignored.
     """
-    for name, value in (("base_url", base_url), ("api_key", api_key)):
-        if not isinstance(value, str | None):
-            raise InputError(f"{name}: expected text, not {type(value).__name__}")
     url = (base_url or os.environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
     key = api_key or os.environ.get("IGN_API_KEY") or None
     _check_url(url)
@@ -54,11 +50,7 @@ def resolve(base_url: str | None, api_key: str | None) -> tuple[str, str | None]
 
 def check_seconds(name: str, seconds: float | None) -> None:
     """Raise `InputError` unless an option is a number of seconds above 0, or None."""
-    try:
-        valid = seconds is None or 0 < seconds <= _MAX_TIMEOUT_S
-    except TypeError:  # of a caller without type checks
-        valid = False
-    if not valid:
+    if seconds is not None and not 0 < seconds <= _MAX_TIMEOUT_S:
         raise InputError(
             f"{name}: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not "
             f"{seconds!r}"
@@ -71,9 +63,7 @@ def _check_url(url: str) -> None:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # such as a port that is no number
         valid = False
-    if not valid or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
+    if not valid or parts.query or parts.fragment or parts.username or not _VISIBLE.fullmatch(url):
         raise InputError(
-            "base_url: expected a plain http or https URL, such as http://127.0.0.1:8000"
+            "base_url: expected an http or https URL without a user, such as http://127.0.0.1:8000"
         )
-    if parts.username is not None:
-        raise InputError("base_url: holds a user name; hand the key over as api_key")

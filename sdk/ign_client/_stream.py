@@ -2,7 +2,7 @@
 iterators do the I/O.
 
 ```text
-chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream──▶ caller
+chunks ──Decoder──▶ (type, data) ──_Answer──▶ Step | Progress | Done ──Stream──▶ caller
 ```
 """
 
@@ -18,16 +18,17 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error, unexpected
+from ign_client._errors import UnexpectedAnswer, status_error, unexpected
 from ign_client._results import Done, Image, Progress, Step
 from ign_client._wire import EVENT_S, EVENTS, Response, complete
 
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
+Events: TypeAlias = AsyncGenerator[Event[ImageT], None]
 
 
 class Decoder:
@@ -67,89 +68,85 @@ def _event(lines: str) -> tuple[str, str] | None:
     return (fields["event"][-1] or "message", "\n".join(data)) if data else None
 
 
-class EventReader(Generic[ImageT]):
-    """Turns chunks of bytes into events, and assembles the complete answer from them, without I/O.
+@dataclass(slots=True)
+class _Answer(Generic[ImageT]):
+    """Turns server-sent events into events, and assembles the complete answer from them.
 
     ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
     """
 
-    def __init__(
-        self,
-        kind: type[ImageT],
-        expected: _answers.Expected,
-        record: Sequence[int],
-        response: Response,
-    ) -> None:
-        if response.rest is None:
-            raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
-        self.first = response.content
-        self.rest = response.rest
-        self.cut = response.cut
-        self._limit = response.limit
-        self._request_id = response.request_id
-        self._kind = kind
-        self._expected = expected
-        self._record = frozenset(record)
-        self._decoder = Decoder()
-        self._steps: dict[int, list[dict[str, Any]]] = {}
+    kind: type[ImageT]
+    expected: _answers.Expected
+    record: Sequence[int]
+    request_id: str | None
+    steps: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
-        """The events that end in the next chunk; None means the end of the stream, which is then
-        incomplete.
-        """
-        if chunk is None:
-            raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
-        for name, data in self._decoder.feed(chunk):
-            with unexpected(f"an event {name!r:.80} that cannot be read", self._request_id):
-                event = self._read(name, data)
-            if event is not None:
-                yield event
-                self._limit.renew(EVENT_S)
-
-    def _read(self, name: str, data: str) -> Event[ImageT] | None:
+    def read(self, name: str, data: str) -> Event[ImageT] | None:
+        """An event; None for one of a later version of the service."""
         if name not in ("step", "progress", "done", "error"):
-            return None  # an event of a later version of the service
+            return None
         document = json.loads(data)
         if name == "step":
-            step = _answers.step(self._expected, document)
-            self._steps.setdefault(step.index, []).append(document)
+            step = _answers.step(self.expected, document)
+            self.steps.setdefault(step.index, []).append(document)
             return step
         if name == "progress":
             return _answers.value(Progress, document)
         if name == "done":
             document["images"] = [self._with_images(member) for member in document["images"]]
-            return Done(answer=_answers.images_of(self._kind, self._expected, document))
+            return Done(answer=_answers.images_of(self.kind, self.expected, document))
         status = _answers.typed(document["status"], int)
-        raise status_error(problem_from(document, status, self._request_id, {}))
+        raise status_error(document, status, self.request_id, {})
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier
         events.
         """
-        steps = self._steps[member["index"]]
-        recorded = [step for step in steps if step["step"] in self._record]
+        steps = self.steps[member["index"]]
+        recorded = [step for step in steps if step["step"] in self.record]
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
 
 
-@dataclass(slots=True)
-class _State:
-    """What a stream shares with its generator, which does not hold the stream: a stream that is
-    dropped closes.
+def events_of(
+    kind: type[ImageT], expected: _answers.Expected, record: Sequence[int], response: Response
+) -> Events[ImageT]:
+    """The events of a response."""
+    if response.rest is None:
+        raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
+    return _read(_Answer(kind, expected, record, response.request_id), response, response.rest)
 
-    While one thread or task waits in the generator for the next chunk, no other can close the
-    generator. It cuts the connection instead, so that the wait ends.
-    """
 
-    is_closed: bool = False
-    cut: Callable[[], None] = lambda: None
+async def _read(
+    answer: _Answer[ImageT], response: Response, rest: AsyncGenerator[bytes, None]
+) -> Events[ImageT]:
+    decoder = Decoder()
+    chunk: bytes | None = response.content
+    async with aclosing(rest):
+        while chunk is not None:
+            for name, data in decoder.feed(chunk):
+                with unexpected(f"an event {name!r:.80} that cannot be read", answer.request_id):
+                    event = answer.read(name, data)
+                if event is None:
+                    continue
+                yield event
+                if isinstance(event, Done):
+                    return
+                response.limit.renew(EVENT_S)
+            chunk = await anext(rest, None)
+    raise UnexpectedAnswer("the stream ended before its answer", answer.request_id)
+
+
+async def _started(start: Callable[[], Awaitable[Events[ImageT]]]) -> Events[ImageT]:
+    async with aclosing(await start()) as events:
+        async for event in events:
+            yield event
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
-    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._state = _State()
-        self._events = self._read(start, self._state)
+    def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
+        self._events = _started(start)
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,37 +155,11 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
         await self.aclose()
 
     async def __anext__(self) -> Event[ImageT]:
-        try:
-            return await anext(self._events)
-        except IgnError:
-            if self._state.is_closed:
-                raise StopAsyncIteration from None
-            raise
+        return await anext(self._events)
 
     async def aclose(self) -> None:
-        """Close the connection; a second call has no effect. If another task waits for an event,
-        its loop ends.
-        """
-        self._state.is_closed = True
-        try:
-            await self._events.aclose()
-        except RuntimeError:  # the generator is running
-            self._state.cut()
-
-    @staticmethod
-    async def _read(
-        start: Callable[[], Awaitable[EventReader[ImageT]]], state: _State
-    ) -> AsyncGenerator[Event[ImageT], None]:
-        reader = await start()
-        state.cut = reader.cut
-        chunk: bytes | None = reader.first
-        async with aclosing(reader.rest):
-            while not state.is_closed:
-                for event in reader.feed(chunk):
-                    yield event
-                    if isinstance(event, Done):
-                        return
-                chunk = await anext(reader.rest, None)
+        """Close the connection; a second call has no effect."""
+        await self._events.aclose()
 
 
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
@@ -200,12 +171,11 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
 
     Raises:
         IgnError: until the first event, as any method. Later `StatusError` if the service failed,
-        `TransportError` if
-            the connection broke, `UnexpectedAnswer` if the stream ended early.
+        `TransportError` if the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._stream = AsyncStream(start)
+    def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
+        self._events = _started(start)
 
     def __enter__(self) -> Self:
         return self
@@ -215,12 +185,10 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
 
     def __next__(self) -> Event[ImageT]:
         try:
-            return complete(anext(self._stream))
+            return complete(anext(self._events))
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
-        """Close the connection; a second call has no effect. If another thread waits for an event,
-        its loop ends.
-        """
-        complete(self._stream.aclose())
+        """Close the connection; a second call has no effect."""
+        complete(self._events.aclose())

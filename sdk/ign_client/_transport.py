@@ -1,9 +1,8 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -14,7 +13,7 @@ from ign_client._errors import ConnectionFailed, TimedOut, UnexpectedAnswer
 from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import EVENT_S, EVENTS, Limit, Request, Response
+from ign_client._wire import EVENTS, Limit, Request, Response
 
 T = TypeVar("T")
 HttpClient = httpx.Client
@@ -35,8 +34,11 @@ async def send(client: HttpClient, settings: Settings, request: Request) -> Resp
     `TransportError`. It blocks, and never waits for an event loop.
     """
     with _map_errors(request), _limited(request.limit):
-        arguments = _arguments(settings, request)
-        built = client.build_request(**arguments, extensions={"trace": _limit_connection})
+        built = client.build_request(
+            **_arguments(settings, request),
+            timeout=request.limit.left(),
+            extensions={"trace": _limit_connection},
+        )
         response = client.send(built, stream=True, follow_redirects=False)
     return await _received(request, response, _chunks(request, response))
 
@@ -99,7 +101,7 @@ async def send_async(client: AsyncHttpClient, settings: Settings, request: Reque
     """Like `send`."""
     with _map_errors(request):
         async with asyncio.timeout(request.limit.left()):
-            built = client.build_request(**_arguments(settings, request))
+            built = client.build_request(**_arguments(settings, request), timeout=None)
             response = await client.send(built, stream=True, follow_redirects=False)
     return await _received(request, response, _async_chunks(request, response))
 
@@ -131,16 +133,8 @@ def _arguments(settings: Settings, request: Request) -> dict[str, Any]:
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    arguments: dict[str, Any] = {
-        "method": request.method,
-        "url": settings.base_url + request.path,
-        "headers": headers,
-        **request.body,
-    }
-    seconds = request.limit.left()
-    read = seconds if seconds is None or not request.is_stream else max(seconds, EVENT_S)
-    arguments["timeout"] = httpx.Timeout(seconds, read=read)
-    return arguments
+    url = settings.base_url + request.path
+    return {"method": request.method, "url": url, "headers": headers, **request.body}
 
 
 @contextmanager
@@ -157,21 +151,8 @@ def _map_errors(request: Request) -> Iterator[None]:
 
 
 async def _received(request: Request, response: httpx.Response, chunks: Chunks) -> Response:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    cut = partial(_cut, response)
-    received = partial(Response, response.status_code, headers, limit=request.limit, cut=cut)
-    is_stream = headers.get("content-type", "").startswith(EVENTS)
-    if request.is_stream and is_stream and response.status_code == 200:
+    received = partial(Response, response.status_code, response.headers, limit=request.limit)
+    is_stream = response.headers.get("content-type", "").startswith(EVENTS)
+    if is_stream and request.headers["Accept"] == EVENTS and response.status_code == 200:
         return received(await anext(chunks, b""), rest=chunks)
     return received(b"".join([chunk async for chunk in chunks]))
-
-
-def _cut(response: httpx.Response) -> None:
-    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would
-    not bring about.
-    """
-    stream = response.extensions.get("network_stream")  # a transport without a network has none
-    open_socket = None if stream is None else stream.get_extra_info("socket")
-    if open_socket is not None:
-        with suppress(OSError):  # the service has closed it
-            open_socket.shutdown(socket.SHUT_RDWR)

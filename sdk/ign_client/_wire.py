@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from ign_client import _errors as errors
-from ign_client._options import UNSET, Unset
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, check_seconds
 
 T = TypeVar("T")
@@ -80,17 +79,12 @@ class Request:
     body: Body
     limit: Limit
 
-    @property
-    def is_stream(self) -> bool:
-        return self.headers["Accept"] == EVENTS
-
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One HTTP response, with the names of its headers in lower case.
+    """One HTTP response, with headers whose names have any case.
 
-    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and
-    ``cut`` ends a wait for the next one from another thread or task.
+    For an event stream, ``content`` is its first chunk, and ``rest`` the generator of the others.
     """
 
     status: int
@@ -98,7 +92,6 @@ class Response:
     content: bytes
     limit: Limit
     rest: AsyncGenerator[bytes, None] | None = None
-    cut: Callable[[], None] = lambda: None
 
     @property
     def request_id(self) -> str | None:
@@ -109,74 +102,69 @@ class Response:
         """The media type in lower case, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def problem(self) -> errors.Problem:
+    def error(self) -> errors.StatusError:
         """What an error response says, of the service or of a proxy."""
         try:
             document = json.loads(self.content)
         except (ValueError, RecursionError):
             document = None
-        known = document if isinstance(document, dict) else {}
-        return errors.problem_from(known, self.status, self.request_id, self.headers)
+        return errors.status_error(document, self.status, self.request_id, self.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
     """One call of a method: the request, and the parser of a response with these statuses.
 
-    ``error`` makes the raised error from that of the response.
+    ``connection``: the given ones of timeout, deadline and request_id. ``placed`` makes the raised
+    error from that of the response.
     """
 
     path: str
     parse: Callable[[Response], T_co]
     body: Body
+    connection: Mapping[str, Any]
     accept: str = "application/json"
-    timeout: float | Unset | None = UNSET
-    deadline: float | Unset | None = UNSET
-    request_id: str | None = None
     statuses: frozenset[int] = frozenset({200})
-    error: Callable[[errors.StatusError], errors.StatusError] = lambda error: error
+    placed: Callable[[errors.StatusError], errors.StatusError] = lambda error: error
 
     def __post_init__(self) -> None:
-        for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
-            if not isinstance(seconds, Unset):
-                check_seconds(name, seconds)
-        if self.request_id is not None and not re.fullmatch(
-            r"[A-Za-z0-9._-]{1,128}", self.request_id
-        ):
+        for name in ("timeout", "deadline"):
+            check_seconds(name, self.connection.get(name))
+        request_id = self.connection.get("request_id", "x")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", request_id):
             raise errors.InputError(
-                f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}"
+                f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {request_id!r}"
             )
 
     def ends(self, settings: Settings) -> float:
         """When the call ends that begins now."""
-        return settings.clock() + _chosen(self.deadline, settings.deadline)
+        return settings.clock() + self._seconds("deadline", settings.deadline)
 
     def gives_up(self, settings: Settings, ends: float) -> float:
         """When the last attempt begins at the latest, of a call that begins now."""
-        timeout = _chosen(self.timeout, settings.timeout)
+        timeout = self._seconds("timeout", settings.timeout)
         budgets = (ends - settings.clock(), timeout, DEFAULT_TIMEOUT_S)
         return settings.clock() + next(seconds for seconds in budgets if seconds < math.inf)
 
     def request(self, settings: Settings, ends: float) -> Request:
         """The request of an attempt that begins now, in a call that ends at ``ends``."""
         limit = Limit(settings.clock, ends)
-        timeout = min(_chosen(self.timeout, settings.timeout), ends - settings.clock())
+        timeout = min(self._seconds("timeout", settings.timeout), ends - settings.clock())
         limit.renew(timeout + GRACE_S)
         headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
         if timeout < math.inf:
             # The service stops at the client's timeout, because nobody would read the response.
             headers["X-Request-Timeout"] = f"{max(timeout, 0.001):.3f}"
-        if self.request_id is not None:
-            headers["X-Request-ID"] = self.request_id
+        if "request_id" in self.connection:
+            headers["X-Request-ID"] = self.connection["request_id"]
         if "content" in self.body:
             headers["Content-Type"] = "application/json"
         method = "POST" if self.body else "GET"
         return Request(method=method, path=self.path, headers=headers, body=self.body, limit=limit)
 
-
-def _chosen(seconds: float | Unset | None, default: float | None) -> float:
-    chosen = default if isinstance(seconds, Unset) else seconds
-    return math.inf if chosen is None else chosen
+    def _seconds(self, name: str, default: float | None) -> float:
+        seconds: float | None = self.connection.get(name, default)
+        return math.inf if seconds is None else seconds
 
 
 def delay(settings: Settings, error: errors.IgnError, retries: int) -> float | None:

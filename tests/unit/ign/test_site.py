@@ -39,21 +39,22 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (tmp_path / "wasm").write_bytes(WASM)
     pinned = {}
-    for name, (_, members) in site.PACKAGES.items():
-        with tarfile.open(folder / name, mode="w:gz") as tar:
+    published = {}
+    for package, (_, members) in site.PACKAGES.items():
+        archive = folder / f"{package.replace('@', '-')}.tgz"
+        with tarfile.open(archive, mode="w:gz") as tar:
             for member in members:
                 tar.add(tmp_path / "wasm", f"package/dist/{member}")
-        pinned[name] = (sri("sha512", (folder / name).read_bytes()), members)
+        pinned[package] = (sri("sha512", archive.read_bytes()), members)
+        name = package.partition("@")[0]
+        published[f"https://registry.npmjs.org/{name}/-/{archive.name}"] = archive
 
     def get(url: str, **_: object) -> httpx.Response:
-        base, name = url.split("/-/")
-        assert name.startswith(base.removeprefix("https://registry.npmjs.org/"))
-        archive = folder / name
         request = httpx.Request("GET", url)
         # A package that is not there stands for a registry that is out of reach.
-        status = 200 if archive.exists() else 503
-        content = archive.read_bytes() if archive.exists() else b""
-        return httpx.Response(status, content=content, request=request)
+        if not published[url].exists():
+            return httpx.Response(503, request=request)
+        return httpx.Response(200, content=published[url].read_bytes(), request=request)
 
     monkeypatch.setattr(site, "PACKAGES", pinned)
     monkeypatch.setattr(httpx, "get", get)

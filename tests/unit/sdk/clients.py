@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from ign_client import AsyncClient, Client
 Answer = httpx.Response | BaseException
 Piece = bytes | Exception | Callable[[], None]
 NOW = 1_000_000.0
-# made once: reading the certificates takes longer than most calls
-TLS = ssl.create_default_context()
 
 
 class Canned(httpx.MockTransport):
@@ -31,11 +28,7 @@ class Canned(httpx.MockTransport):
         if isinstance(answer, BaseException):
             raise answer
         # the same one may be sent again, to either client
-        if isinstance(answer.stream, httpx.ByteStream):
-            return httpx.Response(
-                answer.status_code, headers=answer.headers, content=answer.content
-            )
-        return answer
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=answer.stream)
 
 
 class Ask:
@@ -61,7 +54,8 @@ class Ask:
         if not isinstance(to, str):
             return self.kind(transport=to, **own)
         over_network: Any = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
-        return self.kind(to, transport=over_network(verify=TLS), **own)
+        # without certificates, because reading them takes longer than most calls
+        return self.kind(to, transport=over_network(verify=False), **own)
 
     def __call__(
         self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any

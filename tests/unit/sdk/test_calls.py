@@ -3,7 +3,6 @@
 import asyncio
 import json
 import pickle
-from email.utils import formatdate
 from typing import Any
 
 import httpx
@@ -38,8 +37,7 @@ from tests.unit.sdk.clients import (
 )
 
 PASSING = (408, 429, 502, 503, 504)
-DATE = formatdate(NOW, usegmt=True)
-OTHERS = ((501, ServiceFailed), (599, ServiceFailed), (307, StatusError), (418, StatusError))
+OTHERS = ((599, ServiceFailed), (307, StatusError))
 WRONG_IMAGES: tuple[Any, ...] = (
     None,
     [],
@@ -56,34 +54,19 @@ WRONG = [
 # Options of a call, its responses, the seconds between them, and the error at the end.
 CALLS: list[tuple[dict[str, Any], list[Any], list[float], type[Exception] | None]] = [
     ({}, [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), answer()], [0.25, 0.5], None),
-    ({}, [problem(429), httpx.ReadError("x"), problem(503)], [0.25, 0.5], Unavailable),
     ({}, [problem(429), problem(503), httpx.ReadError("x")], [0.25, 0.5], ConnectionFailed),
-    *(
-        ({}, [kind("")] * 3, [0.25, 0.5], TimedOut)
-        for kind in (httpx.ConnectTimeout, httpx.PoolTimeout)
-    ),
-    ({}, [httpx.RemoteProtocolError("")] * 3, [0.25, 0.5], ConnectionFailed),
+    ({}, [httpx.PoolTimeout("")] * 3, [0.25, 0.5], TimedOut),
     ({}, [httpx.Response(302, headers={"Location": ":ttp://[::1/%zz"})], [], UnexpectedAnswer),
     *(({}, [httpx.Response(200, content=content)], [], UnexpectedAnswer) for content in WRONG),
     ({}, [problem(429, Retry_After="31")], [], TooManyRequests),  # not within the timeout
     ({"deadline": 601.0}, [problem(429, Retry_After="600"), answer()], [600.0], None),
     *(
-        ({}, [problem(503, Retry_After=value, Date=DATE), answer()], [wait], None)
+        ({}, [problem(503, Retry_After=value), answer()], [wait], None)
         for value, wait in (
             *(("3", 3.0), ("0", 0.25), ("1.5", 1.5), ("30", 30.0), ("-1", 0.25)),
-            *(
-                ("soon", 0.25),
-                ("nan", 0.25),
-                ("inf", 0.25),
-                ("Wed, 99 Nov 2026 99:99:99 GMT", 0.25),
-            ),
-            (formatdate(NOW + 20, usegmt=True), 20.0),
-            (formatdate(NOW - 20, usegmt=True), 0.25),
-            ("Mon, 12 Jan 1970 13:46:50 -0000", 10.0),
+            *(("Wed, 21 Oct 2026 07:28:00 GMT", 0.25), ("nan", 0.25), ("inf", 0.25)),
         )
     ),
-    # without the clock of the service
-    ({}, [problem(503, Retry_After=DATE), answer()], [0.25], None),
 ]
 
 

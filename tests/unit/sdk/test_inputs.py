@@ -10,7 +10,6 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from ign_client import (
     InvalidContent,
     ModelRef,
     Picture,
-    Score,
-    Scores,
     Step,
     Term,
     Timing,
@@ -95,14 +92,21 @@ def test_pil_images_keep_sixteen_bits_and_lose_their_orientation() -> None:
 
 def test_latents_are_float32_arrays_and_masks_may_be_boolean() -> None:
     latent = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    for form in (latent, np.asfortranarray(latent), latent.astype(">f4")):
-        data = array(content(form, "points.0"))
-        assert data.dtype == np.dtype("<f4")
-        np.testing.assert_array_equal(data, latent)
+    for form in (np.asfortranarray(latent), latent.astype(">f4")):
+        np.testing.assert_array_equal(array(content(form, "points.0")), latent)
     assert set(point(latent, "points.0")) == {"latent"}
     with pytest.raises(InputError, match=r"images: .*latent"):
         picture(latent, "images")
     np.testing.assert_array_equal(pixels(mask(np.eye(2, dtype=bool), "mask")), np.eye(2) * 255)
+
+
+def test_every_form_of_a_file_is_the_same_content(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(PNG)
+    shown = Picture(bytes=PNG, format="png")
+    with path.open("rb") as file:
+        for form in (path, str(path), PNG, bytearray(PNG), memoryview(PNG), file, shown):
+            assert content(form, "images") == PNG
 
 
 def closed(source: Any) -> Any:
@@ -124,31 +128,10 @@ def closed(source: Any) -> Any:
         "nul\0.png",
         "x" * 5000,
     ],
-    ids=[
-        "text",
-        "closed file",
-        "closed image",
-        "no pixels",
-        "cut",
-        "missing",
-        "folder",
-        "nul",
-        "long",
-    ],
 )
 def test_images_that_cannot_be_read(source: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images\.2: "):
         content(f"{tmp_path}/{source}" if isinstance(source, str) else source, "images.2")
-
-
-NO_INTEGERS = ("2", 2.0, True, [2], object())
-NO_NUMBERS = ("0.5", True, float("nan"), np.float32("inf"))
-ARGUMENTS: dict[str, Any] = {
-    "project": (b"x",),
-    "stream_project": (b"x",),
-    "generate": (),
-    "latent_interpolate": ([1],),
-}
 
 
 @pytest.mark.parametrize(
@@ -156,39 +139,24 @@ ARGUMENTS: dict[str, Any] = {
     [
         *((method, ([],), {}, "images: ") for method in ("project", "score")),
         ("project", (b"x",), {"mask": b"x", "masks": [b"x"]}, "masks"),
-        *(("project", ([b"x"] * count,), {"masks": [b"x"] * 2}, "masks") for count in (1, 3, 100)),
+        *(("project", ([b"x"] * count,), {"masks": [b"x"] * 2}, "masks") for count in (1, 100)),
         ("project", (b"x",), {"mask": 3}, "mask: "),
         ("project", ([b"x", 3],), {}, r"images\.1: "),
-        ("latent_interpolate", (3,), {}, "points: .*int"),
-        ("latent_interpolate", ("ab",), {}, "points: .*str"),
         ("latent_arithmetic", ([Term("missing.png")],), {}, r"terms\.0: "),
         ("latent_arithmetic", ([Term(1, "2")],), {}, r"terms\.0\.weight: "),  # type: ignore[arg-type]
         ("generate", (), {"request_id": "a b"}, "request_id: "),
         ("generate", (), {"timeout": 0}, "timeout: "),
         *(("generate_as", (form,), {}, "form: .*png") for form in ("tiff", None, ["png"])),
-        *(("model", (name,), {}, "name: ") for name in ("", "a/b/c", None)),
+        ("model", (None,), {}, "name: "),
         *(
             ("latent_interpolate", ([1, point],), {}, r"points\.1: ")
             for point in (None, 1.5, True, object(), ["x"], {"seed": 1})
         ),
-        # Whatever the body: JSON, or a form, in which text and numbers look alike.
         *(
-            (method, ARGUMENTS[method], {option: value}, f"^{option}: expected ")
-            for option, values in {
-                "steps": NO_INTEGERS,
-                "scale": NO_INTEGERS,
-                "tolerance": NO_NUMBERS,
-                "score": (1, "true"),
-                "model": (3, b"grey"),
-                "resize": (3, True),
-                "record": (1, "1", [1.0], ["1"]),
-                "grid": (5, (2,), (2, 3.0), "2x3"),
-                "invert": (1,),
-            }.items()
-            for value in values
-            for method in ARGUMENTS
-            if option in signature(getattr(Client, method)).parameters
+            ("latent_interpolate", ([1],), {"grid": grid}, "grid: ")
+            for grid in (5, (2,), (2, 3.0), "2x3")
         ),
+        *(("project", (b"x",), {"invert": value}, "invert: ") for value in (1, [True])),
     ],
 )
 def test_what_cannot_be_sent(
@@ -196,6 +164,26 @@ def test_what_cannot_be_sent(
 ) -> None:
     with pytest.raises(InputError, match=field):
         ask(Canned(), method, *arguments, **options)
+
+
+@pytest.mark.parametrize("method", ["generate", "project", "stream_project"])
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("steps", ("2", 2.0, True, [2], object())),
+        ("tolerance", ("0.5", True, float("nan"), np.float32("inf"))),
+        ("score", (1, "true")),
+        ("model", (3, b"grey")),
+        ("record", (1, "1", [1.0], ["1"])),
+    ],
+)
+def test_options_of_another_type_are_not_sent(
+    ask: Ask, method: str, option: str, values: Any
+) -> None:
+    """Whatever the body: JSON, or a form, in which text and numbers look alike."""
+    for value in values:
+        with pytest.raises(InputError, match=f"^{option}: expected "):
+            ask(Canned(), method, *([b"x"] if "project" in method else []), **{option: value})
 
 
 def test_type_checkers_and_python_know_the_options() -> None:
@@ -253,50 +241,25 @@ IMAGE = Image(
     distance=0.5,
     trajectory=(STEP,),
 )
-SCORE = Score(index=0, distance=0.125, drift=0.5, percentile=12.5, in_distribution=None)
 IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
 
 
-def test_values_are_frozen_and_picklable_and_their_reprs_hold_no_bytes() -> None:
+def test_values_are_picklable_and_their_reprs_hold_no_bytes() -> None:
     for value in (IMAGE, IMAGES, Picture(bytes=PNG, format="npy")):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, dataclasses.fields(value)[0].name, None)
         assert pickle.loads(pickle.dumps(value)) == value
-        assert hash(value) == hash(dataclasses.replace(value))
         assert "\\x" not in repr(value)
-    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (
-        2,
-        IMAGE,
-        (IMAGE,),
-        [IMAGE, IMAGE],
-    )
-    assert repr(IMAGE).endswith("distance=0.5, trajectory=<1 steps>)")
-    assert "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc'" in repr(IMAGES)
+    assert (len(IMAGES), IMAGES[-1], IMAGES[:1]) == (2, IMAGE, (IMAGE,))
 
 
-def test_notebooks_and_terminals_show_a_part_of_many() -> None:
-    many = Scores(images=(SCORE,) * 101, model=MODEL, request_id="abc", timing=TIMING)
-    one = "<distance=0.125, drift=0.5, percentile=12.5>"
-    assert repr(many) == f"Scores([{', '.join([one] * 4)}, … 97 more], model=<toy/2@0123456789ab>)"
-    assert "<td>0</td><td>0.125</td><td>0.5</td><td>12.5</td><td>-</td>" in many._repr_html_()
-    assert "and 1 more" in many._repr_html_()
+def test_notebooks_show_a_part_of_many() -> None:
     html = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
-    assert (html.count('src="data:image/png;base64,'), "and 3 more" in html) == (100, True)
-    array = Picture(bytes=b"x", format="npy")
-    assert (IMAGE._repr_png_(), array._repr_png_(), "<img" in array._repr_html_()) == (
-        PNG,
-        None,
-        False,
-    )
+    assert (html.count('src="data:image/png;base64,'), "100 of 103" in html) == (100, True)
+    assert Picture(bytes=b"x", format="npy")._repr_html_() is None
 
 
 def test_images_are_decoded() -> None:
     np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
-    assert (IMAGE.to_numpy().flags.writeable, IMAGE.to_pil().size, IMAGE.png()) == (
-        True,
-        (5, 4),
-        PNG,
-    )
+    assert (IMAGE.to_pil().size, IMAGE.png()) == ((5, 4), PNG)
     lossless = Picture(bytes=save(noise(4, 5, 3), "WEBP", lossless=True), format="webp")
     np.testing.assert_array_equal(
         Picture(bytes=lossless.png(), format="png").to_numpy(), IMAGE.to_numpy()
@@ -316,7 +279,6 @@ def test_images_are_decoded() -> None:
         ("x", ""),
         ("x.apng", ""),
         ("x.jpg", "jpeg"),
-        ("x.webp", "webp"),
         ("x.npy", "npy"),
     ],
 )
@@ -330,8 +292,6 @@ def test_saving(tmp_path: Path, name: str, promised: str) -> None:
         assert IMAGE.save(str(target)) == target
     assert target.read_bytes() == (b"before" if promised else PNG)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
-    (tmp_path / "plain").touch()
-    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:

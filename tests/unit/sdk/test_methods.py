@@ -2,22 +2,15 @@
 takes.
 """
 
-import asyncio
-import io
 import json
-import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image as PilImage
 
 from ign_client import (
-    AsyncClient,
-    Client,
     Frame,
     Image,
     InvalidContent,
@@ -26,10 +19,11 @@ from ign_client import (
     Step,
     Term,
 )
+from ign_client._picture import MEDIA
 from tests.contract.data import b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.clients import Ask, answer, limited, problem
+from tests.unit.sdk.clients import Ask, answer
 
 PICTURE = save(noise(8, 8, seed=1))
 OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
@@ -104,10 +98,9 @@ def test_results_hold_what_the_service_answers(
     options = {
         name: value for name, value in options.items() if name not in ("record", "format", *SIZE)
     }
-    for form, media in (("png", "image/png"), ("npy", "application/x-npy")):
-        own = options if form == "npy" else options | SIZE
+    for form, own in (("png", options | SIZE), ("npy", options)):
         raw = ask(service.url, f"{method}_as", form, *arguments, **own, **mask)
-        file = service.post(path, own | body, accept=media)
+        file = service.post(path, own | body, accept=MEDIA[form])
         assert (raw.bytes, raw.format, raw.seed) == (file.content, form, result.seed)
         assert ",".join(map(str, raw.distance)) == file.headers["X-IGN-Distance"]
         assert ",".join(map(str, raw.drift)) == file.headers.get("X-IGN-Drift", "")
@@ -115,12 +108,11 @@ def test_results_hold_what_the_service_answers(
 
 
 def test_results_can_be_sent_back(service: Service, ask: Ask) -> None:
-    once = ask(service.url, "generate", n=3, seed=1)
-    all_of_them = ask(service.url, "project", once)
-    assert all_of_them[1].bytes == ask(service.url, "project", once[1])[0].bytes
+    once = ask(service.url, "generate", n=2, seed=1)
+    both = ask(service.url, "project", once)
+    assert both[1].bytes == ask(service.url, "project", once[1])[0].bytes
     (row,) = ask(service.url, "generate", seed=1, steps=1, format="npy")
-    points = [row, row.to_numpy(), row.bytes]
-    images = ask(service.url, "latent_interpolate", points, frames=3, steps=1)
+    images = ask(service.url, "latent_interpolate", [row, row.to_numpy()], frames=2, steps=1)
     (twice,) = ask(service.url, "generate", seed=1, steps=2)
     assert {image.bytes for image in images} == {twice.bytes}
 
@@ -134,54 +126,22 @@ def test_scores(service: Service, ask: Ask) -> None:
 def test_models(service: Service, ask: Ask) -> None:
     models = ask(service.url, "models")
     assert [dict(card.document) for card in models] == service.get("/models").json()["models"]
-    assert (models.default, models.limits.n, models[-1].shape) == ("grey/10", 64, (1, 8, 8))
+    assert (models.default, models.limits.n) == ("grey/10", 64)
     for name, ref in (("grey", "grey/10"), ("grey/2", "grey/2"), ("colour", "colour/1")):
         card = ask(service.url, "model", name)
         assert (card.ref, dict(card.document)) == (ref, service.get(f"/models/{ref}").json())
-        assert (models[name].ref, name in models, models[name] in models) == (ref, True, True)
-    with pytest.raises(KeyError, match="grey/10"):
-        models["c"]
-    row = "<td>grey/10</td><td>1×8×8</td><td>cpu</td><td>True</td>"
-    assert models._repr_html_().count(row) == 1
-
-
-def test_every_form_of_an_image_is_the_same_image(
-    service: Service, ask: Ask, tmp_path: Path
-) -> None:
-    path = tmp_path / "x.png"
-    path.write_bytes(PICTURE)
-    image = PilImage.open(io.BytesIO(PICTURE))
-    with path.open("rb") as file:
-        forms = [
-            path,
-            str(path),
-            PICTURE,
-            bytearray(PICTURE),
-            memoryview(PICTURE),
-            file,
-            image,
-            np.asarray(image),
-        ]
-        images = ask(service.url, "project", forms)
-    assert len({image.bytes for image in images}) == 1
 
 
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
 
-@pytest.mark.parametrize(
-    "options", [{"mask": save(noise(8, 8, seed=7))}, {"masks": PICTURES[::-1]}]
-)
-def test_many_images_give_what_each_gives_alone(
-    service: Service, ask: Ask, options: dict[str, Any]
-) -> None:
-    found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
+def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask) -> None:
+    masks = PICTURES[::-1]
+    found = ask(service.url, "project", PICTURES, record=[0, 1], masks=masks)
     assert [image.index for image in found] == list(range(100))
     for i in (0, 63, 64, 99):
-        own = {
-            name: value[i : i + 1] if name == "masks" else value for name, value in options.items()
-        }
-        assert found[i].bytes == ask(service.url, "project", PICTURES[i], **own)[0].bytes
+        (alone,) = ask(service.url, "project", PICTURES[i], masks=[masks[i]])
+        assert found[i].bytes == alone.bytes
         assert [step.index for step in found[i].trajectory] == [i, i]
     scores = ask(service.url, "score", PICTURES)
     assert [score.index for score in scores] == list(range(100))
@@ -196,20 +156,18 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, ask: Ask) -> None:
         image.bytes for image in ask(service.url, "project", PICTURES[:4])
     ] * 2
     *_, done = ask(service.url, "stream_project", scan)
-    assert len(done.answer) == len(ask(service.url, "score", scan)) == 3
+    assert len(done.answer) == 3
 
 
-@pytest.mark.parametrize("options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}])
+@pytest.mark.parametrize(
+    "options", [{"n": 150}, {"seed": "Ada", "n": 70, "offset": 5}, {"n": 3, "scale": 32}]
+)
 def test_any_number_of_generated_images(
     service: Service, ask: Ask, options: dict[str, Any]
 ) -> None:
     start = options.get("offset", 0)
-    found = ask(service.url, "generate", record=[0], **options)
-    for indices in (
-        [image.index for image in found],
-        [image.trajectory[0].index for image in found],
-    ):
-        assert indices == list(range(start, start + options["n"]))
+    found = ask(service.url, "generate", **options)
+    assert [image.index for image in found] == list(range(start, start + options["n"]))
     last = ask(
         service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": found[-1].index}
     )
@@ -219,13 +177,11 @@ def test_any_number_of_generated_images(
 @pytest.mark.parametrize("method", ["project", "score"])
 # in one request, and in several
 @pytest.mark.parametrize(("bad", "count"), [(3, 10), (3, 100), (99, 100)])
-def test_an_error_names_the_image_of_the_whole_call_and_its_file(
-    service: Service, ask: Ask, method: str, bad: int, count: int, tmp_path: Path
+def test_an_error_names_the_image_of_the_whole_call(
+    service: Service, ask: Ask, method: str, bad: int, count: int
 ) -> None:
-    file = tmp_path / "bad.png"
-    file.write_bytes(b"no image")
-    images: list[Any] = [*PICTURES[:bad], file, *PICTURES[bad + 1 : count]]
-    with pytest.raises(InvalidContent, match=re.escape(f"images.{bad} ({file}): ")) as rejected:
+    images: list[Any] = [*PICTURES[:bad], b"no image", *PICTURES[bad + 1 : count]]
+    with pytest.raises(InvalidContent, match=rf"images\.{bad}: ") as rejected:
         ask(service.url, method, images)
     assert [error.field for error in rejected.value.errors] in ([f"images.{bad}"], [])
     if method == "project":
@@ -233,68 +189,24 @@ def test_an_error_names_the_image_of_the_whole_call_and_its_file(
             ask(service.url, method, PICTURES[:count], masks=images)
 
 
-class Small(httpx.MockTransport):
-    """A service that takes little, and rejects every image of more than a megabyte."""
-
-    def __init__(self, **limits: int) -> None:
-        self.counts: list[int] = []
-        self.asked_for_limits = 0
-        self.limits: dict[str, Any] = {"n": 5, "images": 3, "body_bytes": 2_000_000} | limits
-        super().__init__(self._answer)
-
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/models":
-            self.asked_for_limits += 1
-            return limited(**self.limits)
-        body = request.read()
-        if len(body) > 2_000_000:
-            return problem(413)
-        options = {} if b'filename="image"' in body else json.loads(body)
-        count = (
-            options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
-        )
-        self.counts.append(count)
-        return answer(count, options.get("offset", 0))
-
-
 @pytest.mark.parametrize(
     ("count", "size", "options", "requests"),
     [
-        *((16, 1, {}, 1), (20, 10, {}, 7), (20, 900_000, {}, 10), (20, 600_000, {}, 7)),
-        (20, 500_000, {"masks": [bytes(500_000)] * 20}, 20),
-        *((20, 10, {"scale": 16}, 7), (20, 10, {"scale": 32}, 20), (20, 10, {"scale": 0}, 7)),
-        *(
-            (16, 0, {}, 1),
-            (16, 0, {"scale": 8}, 1),
-            (17, 0, {}, 4),
-            (17, 0, {"scale": 16}, 5),
-            (2, 0, {"scale": 32}, 2),
-        ),
+        *((64, 10, {}, 1), (65, 10, {}, 2), (20, 10, {"scale": 32}, 20), (20, 10, {"scale": 0}, 1)),
+        *((4, 3_000_000, {}, 2), (4, 3_000_000, {"mask": bytes(3_000_000)}, 4)),
+        (4, 2_000_000, {"masks": [bytes(3_000_000)] * 4}, 4),
     ],
 )
 def test_requests_keep_to_number_and_bytes(
     ask: Ask, count: int, size: int, options: Any, requests: int
 ) -> None:
-    to = Small()
-    if size:
-        found = ask(to, "project", [bytes(size)] * count, **options)
-    else:
-        found = ask(to, "generate", n=count, offset=0, **options)
+    counts: list[int] = []
+
+    def counted(request: httpx.Request) -> httpx.Response:
+        body = request.read()
+        counts.append(body.count(b'filename="image"') or len(json.loads(body)["images"]))
+        return answer(counts[-1])
+
+    found = ask(httpx.MockTransport(counted), "project", [bytes(size)] * count, **options)
     assert [image.index for image in found] == list(range(count))
-    assert (sum(to.counts), len(to.counts)) == (count, requests)
-    assert to.asked_for_limits == (requests > 1)  # few small ones need none
-
-
-@pytest.mark.parametrize("most", [5, 0, -(10**9)])  # the limits of a service may be nonsense
-def test_a_client_asks_for_the_limits_once(most: int) -> None:
-    to = Small(n=most, images=most, body_bytes=most)
-    with Client(transport=to) as client:
-        assert len(client.project([b"x"] * 17)) == len(client.generate(n=17)) == 17
-
-    async def calls() -> None:
-        async with AsyncClient(transport=to) as client:
-            for _ in range(2):
-                await client.generate(n=20)
-
-    asyncio.run(calls())
-    assert to.asked_for_limits == 2
+    assert (sum(counts), len(counts)) == (count, requests)

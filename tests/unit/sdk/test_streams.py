@@ -3,12 +3,9 @@ closing.
 """
 
 import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,17 +36,13 @@ def decoded(*pieces: bytes) -> list[tuple[str, str]]:
     ("text", "events"),
     [
         (b"data: a\n\n", [("message", "a")]),
-        (b"data:a\r\rdata:b\r\n\r\n", [("message", "a"), ("message", "b")]),
+        (b"data:a\r\rdata:  b:c \r\n\r\n:\n\n", [("message", "a"), ("message", " b:c ")]),
         (b"event: x\ndata: a\ndata: b\n\n", [("x", "a\nb")]),
-        (b"data:  a \n\n", [("message", " a ")]),
         (b"data\ndata\n\n", [("message", "\n")]),
-        (b"data:\n\n", [("message", "")]),
         (b"event: x\n\ndata: a\n\n", [("message", "a")]),
-        (b": a comment\n\n:\n\n", []),
         (b"id: 1\nretry: 5\nnonsense\nother: x\ndata: a\n\n", [("message", "a")]),
         (b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [("message", "a")]),
         (b"data: \xc3\xa9\xff\n\n", [("message", "é\ufffd")]),
-        (b"data: a:b\n\n", [("message", "a:b")]),
         (b"data: a\n\ndata: never ended\n", [("message", "a")]),
     ],
 )
@@ -122,29 +115,11 @@ def test_streams_that_do_not_end_with_an_answer(
         ask(Canned(answer()), "stream_generate")
 
 
-@pytest.mark.parametrize(
-    "end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"]
-)
-def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any) -> None:
-    def close() -> None:
-        thread = threading.Thread(target=events.close)
-        thread.start()
-        thread.join()
-
-    response, _ = streamed(event("step", **STEP), close, end)
-    with Client(transport=Canned(response)) as client:
-        events = client.stream_generate()
-        assert len(list(events)) == 1
-
-
-def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Service) -> None:
+def test_a_stream_that_is_closed_stops_the_service(service: Service) -> None:
     before = service.metric("ign_cancelled_rows_total")
     options: dict[str, Any] = {"n": 3, "record": [0], "steps": 300_000}
-    with Client(service.url) as client, ThreadPoolExecutor(1) as pool:
-        with client.stream_generate(**options) as events:
-            next(events)
-            rest = pool.submit(list, events)
-        assert all(not isinstance(each, Done) for each in rest.result(300))
+    with Client(service.url) as client, client.stream_generate(**options) as events:
+        next(events)
 
     async def leave() -> None:
         async with (
@@ -152,20 +127,6 @@ def test_a_stream_that_is_closed_stops_its_reader_and_the_service(service: Servi
             client.stream_generate(**options) as events,
         ):
             await anext(events)
-            rest = asyncio.ensure_future(anext(events))
-            while not rest.done():
-                await asyncio.sleep(0)
-                await events.aclose()
-            assert isinstance(
-                rest.exception() or rest.result(), StopAsyncIteration | Step | Progress
-            )
 
     asyncio.run(leave())
     service.until_metric("ign_cancelled_rows_total", before + 6)
-
-
-def test_nothing_is_sent_before_the_first_event_is_wanted() -> None:
-    with Client(transport=Canned()) as client:
-        stream = client.stream_generate()
-        stream.close()
-        assert list(stream) == []

@@ -28,11 +28,9 @@ URLS = (
 
 
 def test_the_names_are_listed_in_order_and_belong_to_the_package() -> None:
-    assert ign_client.__all__ == sorted(ign_client.__all__)
     public = {name for name in vars(ign_client) if not name.startswith("_")}
-    assert public | {"__version__"} == set(ign_client.__all__)
-    classes = [value for value in vars(ign_client).values() if isinstance(value, type)]
-    assert {kind.__module__ for kind in classes} == {"ign_client"}
+    assert ign_client.__all__ == sorted(public | {"__version__"})
+    assert ign_client.Client.__module__ == "ign_client"
 
 
 def test_both_clients_have_the_same_methods_with_options_that_are_described() -> None:
@@ -40,27 +38,18 @@ def test_both_clients_have_the_same_methods_with_options_that_are_described() ->
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
     for name in METHODS:
         method = getattr(Client, name)
-        awaited = getattr(AsyncClient, name)
-        signature = inspect.signature(method)
-        also = inspect.signature(awaited)
-        assert "= UNSET" in str(signature)
-        assert (signature.parameters, method.__doc__) == (also.parameters, awaited.__doc__)
-        assert all(
-            f"\n    {option}: " in method.__doc__ for option in list(signature.parameters)[1:]
-        )
-        assert signature.return_annotation != inspect.Signature.empty
+        parameters = inspect.signature(method).parameters
+        assert parameters == inspect.signature(getattr(AsyncClient, name)).parameters
+        assert all(f"\n    {option}: " in method.__doc__ for option in list(parameters)[1:])
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(
-            ("base_url", url)
-            for url in (*URLS.split(), "http://x y", "http://me:secret@x", 8000, b"http://x")
-        ),
-        *(("api_key", key) for key in ("a secret", "secret\n", "ключsecret", b"secret")),
-        *(("timeout", seconds) for seconds in (0, -1, float("nan"), float("inf"), "soon")),
-        *(("deadline", 0), ("max_retries", -1), ("max_retries", "two")),
+        *(("base_url", url) for url in (*URLS.split(), "http://x y", "http://me:secret@x")),
+        *(("api_key", key) for key in ("a secret", "secret\n", "ключsecret")),
+        *(("timeout", seconds) for seconds in (0, -1, float("nan"), float("inf"))),
+        *(("deadline", 0), ("max_retries", -1)),
     ],
 )
 def test_settings_that_are_rejected(option: str, value: Any) -> None:
@@ -78,15 +67,14 @@ def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.Monke
         assert "secret" not in repr(vars(client))
     with Client("http://other/prefix/", api_key="given", transport=to) as client:
         client.ready(request_id="mine")
-        assert repr(client) == "Client('http://other/prefix', timeout=30.0, max_retries=None)"
-    found = [(str(each.url), each.headers["Authorization"]) for each in to.asked]
-    assert found == [
-        ("http://ign.example:1/readyz", "Bearer secret"),
-        (f"{client.base_url}/readyz", "Bearer given"),
-    ]
-    sent = to.asked[1].headers
-    agent = f"ign-client/{ign_client.__version__}"
-    assert (sent["User-Agent"], sent["X-Request-ID"]) == (agent, "mine")
+    first, second = to.asked
+    assert (str(first.url), first.headers["Authorization"]) == (
+        "http://ign.example:1/readyz",
+        "Bearer secret",
+    )
+    assert second.url == f"{client.base_url}/readyz" == "http://other/prefix/readyz"
+    sent = [second.headers[name] for name in ("Authorization", "User-Agent", "X-Request-ID")]
+    assert sent == ["Bearer given", f"ign-client/{ign_client.__version__}", "mine"]
 
 
 def test_a_client_of_the_caller_stays_open() -> None:
