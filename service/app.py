@@ -131,6 +131,8 @@ def build_services(
         codec=codec,
         metrics=metrics,
         in_flight=in_flight,
+        # all processes count in one new folder
+        rates=Rates(file.with_name("quotas") if file and settings.workers > 1 else None),
         tracing=tracing,
         clock=clock,
     )
@@ -210,8 +212,6 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
-    file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
-    rates = Rates(file and file.with_name("quotas"))
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",
@@ -231,7 +231,6 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         app,
         table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else ApiKeys(keys),
-        rates=rates,
     )
 
 

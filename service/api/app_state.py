@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from service.domain.accounts import Accounts, Capacity
+from service.domain.accounts import Accounts, Capacity, Rates
 from service.domain.errors import (
     Draining,
     NotReady,
@@ -43,6 +43,7 @@ class AppState:
     codec: CodecPool
     metrics: Metrics
     in_flight: "InFlightRequests"
+    rates: Rates
     tracing: "Tracing | None" = None
     phase: Phase = "loading"
     clock: Callable[[], float] = time.monotonic
@@ -97,13 +98,6 @@ class AppState:
                 raise NotReady(f"a worker of {ref} is being replaced")
 
 
-class Holder(Protocol):
-    """A request that holds bytes."""
-
-    caller: str
-    held_bytes: int
-
-
 class InFlightRequests:
     """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one
     event loop.
@@ -140,8 +134,8 @@ class InFlightRequests:
         epoch.requests += 1
         return epoch
 
-    def hold(self, request: "Holder", size: int) -> None:
-        """Count bytes until their request ends.
+    def hold(self, caller: str, held: int, size: int) -> None:
+        """Count bytes more of a request that holds some, until it ends.
 
         Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if
         there never is.
@@ -149,8 +143,6 @@ class InFlightRequests:
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients
         could reserve everything without sending a byte.
         """
-        caller = request.caller
-        held = request.held_bytes
         capacity = self.bytes.capacity.size
         if held + size > capacity:
             text = (
@@ -164,7 +156,6 @@ class InFlightRequests:
                     "the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)"
                 )
             raise TooManyBytes("the requests in flight hold too many bytes")
-        request.held_bytes = held + size
 
     def leave(self, epoch: "Epoch", caller: str, held_bytes: int) -> None:
         """Count a request that has ended, and the bytes that `hold` counted for it."""

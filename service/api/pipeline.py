@@ -1,7 +1,6 @@
 """The way of every request that runs a model: parse → decode → submit → encode → respond.
 
     run()          one task for each request: reads the body, sends the response
-      │ _join_turn
       ▼
     _turn()        parse   all requests of one turn of the event loop, then
                    decode  all of them, then
@@ -26,7 +25,6 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from service.api.message import MIN_HELD
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, RawHeaders
 from service.domain.errors import IgnError, forget_frames
@@ -119,7 +117,7 @@ class Work(ABC):
     content: Sequence[Piece] = field(init=False, default=())
     media_type: str = field(init=False, default=Media.JSON)
 
-    def open(self, thread: CodecThread) -> None:
+    def open(self, thread: CodecThread) -> Plan:
         """Read the headers of uploaded files, and plan the request."""
         raise NotImplementedError  # nothing to upload
 
@@ -213,8 +211,15 @@ class Pipeline:
                 raise ClientDisconnect from None
             raise
         finally:
+            # Cancel what still runs, and drop the arrays, whoever still holds the request. An error
+            # in `progress` holds the frames that hold the request: break the cycle.
+            work: Work | None = request.work
+            if work is not None and work.handle is not None:
+                del self._running[work.handle]
+                work.model.scheduler.cancel(work.handle)
             request.is_over = True
-            self._forget(request)
+            request.progress = request.task = request.work = None
+            request.body = b""
         if isinstance(response, bytes):
             # The end of a stream; here, because a client that stops reading holds up `send`.
             await send({"type": "http.response.body", "body": response})
@@ -231,7 +236,12 @@ class Pipeline:
             request.work = await request.run_codec(
                 "decode", lambda _: stages.parse(request, request.body)
             )
-        await self._join_turn(stages, request)
+        loop = asyncio.get_running_loop()
+        if not self._arrived:
+            loop.call_soon(self._turn)
+        self._arrived.append((stages, request))
+        request.progress = progress = loop.create_future()
+        await progress
         work: Work = request.work
         if work.is_large:
             await self._decode_large(work)
@@ -251,37 +261,18 @@ class Pipeline:
         begins.
         """
         request = work.api
-        if work.plan is None:
-            await request.run_codec("decode", work.open)
-            _hold_plan(work)
-        assert work.plan is not None  # noqa: S101 - opened
+        plan = work.plan
+        if plan is None:
+            plan = await request.run_codec("decode", work.open)
+            request.hold_plan(plan.rows, work.params.steps, plan.bytes)
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
-        rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
+        rows = min(plan.rows, scheduler.batch_rows) if work.is_tiled else plan.rows
         with scheduler.room_for(rows, request.caller):
             await request.run_codec("decode", work.decode_large)
         if not work.is_tiled:
             self._submit(work.model, [work])  # directly: nobody else takes the room
             await progress
-
-    def _forget(self, request: ApiRequest) -> None:
-        """Cancel what still runs. An error in ``progress`` holds the frames that hold the request:
-        break the cycle.
-        """
-        work: Work | None = request.work
-        if work is not None and work.handle is not None:
-            del self._running[work.handle]
-            work.model.scheduler.cancel(work.handle)
-        request.clear()
-
-    def _join_turn(self, stages: Stages, request: ApiRequest) -> "asyncio.Future[None]":
-        """Run the stages for a request in this turn or a later one."""
-        loop = asyncio.get_running_loop()
-        if not self._arrived:
-            loop.call_soon(self._turn)
-        self._arrived.append((stages, request))
-        request.progress = loop.create_future()
-        return request.progress
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
@@ -384,15 +375,6 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
         events.put_nowait(exc)
 
 
-def _hold_plan(work: Work) -> None:
-    """Check what the planned request takes, and hold it; no pixel is decoded yet."""
-    assert work.plan is not None  # noqa: S101 - only then
-    work.api.rows = work.plan.rows
-    work.api.steps = work.params.steps
-    if work.plan.bytes > MIN_HELD:
-        work.api.hold(work.plan.bytes)
-
-
 def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
     """Parse the body, unless the codec pool has, and count what the response will take: before a
     row runs for it. None if that fails.
@@ -404,7 +386,7 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
             work = request.work = stages.parse(request, request.body)
         request.body = b""
         if work.plan is not None:
-            _hold_plan(work)
+            request.hold_plan(work.plan.rows, work.params.steps, work.plan.bytes)
     except Exception as exc:
         request.fail(exc)
         work = None

@@ -32,7 +32,7 @@ from prometheus_client.exposition import choose_encoder, generate_latest
 from service import __version__
 from service.environment import onnxruntime_version
 from service.observability.histogram import Histogram, Series
-from service.observability.logs import LoggedRequest
+from service.observability.logs import RequestRecord
 from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
@@ -354,7 +354,7 @@ class Metrics:
             self._caller_row_steps(name)
 
     def requests(
-        self, endpoint: str, status: int, ended: Sequence[tuple[float, LoggedRequest]]
+        self, endpoint: str, status: int, ended: Sequence[tuple[float, RequestRecord]]
     ) -> None:
         """Count responses to one ``endpoint``, the template of a route, never the path of a
         request.

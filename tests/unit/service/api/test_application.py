@@ -2,7 +2,6 @@ import asyncio
 import json
 import logging
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,15 +13,14 @@ from service.observability.logs import JsonFormatter
 
 def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
     in_flight = InFlightRequests(UNLIMITED, Capacity.of(100))
-    large, other = (SimpleNamespace(caller=caller, held_bytes=0) for caller in "ab")
     epoch = in_flight.enter("a")
-    in_flight.hold(large, 95)
+    in_flight.hold("a", 0, 95)
     with pytest.raises(TooLarge):  # at once, not after the other requests
-        in_flight.hold(large, 6)
+        in_flight.hold("a", 95, 6)
     with pytest.raises((TooManyBytes, OverShare)):
-        in_flight.hold(other, 90)
-    in_flight.leave(epoch, large.caller, large.held_bytes)
-    in_flight.hold(other, 90)
+        in_flight.hold("b", 0, 90)
+    in_flight.leave(epoch, "a", 95)
+    in_flight.hold("b", 0, 90)
 
 
 def test_json_log_keeps_tracebacks_on_one_line() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import fcntl
 import logging
+import math
 import multiprocessing
 import resource
 import socket
@@ -34,8 +35,10 @@ class Open:
         self.transport = self
         self.info: dict[str, Any] = {"peername": (peer, 1)}
         self.closed = asyncio.Event()
+        self.has_begun = False
+        self.unread_since = -math.inf
         self.unsent: Callable[[], int] = lambda: 0
-        connections.add(cast(Any, self), lambda _: None)
+        connections.add(cast(Any, self))
         if is_busy:
             connections.on_busy(cast(Any, self))
 
