@@ -29,12 +29,12 @@ from pydantic import (
 )
 
 from service.api.message import RequestHeaders
-from service.domain.accounts import EXPECTED, Rate
+from service.domain.accounts import Rate
 from service.domain.errors import (
     ForbiddenError,
     StartupError,
     UnauthorizedError,
-    reason_of,
+    first_error,
     wrap_errors,
 )
 from service.settings import Settings
@@ -50,12 +50,8 @@ _MAX_BYTES: Final = 16 << 20  # of the keys file; each key takes about 150
 
 
 def _parse_quota(value: object) -> Rate | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"expected {EXPECTED}")
     try:
-        return Rate.parse(value)
+        return None if value is None else Rate.parse(str(value))
     except ValueError as exc:
         raise ValueError(f"expected {exc}") from exc
 
@@ -102,9 +98,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     try:
         keys = TypeAdapter(tuple[ApiKey, ...]).validate_json(data)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StartupError(f"{where + ': ' if where else ''}{reason_of(first)}") from exc
+        raise StartupError(first_error(exc)) from exc
     if not keys:
         raise StartupError("it holds no key")
     for field in ("name", "sha256"):

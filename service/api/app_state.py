@@ -49,18 +49,13 @@ class AppState:
     clock: Callable[[], float] = time.monotonic
     change_everywhere: Callable[[ModelChange], Awaitable[None]] | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether `/readyz` answers 200."""
-        try:
-            self.require_ready()
-        except UnavailableError:
-            return False
-        return True
-
     def update_gauges(self) -> None:
         """Set the metrics that show a state, not a count; to be called before they are read."""
-        self.metrics.ready.set(self.ready)
+        try:
+            self.require_ready()
+            self.metrics.ready.set(1)
+        except UnavailableError:
+            self.metrics.ready.set(0)
         self.metrics.failed_models.set(len(self.registry.failures))
         self.metrics.set_queue_rows(self.registry.rows_queued())
         self.metrics.codec_waiting.set(self.codec.waiting)

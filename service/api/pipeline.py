@@ -16,6 +16,7 @@ codec pool, alone; its `Work` says so. The task of the request then continues wi
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -137,9 +138,8 @@ class Work(ABC):
     def encode(cls, works: Sequence[Self]) -> None:
         """Set the ``content`` of requests to one model, from their results."""
 
-    def respond(self) -> ResponseParts:
-        """The response with the content."""
-        return [*self.response_headers(), *self.headers], self.content, self.media_type
+    def finish(self) -> None:  # noqa: B027 - most have nothing left to do
+        """Called when the content is encoded, before the response is sent."""
 
     async def send_events(self, events: Events, send: Send) -> bytes:
         """Send what ``events`` bring as a stream; returns its last piece."""
@@ -189,7 +189,7 @@ class Pipeline:
     """Runs the stages of requests. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._arrived: list[tuple[Stages, ApiRequest]] = []
+        self._arrived = deque[tuple[Stages, ApiRequest]]()
         self._running: dict[Any, Work] = {}  # by the handle of the scheduler
 
     async def run(self, stages: Stages, request: ApiRequest, send: Send) -> None:
@@ -254,7 +254,8 @@ class Pipeline:
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda _: work.encode([work]))
             count_rows([work])
-        return work.respond()
+        work.finish()
+        return [*work.response_headers(), *work.headers], work.content, work.media_type
 
     async def _decode_large(self, work: Work) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this
@@ -276,30 +277,23 @@ class Pipeline:
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        works = [
-            work
-            for stages, request in self._take()
-            if not request.is_over and (work := _parse_small(stages, request)) is not None
-        ]
+        works = list[Work]()
+        count = 0
+        size = 0
+        while self._arrived and count < MAX_PER_TURN and size < _MAX_BYTES_PER_TURN:
+            stages, request = self._arrived.popleft()
+            count += 1
+            size += 0 if request.work is not None else len(request.body)
+            if not request.is_over and (work := _parse_small(stages, request)) is not None:
+                works.append(work)
+        if self._arrived:
+            asyncio.get_running_loop().call_soon(self._turn)
         for work in works:
             if work.is_large:
                 work.api.advance()
         for (kind, model), group in _grouped([work for work in works if not work.is_large]):
             if decoded := _each(kind.decode, group):
                 self._submit(model, decoded)
-
-    def _take(self) -> list[tuple[Stages, ApiRequest]]:
-        arrived = self._arrived
-        size = 0
-        count = 0
-        while count < min(len(arrived), MAX_PER_TURN) and size < _MAX_BYTES_PER_TURN:
-            request = arrived[count][1]
-            size += 0 if request.work is not None else len(request.body)
-            count += 1
-        self._arrived = arrived[count:]
-        if self._arrived:
-            asyncio.get_running_loop().call_soon(self._turn)
-        return arrived[:count]
 
     def _submit(self, model: ServedModel, works: Sequence[Work]) -> None:
         try:
@@ -442,15 +436,8 @@ def count_rows(works: Sequence[Work]) -> None:
         api.seconds["compute"] += result.compute_s
         together.setdefault((api.endpoint, api.api_key), []).append(result)
     for (endpoint, api_key), results in together.items():
-        drifts = [result.drift for result in results if result.drift is not None]
-        works[0].api.services.metrics.rows(
-            works[0].model.ref,
-            endpoint,
-            [steps for result in results for steps in result.steps.tolist()],
-            [distance for result in results for distance in result.distance.tolist()],
-            [drift for each in drifts for drift in each.tolist()],
-            api_key=api_key,
-        )
+        metrics = works[0].api.services.metrics
+        metrics.rows(works[0].model.ref, endpoint, results, api_key)
 
 
 async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> None:

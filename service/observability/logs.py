@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueListener
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -155,7 +155,7 @@ def _fields(record: logging.LogRecord, request: RequestRecord) -> dict[str, Any]
     return fields
 
 
-class QueuedHandler(QueueHandler):
+class QueuedHandler(logging.Handler):
     """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does
     not stop the service.
 
@@ -163,20 +163,14 @@ class QueuedHandler(QueueHandler):
     """
 
     def __init__(self, target: logging.Handler) -> None:
+        super().__init__()
         self._waiting: SimpleQueue[Any] = SimpleQueue()
-        super().__init__(self._waiting)
         self.on_drop: Callable[[], object] = lambda: None
         self._dropped = 0
         self._writer = _Writer(self._waiting, target)
         self._writer.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Leave the formatting to the thread; `QueueHandler` formats here, for queues between
-        processes.
-        """
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it; when there is room again, a line says how many are
         missing.
         """
@@ -195,10 +189,6 @@ class QueuedHandler(QueueHandler):
                 logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None)
             )
         self._waiting.put(record)
-
-    def flush(self) -> None:
-        """Wait until everything is written, but at most a second."""
-        self.flushed()
 
     def flushed(self) -> bool:
         """Whether everything was written within a second."""

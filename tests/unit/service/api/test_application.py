@@ -1,14 +1,10 @@
 import asyncio
-import json
-import logging
-import sys
 
 import pytest
 
 from service.api.app_state import InFlightRequests
 from service.domain.accounts import UNLIMITED, Capacity
 from service.domain.errors import OverShare, TooLarge, TooManyBytes
-from service.observability.logs import JsonFormatter
 
 
 def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
@@ -21,20 +17,6 @@ def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
         in_flight.hold("b", 0, 90)
     in_flight.leave(epoch, "a", 95)
     in_flight.hold("b", 0, 90)
-
-
-def test_json_log_keeps_tracebacks_on_one_line() -> None:
-    try:
-        raise RuntimeError("two\nlines")
-    except RuntimeError:
-        record = logging.LogRecord(
-            "x", logging.ERROR, "f.py", 1, "failed: %s", ("it",), sys.exc_info()
-        )
-    text = JsonFormatter().format(record)
-    assert "\n" not in text
-    assert json.loads(text)["message"] == "failed: it"
-    assert "two\nlines" in json.loads(text)["exception"]
-    assert "request_id" not in json.loads(text)
 
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:

@@ -6,24 +6,18 @@ import multiprocessing
 import resource
 import socket
 import termios
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
 import pytest
-import uvicorn
-from starlette.types import Receive, Scope, Send
 
 from service.observability.metrics import Metrics
 from service.server import open_connections
 from service.server.open_connections import OpenConnections
-from service.server.uvicorn_server import config
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.timed_loop import run_timed
-
-REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 class Open:
@@ -56,33 +50,6 @@ class Open:
 
     def get_extra_info(self, name: str) -> Any:
         return self.info[name]
-
-
-async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
-        )
-        await send({"type": "http.response.body"})
-
-
-@asynccontextmanager
-async def connected(
-    clock: Callable[[], float],
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server with `healthy` in this event loop."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        how = config(healthy, OpenConnections(Metrics(), clock=clock))
-        how.lifespan = "off"
-        server = uvicorn.Server(how)
-        task = asyncio.create_task(server.serve([listener]))
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            server.should_exit = True
-            await task
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -191,31 +158,28 @@ def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> N
     run(main())
 
 
-@pytest.mark.parametrize("start", [b"", REQUEST[:20]], ids=["silent", "half a head"])
 def test_after_a_pause_of_the_process_the_time_begins_again(
-    monkeypatch: pytest.MonkeyPatch, start: bytes
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Several sweeps come before what the client sends: it may have been paused too."""
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    sweep = OpenConnections._sweep
+    now = [1.0]
     sweeps = asyncio.Queue[None]()
-    skipped = [0.0]
 
-    def counted(connections: OpenConnections) -> None:
-        sweep(connections)
+    def sweep() -> float:
         sweeps.put_nowait(None)
-
-    monkeypatch.setattr(OpenConnections, "_sweep", counted)
+        return now[0]
 
     async def main() -> None:
-        async with connected(clock=lambda: time.monotonic() + sum(skipped)) as (reader, writer):
-            writer.write(start)
+        connections = OpenConnections(Metrics(), head_timeout_s=0.2, clock=sweep)
+        connection = Open(connections)
+        for passed in (0.02, 60.0, *[0.02] * 8):
+            now[0] += passed
             await sweeps.get()
-            skipped.append(60.0)
-            for _ in range(5):
-                await sweeps.get()
-            writer.write(REQUEST.removeprefix(start))
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            assert not connection.is_closed
+        while not connection.is_closed:
+            now[0] += 0.02
+            await sweeps.get()
 
     run(main())
 
