@@ -1,14 +1,13 @@
 import asyncio
+import errno
 import fcntl
-import logging
 import math
-import multiprocessing
+import os
 import resource
 import socket
 import termios
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import pytest
@@ -54,17 +53,6 @@ class Open:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, PATIENCE_S))
-
-
-@contextmanager
-def few_files() -> Iterator[None]:
-    """No further file can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_exception_in_one_connection_does_not_end_the_sweeps(
@@ -184,38 +172,28 @@ def test_after_a_pause_of_the_process_the_time_begins_again(
     run(main())
 
 
-def sweep_without_files() -> tuple[int, list[str]]:
-    """How often a lack of files is counted, and what is logged."""
-    logged: list[str] = []
+def test_a_lack_of_files_is_logged_once_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
+    three = asyncio.Event()
+    failures = iter(range(2))
+
+    def fail(*_: object) -> None:
+        if next(failures, None) is None:
+            three.set()
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "open", fail)
     metrics = Metrics()
-    counted = 0
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            logged.append(record.getMessage())
-
-    logging.getLogger("service").addHandler(Handler())
 
     async def main() -> None:
-        nonlocal counted
         Open(OpenConnections(metrics))
-        with few_files():
-            while counted < 3:
-                await asyncio.sleep(0.01)
-                counted = int(metrics.registry.get_sample_value("ign_files_exhausted_total") or 0)
+        await three.wait()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_connections, "SWEEP_S", 0.01)
-        asyncio.run(main())
-    return counted, logged
-
-
-def test_a_lack_of_files_is_logged_once_and_counted() -> None:
-    # In a process of its own: services of other tests would notice the lack as well.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        counted, logged = pool.submit(sweep_without_files).result(PATIENCE_S)
-    assert counted >= 3
-    assert len(logged) == 1
+    run(main())
+    assert metrics.registry.get_sample_value("ign_files_exhausted_total") == 3
+    assert [record.getMessage()[:13] for record in caplog.records] == ["no more files"]
 
 
 def test_the_limit_of_files_limits_connections(
