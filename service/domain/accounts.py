@@ -138,9 +138,6 @@ class Rate:
         """Seconds from one request to the next in the long run."""
         return self.seconds / self.count
 
-    def __str__(self) -> str:
-        return f"{self.count:g} requests in {self.seconds:g} s"
-
 
 ERRORS: Final = Rate(1, 1 / 250)
 """Of each caller, however slow the model is: 4 % of the event loop's time."""
@@ -185,12 +182,13 @@ class Rates:
                 ) from exc
         self._entries = mmap.mmap(self._file, size)
 
-    def count(self, caller: str, rate: Rate, amount: float = 1.0) -> None:
+    def count(self, caller: str, rate: Rate, amount: float = 1.0, what: str = "requests") -> None:
         """Count a request, or an ``amount`` of something else, or raise `RateLimited` if it is
         beyond the rate.
         """
         if wait := self.wait(caller, rate, amount=amount):
-            raise RateLimited(f"more than {rate}", retry_after=wait)
+            detail = f"more than {rate.count:g} {what} in {rate.seconds:g} s"
+            raise RateLimited(detail, retry_after=wait)
 
     def pause(self, caller: str) -> float:
         """Count an error, and return for how many seconds it has to wait for earlier ones of its

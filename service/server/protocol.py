@@ -65,7 +65,7 @@ class HttpProtocol(Connection):
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
         # bytes received since the parser last completed a head or found a part of a body
         self._unplaced = 0
-        self._is_rejected = False  # what arrives is ignored
+        self._is_over = False  # what arrives is ignored: the last response is known
         self._expires = connections.expiry()
         # closes the connection, because it has expired
         self._last: RequestResponseCycle | None = None
@@ -100,7 +100,7 @@ class HttpProtocol(Connection):
     def data_received(self, data: bytes) -> None:
         """Parse the data in pieces, between which the size of the head is checked."""
         for start in range(0, len(data), MAX_HEAD_BYTES):
-            if self._is_rejected:
+            if self._is_over:
                 return
             piece = data[start : start + MAX_HEAD_BYTES]
             self._unplaced += len(piece)
@@ -164,7 +164,7 @@ class HttpProtocol(Connection):
         if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             check_head_size(size, len(self.headers))
-        if len(self.pipeline) >= MAX_PIPELINED and not self._is_rejected:
+        if len(self.pipeline) >= MAX_PIPELINED and not self._is_over:
             raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
         self._unplaced = 0
         self._connections.on_busy(self)
@@ -225,10 +225,11 @@ class HttpProtocol(Connection):
         last = self._running
         if self.transport.is_closing() or last is None:
             return
-        if not (last.more_body or last is self._last or self._is_rejected):
+        if not (last.more_body or last is self._last or self._is_over):
             self.transport.close()
             return
         self.pipeline.clear()  # they came after the response had said that it is the last one
+        self._is_over = True
         is_read = last.more_body and not last.scope["state"].get("is_unwanted")
         if not is_read:
             self._pause_for_good()
@@ -243,7 +244,7 @@ class HttpProtocol(Connection):
         """End the connection with a request that has ``state["rejected"]``: the application answers
         it in turn.
         """
-        self._is_rejected = True
+        self._is_over = True
         # the body is wrong: the error takes the place of its request
         if not self._is_idle() and self.cycle.more_body:
             if self.pipeline:
