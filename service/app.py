@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import table
-from service.api.access import ApiKeys, load_keys
+from service.api.access import load_keys
 from service.api.app_state import AppState, InFlightRequests
 from service.api.application import Application
 from service.api.info import openapi, page
@@ -230,7 +230,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         services,
         app,
         table.RouteTable(endpoints, settings.private_endpoints),
-        keys=None if keys is None else ApiKeys(keys),
+        keys=None if keys is None else {key.sha256: key for key in keys},
     )
 
 

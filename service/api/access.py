@@ -13,7 +13,7 @@ needs a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It repl
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -107,34 +107,31 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-class ApiKeys:
-    """The keys of the callers, found by their digest."""
+def identify(
+    keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName = "infer"
+) -> None:
+    """Set the name of the caller's API key, one of ``keys`` by their digests, and its quota in the
+    request.
 
-    def __init__(self, keys: Collection[ApiKey]) -> None:
-        # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to
-        # that of a key.
-        self._keys = {key.sha256: key for key in keys}
-
-    def identify(self, request: "ApiRequest", needed: ScopeName = "infer") -> None:
-        """Set the name of the caller's API key and its quota in the request.
-
-        Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not
-        have the scope.
-        """
-        values = request.headers.getlist(b"authorization")
-        # Several headers are rejected, because proxies disagree on which of them counts.
-        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError("send one header Authorization: Bearer KEY")
-        key = self._keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
-        if key is None:
-            raise UnauthorizedError("this key is not known")
-        request.caller = key.name
-        request.api_key = key.name
-        request.quota = key.quota
-        if needed not in key.scopes:
-            raise ForbiddenError(f"this key does not have the scope {needed}")
+    Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have
+    the scope.
+    """
+    values = request.headers.getlist(b"authorization")
+    # Several headers are rejected, because proxies disagree on which of them counts.
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError("send one header Authorization: Bearer KEY")
+    # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to that
+    # of a key.
+    key = keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
+    if key is None:
+        raise UnauthorizedError("this key is not known")
+    request.caller = key.name
+    request.api_key = key.name
+    request.quota = key.quota
+    if needed not in key.scopes:
+        raise ForbiddenError(f"this key does not have the scope {needed}")
 
 
 def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:

@@ -7,6 +7,7 @@ that it did not accept, and ``is_received`` once the whole body has arrived. Thi
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any, Final
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import ApiKeys, address_key, check_origin, peer_key
+from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.message import check_head
@@ -33,7 +34,8 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    None stands for no API ``keys``. ``fastapi`` answers what runs no model, and has the lifespan.
+    ``keys`` are the API keys by their digests, if there are any. ``fastapi`` answers what runs no
+    model, and has the lifespan.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Application:
         fastapi: FastAPI,
         routes: RouteTable,
         *,
-        keys: ApiKeys | None = None,
+        keys: Mapping[str, ApiKey] | None = None,
     ) -> None:
         self.services = services
         self.fastapi = fastapi
@@ -165,7 +167,7 @@ class Application:
             if request.method == "POST" and ("*" not in origins or route.is_admin):
                 check_origin(request.headers, origins)
         elif route.needs_key:
-            self._keys.identify(request, "admin" if route.is_admin else "infer")
+            identify(self._keys, request, "admin" if route.is_admin else "infer")
         if not route.is_probe:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
