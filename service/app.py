@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import table
-from service.api.access import ApiKeys, load_keys
+from service.api.access import load_keys
 from service.api.app_state import AppState, InFlightRequests
 from service.api.application import Application
 from service.api.info import openapi, page
@@ -131,6 +131,8 @@ def build_services(
         codec=codec,
         metrics=metrics,
         in_flight=in_flight,
+        # all processes count in one new folder
+        rates=Rates(file.with_name("quotas") if file and settings.workers > 1 else None),
         tracing=tracing,
         clock=clock,
     )
@@ -210,8 +212,6 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
-    file = metrics_file() if settings.workers > 1 else None  # all processes count in one new folder
-    rates = Rates(file and file.with_name("quotas"))
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",
@@ -230,8 +230,7 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         services,
         app,
         table.RouteTable(endpoints, settings.private_endpoints),
-        keys=None if keys is None else ApiKeys(keys),
-        rates=rates,
+        keys=None if keys is None else {key.sha256: key for key in keys},
     )
 
 

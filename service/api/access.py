@@ -13,7 +13,7 @@ needs a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It repl
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -29,12 +29,12 @@ from pydantic import (
 )
 
 from service.api.message import RequestHeaders
-from service.domain.accounts import EXPECTED, Rate
+from service.domain.accounts import Rate
 from service.domain.errors import (
     ForbiddenError,
     StartupError,
     UnauthorizedError,
-    reason_of,
+    first_error,
     wrap_errors,
 )
 from service.settings import Settings
@@ -50,12 +50,8 @@ _MAX_BYTES: Final = 16 << 20  # of the keys file; each key takes about 150
 
 
 def _parse_quota(value: object) -> Rate | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"expected {EXPECTED}")
     try:
-        return Rate.parse(value)
+        return None if value is None else Rate.parse(str(value))
     except ValueError as exc:
         raise ValueError(f"expected {exc}") from exc
 
@@ -102,9 +98,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     try:
         keys = TypeAdapter(tuple[ApiKey, ...]).validate_json(data)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StartupError(f"{where + ': ' if where else ''}{reason_of(first)}") from exc
+        raise StartupError(first_error(exc)) from exc
     if not keys:
         raise StartupError("it holds no key")
     for field in ("name", "sha256"):
@@ -113,34 +107,31 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-class ApiKeys:
-    """The keys of the callers, found by their digest."""
+def identify(
+    keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName = "infer"
+) -> None:
+    """Set the name of the caller's API key, one of ``keys`` by their digests, and its quota in the
+    request.
 
-    def __init__(self, keys: Collection[ApiKey]) -> None:
-        # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to
-        # that of a key.
-        self._keys = {key.sha256: key for key in keys}
-
-    def identify(self, request: "ApiRequest", needed: ScopeName = "infer") -> None:
-        """Set the name of the caller's API key and its quota in the request.
-
-        Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not
-        have the scope.
-        """
-        values = request.headers.getlist(b"authorization")
-        # Several headers are rejected, because proxies disagree on which of them counts.
-        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError("send one header Authorization: Bearer KEY")
-        key = self._keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
-        if key is None:
-            raise UnauthorizedError("this key is not known")
-        request.caller = key.name
-        request.api_key = key.name
-        request.quota = key.quota
-        if needed not in key.scopes:
-            raise ForbiddenError(f"this key does not have the scope {needed}")
+    Raises `UnauthorizedError` without a valid key, and `ForbiddenError` if the key does not have
+    the scope.
+    """
+    values = request.headers.getlist(b"authorization")
+    # Several headers are rejected, because proxies disagree on which of them counts.
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError("send one header Authorization: Bearer KEY")
+    # A lookup by digest reveals nothing of a key: nobody can choose digests that are near to that
+    # of a key.
+    key = keys.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
+    if key is None:
+        raise UnauthorizedError("this key is not known")
+    request.caller = key.name
+    request.api_key = key.name
+    request.quota = key.quota
+    if needed not in key.scopes:
+        raise ForbiddenError(f"this key does not have the scope {needed}")
 
 
 def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:

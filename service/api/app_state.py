@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from service.domain.accounts import Accounts, Capacity
+from service.domain.accounts import Accounts, Capacity, Rates
 from service.domain.errors import (
     Draining,
     NotReady,
@@ -43,23 +43,19 @@ class AppState:
     codec: CodecPool
     metrics: Metrics
     in_flight: "InFlightRequests"
+    rates: Rates
     tracing: "Tracing | None" = None
     phase: Phase = "loading"
     clock: Callable[[], float] = time.monotonic
     change_everywhere: Callable[[ModelChange], Awaitable[None]] | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether `/readyz` answers 200."""
-        try:
-            self.require_ready()
-        except UnavailableError:
-            return False
-        return True
-
     def update_gauges(self) -> None:
         """Set the metrics that show a state, not a count; to be called before they are read."""
-        self.metrics.ready.set(self.ready)
+        try:
+            self.require_ready()
+            self.metrics.ready.set(1)
+        except UnavailableError:
+            self.metrics.ready.set(0)
         self.metrics.failed_models.set(len(self.registry.failures))
         self.metrics.set_queue_rows(self.registry.rows_queued())
         self.metrics.codec_waiting.set(self.codec.waiting)
@@ -95,13 +91,6 @@ class AppState:
                 )
             if not scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")
-
-
-class Holder(Protocol):
-    """A request that holds bytes."""
-
-    caller: str
-    held_bytes: int
 
 
 class InFlightRequests:
@@ -140,8 +129,8 @@ class InFlightRequests:
         epoch.requests += 1
         return epoch
 
-    def hold(self, request: "Holder", size: int) -> None:
-        """Count bytes until their request ends.
+    def hold(self, caller: str, held: int, size: int) -> None:
+        """Count bytes more of a request that holds some, until it ends.
 
         Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if
         there never is.
@@ -149,8 +138,6 @@ class InFlightRequests:
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients
         could reserve everything without sending a byte.
         """
-        caller = request.caller
-        held = request.held_bytes
         capacity = self.bytes.capacity.size
         if held + size > capacity:
             text = (
@@ -164,7 +151,6 @@ class InFlightRequests:
                     "the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)"
                 )
             raise TooManyBytes("the requests in flight hold too many bytes")
-        request.held_bytes = held + size
 
     def leave(self, epoch: "Epoch", caller: str, held_bytes: int) -> None:
         """Count a request that has ended, and the bytes that `hold` counted for it."""

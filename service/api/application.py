@@ -2,10 +2,12 @@
 
 While it runs, ``scope["state"]["request"]`` is the `ApiRequest`. `service.server` sets ``arrival``
 there, the seconds on `AppState.clock` when the head was complete, ``rejected``, the error of a head
-that it did not accept, and ``is_received`` once the whole body has arrived.
+that it did not accept, and ``is_received`` once the whole body has arrived. This module sets
+``is_unwanted`` if the body must not be received and thrown away.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import ApiKeys, address_key, check_origin, peer_key
+from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.message import check_head
@@ -23,8 +25,7 @@ from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
-from service.domain.accounts import Rates
-from service.domain.errors import Draining, forget_frames
+from service.domain.errors import Draining, UnauthorizedError, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
@@ -33,8 +34,8 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    None stands for no API ``keys``, and for ``rates`` of this process. ``fastapi`` answers what
-    runs no model, and has the lifespan.
+    ``keys`` are the API keys by their digests, if there are any. ``fastapi`` answers what runs no
+    model, and has the lifespan.
     """
 
     def __init__(
@@ -43,15 +44,13 @@ class Application:
         fastapi: FastAPI,
         routes: RouteTable,
         *,
-        keys: ApiKeys | None = None,
-        rates: Rates | None = None,
+        keys: Mapping[str, ApiKey] | None = None,
     ) -> None:
         self.services = services
         self.fastapi = fastapi
         self._routes = routes
         self._pipeline = Pipeline()
         self._keys = keys
-        self._rates = rates or Rates()
         settings = services.settings
         self._settings = settings
         self._in_flight = services.in_flight
@@ -88,7 +87,7 @@ class Application:
             del request.state["request"]  # the cycle would wait for the garbage collector
             self._record(request)
         if request.held is not None:
-            await request.finish(self._rates)
+            await request.send_held()
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
@@ -168,17 +167,20 @@ class Application:
             if request.method == "POST" and ("*" not in origins or route.is_admin):
                 check_origin(request.headers, origins)
         elif route.needs_key:
-            self._keys.identify(request, "admin" if route.is_admin else "infer")
+            identify(self._keys, request, "admin" if route.is_admin else "infer")
         if not route.is_probe:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
         rate = request.quota or self._settings.rate_limit
         if rate is not None and route.has_rate:
-            self._rates.count(request.caller, rate)
+            self.services.rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
         request: ApiRequest = scope["state"]["request"]
+        if isinstance(exc, UnauthorizedError) and request.has_large_body():
+            request.added.append((b"connection", b"close"))
+            request.state["is_unwanted"] = True
         if isinstance(exc, NotModified):
             response = Response(status_code=HTTPStatus.NOT_MODIFIED, headers=exc.headers)
         else:

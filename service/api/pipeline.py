@@ -1,7 +1,6 @@
 """The way of every request that runs a model: parse → decode → submit → encode → respond.
 
     run()          one task for each request: reads the body, sends the response
-      │ _join_turn
       ▼
     _turn()        parse   all requests of one turn of the event loop, then
                    decode  all of them, then
@@ -17,6 +16,7 @@ codec pool, alone; its `Work` says so. The task of the request then continues wi
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -26,7 +26,6 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from service.api.message import MIN_HELD
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, RawHeaders
 from service.domain.errors import IgnError, forget_frames
@@ -119,7 +118,7 @@ class Work(ABC):
     content: Sequence[Piece] = field(init=False, default=())
     media_type: str = field(init=False, default=Media.JSON)
 
-    def open(self, thread: CodecThread) -> None:
+    def open(self, thread: CodecThread) -> Plan:
         """Read the headers of uploaded files, and plan the request."""
         raise NotImplementedError  # nothing to upload
 
@@ -139,9 +138,8 @@ class Work(ABC):
     def encode(cls, works: Sequence[Self]) -> None:
         """Set the ``content`` of requests to one model, from their results."""
 
-    def respond(self) -> ResponseParts:
-        """The response with the content."""
-        return [*self.response_headers(), *self.headers], self.content, self.media_type
+    def finish(self) -> None:  # noqa: B027 - most have nothing left to do
+        """Called when the content is encoded, before the response is sent."""
 
     async def send_events(self, events: Events, send: Send) -> bytes:
         """Send what ``events`` bring as a stream; returns its last piece."""
@@ -191,7 +189,7 @@ class Pipeline:
     """Runs the stages of requests. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._arrived: list[tuple[Stages, ApiRequest]] = []
+        self._arrived = deque[tuple[Stages, ApiRequest]]()
         self._running: dict[Any, Work] = {}  # by the handle of the scheduler
 
     async def run(self, stages: Stages, request: ApiRequest, send: Send) -> None:
@@ -213,8 +211,15 @@ class Pipeline:
                 raise ClientDisconnect from None
             raise
         finally:
+            # Cancel what still runs, and drop the arrays, whoever still holds the request. An error
+            # in `progress` holds the frames that hold the request: break the cycle.
+            work: Work | None = request.work
+            if work is not None and work.handle is not None:
+                del self._running[work.handle]
+                work.model.scheduler.cancel(work.handle)
             request.is_over = True
-            self._forget(request)
+            request.progress = request.task = request.work = None
+            request.body = b""
         if isinstance(response, bytes):
             # The end of a stream; here, because a client that stops reading holds up `send`.
             await send({"type": "http.response.body", "body": response})
@@ -231,7 +236,12 @@ class Pipeline:
             request.work = await request.run_codec(
                 "decode", lambda _: stages.parse(request, request.body)
             )
-        await self._join_turn(stages, request)
+        loop = asyncio.get_running_loop()
+        if not self._arrived:
+            loop.call_soon(self._turn)
+        self._arrived.append((stages, request))
+        request.progress = progress = loop.create_future()
+        await progress
         work: Work = request.work
         if work.is_large:
             await self._decode_large(work)
@@ -244,71 +254,46 @@ class Pipeline:
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda _: work.encode([work]))
             count_rows([work])
-        return work.respond()
+        work.finish()
+        return [*work.response_headers(), *work.headers], work.content, work.media_type
 
     async def _decode_large(self, work: Work) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this
         begins.
         """
         request = work.api
-        if work.plan is None:
-            await request.run_codec("decode", work.open)
-            _hold_plan(work)
-        assert work.plan is not None  # noqa: S101 - opened
+        plan = work.plan
+        if plan is None:
+            plan = await request.run_codec("decode", work.open)
+            request.hold_plan(plan.rows, work.params.steps, plan.bytes)
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
-        rows = min(work.plan.rows, scheduler.batch_rows) if work.is_tiled else work.plan.rows
+        rows = min(plan.rows, scheduler.batch_rows) if work.is_tiled else plan.rows
         with scheduler.room_for(rows, request.caller):
             await request.run_codec("decode", work.decode_large)
         if not work.is_tiled:
             self._submit(work.model, [work])  # directly: nobody else takes the room
             await progress
 
-    def _forget(self, request: ApiRequest) -> None:
-        """Cancel what still runs. An error in ``progress`` holds the frames that hold the request:
-        break the cycle.
-        """
-        work: Work | None = request.work
-        if work is not None and work.handle is not None:
-            del self._running[work.handle]
-            work.model.scheduler.cancel(work.handle)
-        request.clear()
-
-    def _join_turn(self, stages: Stages, request: ApiRequest) -> "asyncio.Future[None]":
-        """Run the stages for a request in this turn or a later one."""
-        loop = asyncio.get_running_loop()
-        if not self._arrived:
-            loop.call_soon(self._turn)
-        self._arrived.append((stages, request))
-        request.progress = loop.create_future()
-        return request.progress
-
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        works = [
-            work
-            for stages, request in self._take()
-            if not request.is_over and (work := _parse_small(stages, request)) is not None
-        ]
+        works = list[Work]()
+        count = 0
+        size = 0
+        while self._arrived and count < MAX_PER_TURN and size < _MAX_BYTES_PER_TURN:
+            stages, request = self._arrived.popleft()
+            count += 1
+            size += 0 if request.work is not None else len(request.body)
+            if not request.is_over and (work := _parse_small(stages, request)) is not None:
+                works.append(work)
+        if self._arrived:
+            asyncio.get_running_loop().call_soon(self._turn)
         for work in works:
             if work.is_large:
                 work.api.advance()
         for (kind, model), group in _grouped([work for work in works if not work.is_large]):
             if decoded := _each(kind.decode, group):
                 self._submit(model, decoded)
-
-    def _take(self) -> list[tuple[Stages, ApiRequest]]:
-        arrived = self._arrived
-        size = 0
-        count = 0
-        while count < min(len(arrived), MAX_PER_TURN) and size < _MAX_BYTES_PER_TURN:
-            request = arrived[count][1]
-            size += 0 if request.work is not None else len(request.body)
-            count += 1
-        self._arrived = arrived[count:]
-        if self._arrived:
-            asyncio.get_running_loop().call_soon(self._turn)
-        return arrived[:count]
 
     def _submit(self, model: ServedModel, works: Sequence[Work]) -> None:
         try:
@@ -384,15 +369,6 @@ async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
         events.put_nowait(exc)
 
 
-def _hold_plan(work: Work) -> None:
-    """Check what the planned request takes, and hold it; no pixel is decoded yet."""
-    assert work.plan is not None  # noqa: S101 - only then
-    work.api.rows = work.plan.rows
-    work.api.steps = work.params.steps
-    if work.plan.bytes > MIN_HELD:
-        work.api.hold(work.plan.bytes)
-
-
 def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
     """Parse the body, unless the codec pool has, and count what the response will take: before a
     row runs for it. None if that fails.
@@ -404,7 +380,7 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
             work = request.work = stages.parse(request, request.body)
         request.body = b""
         if work.plan is not None:
-            _hold_plan(work)
+            request.hold_plan(work.plan.rows, work.params.steps, work.plan.bytes)
     except Exception as exc:
         request.fail(exc)
         work = None
@@ -460,15 +436,8 @@ def count_rows(works: Sequence[Work]) -> None:
         api.seconds["compute"] += result.compute_s
         together.setdefault((api.endpoint, api.api_key), []).append(result)
     for (endpoint, api_key), results in together.items():
-        drifts = [result.drift for result in results if result.drift is not None]
-        works[0].api.services.metrics.rows(
-            works[0].model.ref,
-            endpoint,
-            [steps for result in results for steps in result.steps.tolist()],
-            [distance for result in results for distance in result.distance.tolist()],
-            [drift for each in drifts for drift in each.tolist()],
-            api_key=api_key,
-        )
+        metrics = works[0].api.services.metrics
+        metrics.rows(works[0].model.ref, endpoint, results, api_key)
 
 
 async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from io import BytesIO
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from service.api.message import (
 )
 from service.api.negotiation import Media, negotiate
 from service.api.problems import describe, log_failure, status_of
-from service.domain.accounts import Rate, Rates
+from service.domain.accounts import Rate
 from service.domain.errors import (
     BodyTooSlow,
     DeadlineExceeded,
@@ -42,7 +42,7 @@ from service.domain.errors import (
 )
 from service.images.pool import Job
 from service.models.registry import ServedModel
-from service.observability.logs import TraceContext
+from service.observability.logs import RequestRecord
 
 if TYPE_CHECKING:
     from service.observability.tracing import RequestSpans
@@ -55,13 +55,9 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 LARGE_BODY: Final = 1 << 15  # bytes; parsing more takes longer than waking a thread
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_DISCARD_BYTES: Final = 1 << 26
-# of a body that is received without a valid key; of its Content-Length
-_UNREAD_BYTES: Final = 1 << 16
+# of a body that is received without a valid key, and thrown away
+_UNWANTED_BYTES: Final = 1 << 16
 _MAX_DIGITS: Final = 18  # of a Content-Length that is a number
-# for the whole of an unwanted body, and for the next part of it
-_DISCARD_S = 30.0
-_QUIET_S = 0.5
 
 
 class NotModified(Exception):
@@ -87,7 +83,7 @@ class Route(NamedTuple):
     has_rate: bool = True  # it counts for the rate of its caller
 
 
-class ApiRequest:
+class ApiRequest(RequestRecord):
     """One request. It belongs to the event loop, but a job of the codec pool may parse its body,
     and set its model.
 
@@ -97,23 +93,13 @@ class ApiRequest:
 
     # What later steps fill.
     error: IgnError | None = None  # of the head
-    caller = ""  # the fairness key
-    api_key: str | None = None  # the name of the caller's key
     quota: Rate | None = None
-    trace: TraceContext | None = None
     spans: "RequestSpans | None" = None  # if the trace is recorded
     epoch: Epoch | None = None  # once it is admitted
     held_bytes = 0  # of its body, its response and the arrays that it is made from
-    request_bytes: int | None = None  # once the body is read
     deadline = stream_deadline = math.inf
     content_type = ""  # of the body, in lower case
     media = Media.JSON  # of the response, once it is negotiated
-    model: str | None = None  # `name/version`
-    rows: int | None = None
-    steps: int | None = None
-    queue_s: float | None = None
-    compute_s: float | None = None
-    problem: str | None = None  # the stable code of an error response
 
     # Of the pipeline. `progress` ends when the task of the request has something to do again.
     body = b""
@@ -126,10 +112,8 @@ class ApiRequest:
     work: Any = None  # `Work`, once the body is parsed
 
     # Of the response.
-    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
-    started = complete = closes = False
-    response_bytes = 0
-    held: Message | None = None  # the last part of the body, until `finish`
+    started = complete = False
+    held: Message | None = None  # the last part of the body, until `send_held`
 
     def __init__(
         self,
@@ -144,15 +128,14 @@ class ApiRequest:
         self.scope = scope
         self.receive = receive
         self._send = send
-        self.method: str = scope["method"]
+        self.method = scope["method"]
         self.path = path
         self.route = route
         self.endpoint = route.template
         self.query: bytes = scope["query_string"]
         self.headers = RequestHeaders(scope["headers"])
-        self.request_id = ""
         self.state: dict[str, Any] = scope["state"]  # `service.server` shares it
-        self.peer: str | None = scope["client"][0] if scope.get("client") else None
+        self.peer = scope["client"][0] if scope.get("client") else None
         # The server sets it for requests that wait on their connection.
         arrival = self.state.get("arrival")
         self.arrival: float = services.clock() if arrival is None else arrival
@@ -200,7 +183,6 @@ class ApiRequest:
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
         limit = max_bytes or settings.max_body_bytes
-        name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
         deadline = min(self.arrival + settings.body_timeout_s, self.deadline)
         try:
             if "is_received" in self.state:  # the server has all of it: a timer would take time
@@ -213,6 +195,7 @@ class ApiRequest:
                 raise DeadlineExceeded("the deadline passed") from exc
             raise BodyTooSlow("the body did not arrive in time") from exc
         if body is None:
+            name = "" if max_bytes else " (IGN_MAX_BODY_BYTES)"
             raise TooLarge(f"the body is larger than {limit} bytes{name}")
         self.request_bytes = len(body)
         return body
@@ -223,7 +206,7 @@ class ApiRequest:
             return None
         # Its value is not copied at the end, as that of a bytearray.
         body = BytesIO()
-        held = 0
+        counted = 0
         more = True
         while more:
             message = await self.receive()
@@ -234,9 +217,9 @@ class ApiRequest:
             size = body.tell()
             if size > limit:
                 return None
-            if size - held > MIN_HELD:
-                self.hold(size - held)
-                held = size
+            if size - counted > MIN_HELD:
+                self.hold(size - counted)
+                counted = size
         return body.getvalue()
 
     def _announces_more_than(self, size: int) -> bool:
@@ -245,9 +228,23 @@ class ApiRequest:
         # `int` takes quadratic time in the number of digits.
         return length.isdecimal() and (len(length) > _MAX_DIGITS or int(length) > size)
 
+    def has_large_body(self) -> bool:
+        """Whether the body is too long to be received and thrown away."""
+        return b"transfer-encoding" in self.headers or self._announces_more_than(_UNWANTED_BYTES)
+
     def hold(self, size: int) -> None:
         """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
-        self.services.in_flight.hold(self, size)
+        self.services.in_flight.hold(self.caller, self.held_bytes, size)
+        self.held_bytes += size
+
+    def hold_plan(self, rows: int, steps: int, size: int) -> None:
+        """Count what the request takes, before any of its pixels is decoded; ``size`` is that of
+        `Plan.bytes`.
+        """
+        self.rows = rows
+        self.steps = steps
+        if size > MIN_HELD:
+            self.hold(size)
 
     def reject_query(self) -> None:
         """Raise `InvalidContent` if the request has query parameters; its options belong in the
@@ -323,11 +320,6 @@ class ApiRequest:
             self.is_over = True
             self.task.cancel()
 
-    def clear(self) -> None:
-        """Drop the arrays of a request that is over, whoever still holds it."""
-        self.progress = self.task = self.work = None
-        self.body = b""
-
     def release(self) -> None:
         """Drop what belongs to the connection, when the response has been sent: a line of the log
         may wait long.
@@ -363,7 +355,7 @@ class ApiRequest:
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
 
     def send_whole(self, status: int, headers: RawHeaders, body: bytes | memoryview) -> bool:
-        """Send a whole response in one call, if the server can; it needs no `finish`."""
+        """Send a whole response in one call, if the server can; it needs no `send_held`."""
         if self._send_whole is None or self.method == "HEAD":
             return False
         if not self._send_whole(status, [*headers, *self.added], body):
@@ -379,41 +371,32 @@ class ApiRequest:
         """
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self.added]
             self._head = message
-            if self.request_bytes is None and self._has_body():  # it was not read
-                if self._is_unwanted():
-                    message["headers"].append((b"connection", b"close"))
-                self.closes = self._is_last(message["headers"])
             return
         body = message.get("body", b"")
         self.response_bytes += len(body)
         self.complete = not message.get("more_body", False)
-        if self.complete and (self.is_paced or self.closes):
+        if self.complete and self.is_paced:
             self.held = message
             return
-        if self.complete and self._send_whole and not self.started and self.method != "HEAD":
-            self.started = self._send_whole(self.status, self._head["headers"], body)
-            if self.started:
+        if self.complete and not self.started:
+            headers = self._head.get("headers", [])
+            if self.send_whole(self.status, headers, body):
                 return
         await self._send_on(message)
 
     async def _send_on(self, message: Message) -> None:
         if not self.started:
             self.started = True
-            await self._send(self._head)
+            headers = [*self._head.get("headers", ()), *self.added]
+            await self._send({**self._head, "headers": headers})
         await self._send(message)
 
-    async def finish(self, rates: Rates) -> None:
-        """Send the last part of a response, which `send` has held back."""
-        if self.held is None:
-            return
-        if self.is_paced:
-            await asyncio.sleep(rates.pause(self.caller))
-        await self._send_on({**self.held, "more_body": self.closes})
-        if self.closes:
-            await self._discard_body()
-            await self._send({"type": "http.response.body"})
+    async def send_held(self) -> None:
+        """Send the last part of a response, which `send` has held back, when it may come."""
+        if self.held is not None:
+            await asyncio.sleep(self.services.rates.pause(self.caller))
+            await self._send_on(self.held)
 
     @property
     def is_paced(self) -> bool:
@@ -421,48 +404,6 @@ class ApiRequest:
         text is long.
         """
         return self.status >= HTTPStatus.BAD_REQUEST or self.route.is_paced
-
-    def _is_unwanted(self) -> bool:
-        """Whether the body of a caller without a valid key is too long to be received and thrown
-        away.
-        """
-        return self.status == HTTPStatus.UNAUTHORIZED and (
-            b"content-length" not in self.headers or self._announces_more_than(_UNREAD_BYTES)
-        )
-
-    def _has_body(self) -> bool:
-        headers = self.headers
-        return headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
-
-    def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Whether the server closes the connection after the response."""
-        closes = (
-            "close" in self.headers.get(b"connection", "").lower()
-            or (b"connection", b"close") in headers
-        )
-        return closes or self.scope.get("http_version") == "1.0"
-
-    async def _discard_body(self) -> None:
-        """Read the rest of a body that nobody wants, within limits.
-
-        The server closes the connection next. If the client were still sending, the system would
-        then reset the connection, and the client could lose the response.
-        """
-        if self._is_unwanted():
-            # the client may read the response; then the system resets the connection
-            await asyncio.sleep(_QUIET_S)
-            return
-        size = 0
-        try:
-            async with asyncio.timeout(_DISCARD_S):
-                while size < _DISCARD_BYTES:
-                    async with asyncio.timeout(_QUIET_S):
-                        message = await self.receive()
-                    size += len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
 
 
 _TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
-from service.domain.errors import StartupError, reason_of
+from service.domain.errors import StartupError, first_error
 from service.domain.latents import STREAM, NoiseSource
 from service.domain.tiles import Tiling
 
@@ -300,9 +300,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
         if card.schema_version == 1:
             card = ModelCard.model_validate_json(text)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "card"
-        raise CardError(f"invalid card: {where}: {reason_of(first)}") from exc
+        raise CardError(f"invalid card: {first_error(exc, 'card')}") from exc
     if card.noise is not None and card.noise.stream != STREAM:
         raise CardError(f"unknown noise stream {card.noise.stream!r}")
     return card, NoiseSource(card.shape)

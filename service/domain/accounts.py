@@ -31,7 +31,6 @@ from typing import Final, NamedTuple
 
 from service.domain.errors import RateLimited, StartupError
 
-EXPECTED: Final = "requests per second or minute such as 20/s or 600/m"
 _SECONDS: Final = {"s": 1.0, "m": 60.0}
 _ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
 _WAYS: Final = 8  # entries of a bucket, one of which a caller takes
@@ -128,19 +127,16 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> "Rate":
-        """Read `20/s` or `600/m`; anything else raises ValueError with `EXPECTED`."""
+        """Read `20/s` or `600/m`; anything else raises ValueError."""
         match = re.fullmatch(r"([1-9][0-9]{0,8})/([sm])", text)
         if match is None:
-            raise ValueError(EXPECTED)
+            raise ValueError("requests per second or minute such as 20/s or 600/m")
         return cls(int(match[1]), _SECONDS[match[2]])
 
     @property
     def interval(self) -> float:
         """Seconds from one request to the next in the long run."""
         return self.seconds / self.count
-
-    def __str__(self) -> str:
-        return f"{self.count:g} requests in {self.seconds:g} s"
 
 
 ERRORS: Final = Rate(1, 1 / 250)
@@ -186,10 +182,13 @@ class Rates:
                 ) from exc
         self._entries = mmap.mmap(self._file, size)
 
-    def count(self, caller: str, rate: Rate) -> None:
-        """Count a request, or raise `RateLimited` if it is beyond the rate."""
-        if wait := self.wait(caller, rate):
-            raise RateLimited(f"more than {rate}", retry_after=wait)
+    def count(self, caller: str, rate: Rate, amount: float = 1.0, what: str = "requests") -> None:
+        """Count a request, or an ``amount`` of something else, or raise `RateLimited` if it is
+        beyond the rate.
+        """
+        if wait := self.wait(caller, rate, amount=amount):
+            detail = f"more than {rate.count:g} {what} in {rate.seconds:g} s"
+            raise RateLimited(detail, retry_after=wait)
 
     def pause(self, caller: str) -> float:
         """Count an error, and return for how many seconds it has to wait for earlier ones of its
@@ -200,33 +199,38 @@ class Rates:
         """
         return min(self.wait(f"errors of {caller}", ERRORS, _MOST_PAUSE_S), _MOST_PAUSE_S)
 
-    def wait(self, caller: str, rate: Rate, patience_s: float = 0.0) -> float:
+    def wait(
+        self, caller: str, rate: Rate, patience_s: float = 0.0, *, amount: float = 1.0
+    ) -> float:
         """Seconds that a request has to wait, 0 within the rate. Beyond ``patience_s`` it does not
         count.
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little") or 1
         start = digest % self._buckets * _BUCKET_BYTES
+        seconds = amount * rate.interval
         if self._file < 0:
-            return self._count(start, digest, rate, patience_s)
+            return self._count(start, digest, seconds, rate.seconds, patience_s)
         for _ in range(_TRIES):
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
                 try:
-                    return self._count(start, digest, rate, patience_s)
+                    return self._count(start, digest, seconds, rate.seconds, patience_s)
                 finally:
                     fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
             time.sleep(_PAUSE_S)
         return 0.0
 
-    def _count(self, start: int, key: int, rate: Rate, patience_s: float) -> float:
+    def _count(
+        self, start: int, key: int, seconds: float, burst_s: float, patience_s: float
+    ) -> float:
         now = self._clock()
         places = range(start, start + _BUCKET_BYTES, _ENTRY.size)
         entries = {place: _ENTRY.unpack_from(self._entries, place) for place in places}
         # Its own entry, else an empty one, else that of the caller that has been quiet longest.
         place = min(places, key=lambda each: (entries[each][0] != key, entries[each][1]))
         known, due = entries[place]
-        due = max(due, now) + rate.interval if known == key else now + rate.interval
-        wait = due - now - rate.seconds
+        due = (max(due, now) if known == key else now) + seconds
+        wait = due - now - burst_s
         if wait <= max(patience_s, _ROUNDING):
             _ENTRY.pack_into(self._entries, place, key, due)
         return wait if wait > _ROUNDING else 0.0

@@ -59,6 +59,15 @@ def reason_of(error: Mapping[str, Any]) -> str:
     )
 
 
+def first_error(exc: Any, whole: str = "") -> str:
+    """Where and why a value is invalid, of the first error in pydantic's ValidationError; ``whole``
+    is what the whole value is called.
+    """
+    first = exc.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"{where}: {reason_of(first)}" if where else reason_of(first)
+
+
 class IgnError(Exception):
     """Base of all errors that this service raises on purpose.
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueListener
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from service import __version__
 
@@ -53,27 +53,25 @@ class TraceContext:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
 
-class LoggedRequest(Protocol):
-    """A request that has ended, as log, metrics and traces see it; None for what it did not come
-    to.
-    """
+class RequestRecord:
+    """What log, metrics and traces see of a request; None for what it did not come to."""
 
-    request_id: str
-    method: str
-    endpoint: str  # the template of its route
-    status: int
-    peer: str | None
-    caller: str
-    api_key: str | None  # the name of the caller's key
-    trace: TraceContext | None
-    model: str | None  # `name/version`
-    rows: int | None  # as requested
-    steps: int | None
-    queue_s: float | None
-    compute_s: float | None
-    request_bytes: int | None
-    response_bytes: int
-    problem: str | None  # the stable code of an error response
+    request_id = ""
+    method = ""
+    endpoint = ""  # the template of its route
+    status = 500
+    peer: str | None = None
+    caller = ""  # the fairness key
+    api_key: str | None = None  # the name of the caller's key
+    trace: TraceContext | None = None
+    model: str | None = None  # `name/version`
+    rows: int | None = None  # as requested
+    steps: int | None = None
+    queue_s: float | None = None
+    compute_s: float | None = None
+    request_bytes: int | None = None  # once the body is read
+    response_bytes = 0
+    problem: str | None = None  # the stable code of an error response
 
 
 def parse_traceparent(values: Sequence[str]) -> TraceContext | None:
@@ -95,7 +93,7 @@ def choose_request_id(given: str | None) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
-def log_request(request: LoggedRequest, seconds: float) -> None:
+def log_request(request: RequestRecord, seconds: float) -> None:
     """Write the access log line of a finished request, which must not change any more."""
     if _access.isEnabledFor(logging.INFO):
         milliseconds = round(seconds * 1000, 1)
@@ -135,7 +133,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def _fields(record: logging.LogRecord, request: LoggedRequest) -> dict[str, Any]:
+def _fields(record: logging.LogRecord, request: RequestRecord) -> dict[str, Any]:
     request_id, method, route, status, milliseconds = record.args or ()
     fields = {
         "request_id": request_id,
@@ -157,7 +155,7 @@ def _fields(record: logging.LogRecord, request: LoggedRequest) -> dict[str, Any]
     return fields
 
 
-class QueuedHandler(QueueHandler):
+class QueuedHandler(logging.Handler):
     """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does
     not stop the service.
 
@@ -165,20 +163,14 @@ class QueuedHandler(QueueHandler):
     """
 
     def __init__(self, target: logging.Handler) -> None:
+        super().__init__()
         self._waiting: SimpleQueue[Any] = SimpleQueue()
-        super().__init__(self._waiting)
         self.on_drop: Callable[[], object] = lambda: None
         self._dropped = 0
         self._writer = _Writer(self._waiting, target)
         self._writer.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Leave the formatting to the thread; `QueueHandler` formats here, for queues between
-        processes.
-        """
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it; when there is room again, a line says how many are
         missing.
         """
@@ -197,10 +189,6 @@ class QueuedHandler(QueueHandler):
                 logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None)
             )
         self._waiting.put(record)
-
-    def flush(self) -> None:
-        """Wait until everything is written, but at most a second."""
-        self.flushed()
 
     def flushed(self) -> bool:
         """Whether everything was written within a second."""

@@ -30,9 +30,10 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
+from service.domain.tasks import Result
 from service.environment import onnxruntime_version
 from service.observability.histogram import Histogram, Series
-from service.observability.logs import LoggedRequest
+from service.observability.logs import RequestRecord
 from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
@@ -143,7 +144,7 @@ class Metrics:
         self.model_label = self._limits["model"]
         # series that describe a loaded model
         self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
-        self._queued: dict[str, str] = {}
+        self._queued = set[str]()  # models whose rows have been waiting
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
             self._combine[name] = combine
@@ -354,7 +355,7 @@ class Metrics:
             self._caller_row_steps(name)
 
     def requests(
-        self, endpoint: str, status: int, ended: Sequence[tuple[float, LoggedRequest]]
+        self, endpoint: str, status: int, ended: Sequence[tuple[float, RequestRecord]]
     ) -> None:
         """Count responses to one ``endpoint``, the template of a route, never the path of a
         request.
@@ -381,31 +382,20 @@ class Metrics:
         self._codec(operation).observe((seconds,))
 
     def rows(
-        self,
-        model: str,
-        endpoint: str,
-        steps: Sequence[int],
-        distances: Sequence[float],
-        drifts: Sequence[float] = (),
-        *,
-        api_key: str | None = None,
+        self, model: str, endpoint: str, results: Sequence[Result], api_key: str | None = None
     ) -> None:
-        """Record the finished rows of requests of one caller; uploads and noise have different
+        """Count the finished rows of requests of one caller; uploads and noise have different
         distances.
-
-        In the model's units: ``distances``, mean |f(x) − x| of inputs, and ``drifts``, mean |f(y) −
-        y| of outputs.
         """
+        steps = [count for result in results for count in result.steps.tolist()]
         if api_key is not None:
             self._caller_row_steps(api_key).inc(sum(steps))
-        children = (
-            self._row_steps(model),
-            self._distance(model, endpoint),
-            self._drift(model, endpoint),
-        )
-        for child, values in zip(children, (steps, distances, drifts), strict=True):
-            if values:
-                child.observe(values)
+        self._row_steps(model).observe(steps)
+        distances = [value for result in results for value in result.distance.tolist()]
+        self._distance(model, endpoint).observe(distances)
+        drifts = [result.drift.tolist() for result in results if result.drift is not None]
+        if drifts:
+            self._drift(model, endpoint).observe([value for each in drifts for value in each])
 
     def loaded(
         self,
@@ -451,11 +441,9 @@ class Metrics:
         """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has
         none.
         """
-        for model in self._queued.keys() - waiting.keys():
-            self._queue_rows.labels(self._queued.pop(model)).set(0)
-        for model, rows in waiting.items():
-            label = self._queued[model] = self.model_label(model)
-            self._queue_rows.labels(label).set(rows)
+        self._queued.update(waiting)
+        for model in self._queued:
+            self._queue_rows.labels(self.model_label(model)).set(waiting.get(model, 0))
 
     async def scrape(self, accept: str = "") -> tuple[bytes, str]:
         """As `render`, in a thread; the text may be a second old. All calls come from one event

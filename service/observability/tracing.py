@@ -26,7 +26,7 @@ from opentelemetry.trace.status import StatusCode
 
 from service import __version__
 from service.domain.tasks import RequestObserver
-from service.observability.logs import LoggedRequest, TraceContext
+from service.observability.logs import RequestRecord, TraceContext
 
 _LOG = logging.getLogger("service")
 # spans of decoding and encoding of one request; a stream encodes every recorded step
@@ -159,7 +159,7 @@ class RequestSpans:
         if started is not None:
             self._child("compute", started, ended, {"ign.outcome": outcome})
 
-    def end(self, request: LoggedRequest) -> None:
+    def end(self, request: RequestRecord) -> None:
         """End the span of the request."""
         method = request.method
         route = request.endpoint

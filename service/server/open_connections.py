@@ -6,26 +6,19 @@ import asyncio
 import logging
 import math
 import os
+import random
 import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sized
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.access import address_key
-from service.api.message import WHOLE_RESPONSE
 from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
 from service.observability.metrics import Metrics
@@ -35,15 +28,11 @@ SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
 # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
 READ_WINDOW_S: Final = 30.0
 MIN_READ_RATE: Final = 4096  # bytes per second
-# for a client to read its last response, or to get one after it closed its sending half
-LINGER_S: Final = 1.0
-_MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 _RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 
 
-@dataclass(slots=True)
-class _State:
-    """When a connection last changed, in seconds on the clock of `OpenConnections`.
+class Connection(HttpToolsProtocol):
+    """A connection, and when it last changed, in seconds on the clock of `OpenConnections`.
 
     |              | made | head           | busy | idle |
     |--------------|------|----------------|------|------|
@@ -55,14 +44,17 @@ class _State:
     idle again.
     """
 
-    reject: Callable[[IgnError], None]
-    peer: str  # address of the client, as `address_key` shortens it
-    idle_since: float
-    head_since: float | None
-    has_begun: bool = False
+    peer = ""  # address of the client, as `address_key` shortens it
+    idle_since = 0.0
+    head_since: float | None = None
+    has_begun = False
     # Since when bytes have been waiting to be sent: the begin of a window.
-    unread_since: float = -math.inf
-    taken: int = 0  # bytes that the client had taken then
+    unread_since = -math.inf
+    taken = 0  # bytes that the client had taken then
+
+    @abstractmethod
+    def reject(self, error: IgnError) -> None:
+        """Answer an error, and close the connection."""
 
 
 class OpenConnections:
@@ -86,13 +78,13 @@ class OpenConnections:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self._max_age_s, self._spread = max_age_s or math.inf, np.random.default_rng()
+        self._max_age_s = max_age_s or math.inf
         self.leaving = False  # whether every connection ends with its next response
         self.metrics = metrics
         self._limit = limit
         self._head_timeout_s = head_timeout_s
-        self._open: dict[HttpToolsProtocol, _State] = {}
-        self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}  # the one that is idle for longest first
         self._peers = Accounts(UNLIMITED)  # open connections by address
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
@@ -100,19 +92,19 @@ class OpenConnections:
         self._resumed_at = 0.0
         self._had_files = True
 
-    def add(self, connection: HttpToolsProtocol, reject: Callable[[IgnError], None]) -> None:
-        """Count a new connection, and make room for it; ``reject`` answers an error on it and
-        closes it.
-        """
+    def add(self, connection: Connection) -> None:
+        """Count a new connection, and make room for it."""
         now = self.clock()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
             self._swept_at = now
         address = connection.transport.get_extra_info("peername")
-        peer = address_key(address[0] if isinstance(address, tuple) else None)
-        self._peers.take(peer, 1)
+        connection.peer = address_key(address[0] if isinstance(address, tuple) else None)
+        connection.idle_since = now
+        connection.head_since = now
+        self._peers.take(connection.peer, 1)
         self._idle[connection] = None
-        self._open[connection] = _State(reject, peer, idle_since=now, head_since=now)
+        self._open.add(connection)
         if len(self._open) > self._limit:
             self._close_oldest()
         self.metrics.open_connections.set(len(self._open))
@@ -123,11 +115,11 @@ class OpenConnections:
         """
         # Spread, so that connections that were made together, as when a service starts, do not end
         # together.
-        return self.clock() + self._max_age_s * float(self._spread.uniform(0.9, 1.1))
+        return self.clock() + self._max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
 
     def _close_oldest(self) -> None:
         greedy = max(self._peers.held, key=self._peers.held.__getitem__)
-        of_greedy = (each for each in self._idle if self._open[each].peer == greedy)
+        of_greedy = (each for each in self._idle if each.peer == greedy)
         oldest = next(of_greedy, None) or next(iter(self._idle))
         del self._idle[oldest]
         self.metrics.closed_connections("limit").inc()
@@ -135,32 +127,24 @@ class OpenConnections:
         if oldest.transport.get_write_buffer_size():  # its client does not read
             oldest.transport.abort()
 
-    def remove(self, connection: HttpToolsProtocol) -> None:
+    def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
-        self._peers.give_back(self._open.pop(connection).peer, 1)
+        self._open.remove(connection)
+        self._peers.give_back(connection.peer, 1)
         self._idle.pop(connection, None)
         self.metrics.open_connections.set(len(self._open))
 
-    def on_head(self, connection: HttpToolsProtocol) -> None:
-        """Note the first byte of a head."""
-        state = self._open[connection]
-        state.has_begun = True
-        if state.head_since is None:
-            state.head_since = self.clock()
-
-    def on_busy(self, connection: HttpToolsProtocol) -> None:
+    def on_busy(self, connection: Connection) -> None:
         """Note a complete head."""
-        state = self._open[connection]
-        state.has_begun = False
-        state.head_since = None
+        connection.has_begun = False
+        connection.head_since = None
         self._idle.pop(connection, None)
 
-    def on_idle(self, connection: HttpToolsProtocol) -> None:
+    def on_idle(self, connection: Connection) -> None:
         """Note the end of the last response."""
-        state = self._open[connection]
-        state.idle_since = self.clock()
-        if state.has_begun:  # the client could not send the rest while reading was paused
-            state.head_since = state.idle_since
+        connection.idle_since = self.clock()
+        if connection.has_begun:  # the client could not send the rest while reading was paused
+            connection.head_since = connection.idle_since
         self._idle[connection] = None
 
     def finish(self, quiet_s: float) -> None:
@@ -168,8 +152,8 @@ class OpenConnections:
         last response.
         """
         quiet_since = self.clock() - quiet_s
-        for connection, state in list(self._open.items()):
-            if connection not in self._idle or state.idle_since <= quiet_since:
+        for connection in list(self._open):
+            if connection not in self._idle or connection.idle_since <= quiet_since:
                 connection.shutdown()
 
     def _sweep(self) -> None:
@@ -181,47 +165,48 @@ class OpenConnections:
         if now - self._swept_at > 1.5 * SWEEP_S:
             self._resumed_at = now
         self._swept_at = now
-        for connection, state in list(self._open.items()):
+        for connection in list(self._open):
             try:
-                self._check(connection, state, now)
+                self._check(connection, now)
             except Exception:
                 _LOG.exception("a connection cannot be checked")
         self._check_files()
 
-    def _check(self, connection: HttpToolsProtocol, state: _State, now: float) -> None:
+    def _check(self, connection: Connection, now: float) -> None:
         """Close the connection if its client reads too slowly, or if a head is late.
 
         Times count from the end of the last pause at the earliest: what clients sent meanwhile is
         still unread.
         """
-        if self._reads_slowly(connection.transport, state, now):
+        if self._reads_slowly(connection, now):
             self.metrics.closed_connections("send_timeout").inc()
             connection.transport.abort()
         elif (
             connection in self._idle
-            and now - max(state.head_since or now, self._resumed_at) > self._head_timeout_s
+            and now - max(connection.head_since or now, self._resumed_at) > self._head_timeout_s
         ):
             self.metrics.closed_connections("head_timeout").inc()
-            if state.has_begun:
-                state.reject(HeadTooSlow("the head of the request did not arrive in time"))
+            if connection.has_begun:
+                connection.reject(HeadTooSlow("the head of the request did not arrive in time"))
             else:
                 connection.transport.close()
 
-    def _reads_slowly(self, transport: asyncio.Transport, state: _State, now: float) -> bool:
+    def _reads_slowly(self, connection: Connection, now: float) -> bool:
         """Whether the client took less than the rate allows in a window in which bytes waited all
         the time.
         """
+        transport = connection.transport
         if not transport.get_write_buffer_size():
-            state.unread_since = -math.inf
+            connection.unread_since = -math.inf
             return False
-        since = state.unread_since
+        since = connection.unread_since
         is_window = since >= self._resumed_at
         if is_window and now - since < READ_WINDOW_S:
             return False
         taken = _taken(transport)
-        is_slow = is_window and taken - state.taken < MIN_READ_RATE * (now - since)
-        state.unread_since = now
-        state.taken = taken
+        is_slow = is_window and taken - connection.taken < MIN_READ_RATE * (now - since)
+        connection.unread_since = now
+        connection.taken = taken
         return is_slow
 
     def _check_files(self) -> None:
@@ -236,84 +221,6 @@ class OpenConnections:
                     "without a response"
                 )
             self._had_files = False
-
-
-class Flow(FlowControl):
-    """Does not read on while pipelined requests wait: their bodies would need memory."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        """Read on, unless requests wait."""
-        if not self._pipeline:
-            super().resume_reading()
-
-
-def whole_response(cycle: RequestResponseCycle) -> dict[str, Any]:
-    """The extension of ASGI that sends a whole response at once."""
-    return {WHOLE_RESPONSE: partial(_send_whole, cycle)}
-
-
-def _send_whole(
-    cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-) -> bool:
-    """Send a response in one call of the system. uvicorn takes two, which wakes the client twice.
-
-    If it returns False, use ``send``: the client does not read or has gone, the connection closes,
-    the response has no Content-Length, or its body is large: a copy of it would hold up the event
-    loop.
-    """
-    if (
-        cycle.disconnected
-        or cycle.response_started
-        or cycle.flow.write_paused
-        or not cycle.keep_alive
-    ):
-        return False
-    if len(body) > _MAX_COPY:
-        return False
-    parts = [STATUS_LINE[status]]
-    has_length = False
-    for name, value in (*cycle.default_headers, *headers):
-        if name == b"connection":
-            return False
-        has_length |= name == b"content-length"
-        parts += (name, b": ", value, b"\r\n")
-    if not has_length:
-        return False
-    cycle.transport.write(b"".join([*parts, b"\r\n", body]))
-    cycle.response_started = cycle.response_complete = True
-    cycle.message_event.set()
-    cycle.on_response()
-    return True
-
-
-class LingeringTransport:
-    """The transport of the last response of a connection.
-
-    A close with unread input resets the connection, and the client may lose the response. So it
-    comes later.
-    """
-
-    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self._transport = transport
-        self._flow = flow
-
-    def pause_reading(self) -> None:
-        """Read no more, for good."""
-        self._transport.pause_reading()
-        self._flow.read_paused = False  # so that nothing ends this pause
-
-    def close(self) -> None:
-        """Close the sending half now, and the connection soon."""
-        if not self.is_closing():
-            self.pause_reading()
-            self._transport.write_eof()
-            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 
 
 def raise_file_limit() -> None:

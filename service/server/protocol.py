@@ -9,23 +9,52 @@ is lost.
 """
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sized
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from service.api.message import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, check_head_size
-from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
-from service.server.open_connections import (
-    LINGER_S,
-    Flow,
-    LingeringTransport,
-    OpenConnections,
-    whole_response,
+from service.api.message import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    WHOLE_RESPONSE,
+    check_head_size,
 )
+from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
+from service.server.open_connections import Connection, OpenConnections
+
+# for a client to read its last response, or to get one after it closed its sending half
+_LINGER_S: Final = 1.0
+_DISCARD_S: Final = 30.0  # for a client to send the rest of a body that nobody wants
+_MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 
 
-class HttpProtocol(HttpToolsProtocol):
+class Flow(FlowControl):
+    """Does not read on while pipelined requests wait: their bodies would need memory."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait."""
+        if not self._pipeline:
+            super().resume_reading()
+
+
+class CycleTransport(NamedTuple):
+    """What the requests of a connection use of its transport."""
+
+    write: Callable[[bytes], None]
+    is_closing: Callable[[], bool]
+    close: Callable[[], None]
+
+
+class HttpProtocol(Connection):
     """One connection. A test lists the names that it uses of uvicorn, whose version pyproject.toml
     limits.
     """
@@ -36,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
         # bytes received since the parser last completed a head or found a part of a body
         self._unplaced = 0
-        self._is_rejected = False  # what arrives is ignored
+        self._is_over = False  # what arrives is ignored: the last response is known
         self._expires = connections.expiry()
         # closes the connection, because it has expired
         self._last: RequestResponseCycle | None = None
@@ -45,7 +74,9 @@ class HttpProtocol(HttpToolsProtocol):
         """Count the connection."""
         super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
-        self._connections.add(self, self.reject)
+        own = CycleTransport(transport.write, transport.is_closing, self._close)
+        self._for_cycles = cast(asyncio.Transport, own)
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that runs; uvicorn tells only the one that arrived last."""
@@ -63,43 +94,46 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if self._is_idle() or self.cycle.more_body or self.cycle.response_started:
             return False
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.loop.call_later(_LINGER_S, self.transport.close)
         return True
 
     def data_received(self, data: bytes) -> None:
         """Parse the data in pieces, between which the size of the head is checked."""
         for start in range(0, len(data), MAX_HEAD_BYTES):
-            if not self._is_rejected:
-                self._parse(data[start : start + MAX_HEAD_BYTES])
+            if self._is_over:
+                return
+            piece = data[start : start + MAX_HEAD_BYTES]
+            self._unplaced += len(piece)
+            try:
+                self._parse(piece)
+                check_head_size(self._unplaced, len(self.headers or ()))
+            except HeadTooLarge as exc:
+                self._refuse(exc)
+            except httptools.HttpParserError as exc:
+                # What a callback has raised; uvicorn fails with AttributeError on a URL without a
+                # path.
+                cause = exc.__context__
+                if isinstance(cause, IgnError):
+                    self._refuse(cause)
+                elif cause is None or isinstance(
+                    cause, ValueError | AttributeError | httptools.HttpParserError
+                ):
+                    self._refuse(MalformedRequest("the request is not HTTP/1.1"))
+                else:
+                    raise
+
+    def _refuse(self, error: IgnError) -> None:
+        reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
+        self._connections.metrics.closed_connections(reason).inc()
+        self.reject(error)
 
     def _parse(self, data: bytes) -> None:
-        self._unplaced += len(data)
-        try:
-            while data:
-                data = self._feed(data)
-            check_head_size(self._unplaced, len(self.headers or ()))
-        except (httptools.HttpParserError, HeadTooLarge) as exc:
-            # what a callback has raised
-            cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__
-            if not isinstance(
-                cause, IgnError | ValueError | AttributeError | httptools.HttpParserError | None
-            ):
-                # a fault of this program; uvicorn fails with AttributeError on a URL without a path
-                raise
-            error = (
-                cause
-                if isinstance(cause, IgnError)
-                else MalformedRequest("the request is not HTTP/1.1")
-            )
-            reason = "pipelining" if isinstance(error, TooManyConnections) else error.code
-            self._connections.metrics.closed_connections(reason).inc()
-            self.reject(error)
-
-    def _feed(self, data: bytes) -> bytes:
-        """Parse the data; returns what is left to parse."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as exc:
+                rest = data[exc.args[0] :]
             # httptools takes what follows for another protocol. There is none (RFC 9110, 7.8): a
             # new parser gets the head without `Upgrade`. The callbacks skip the first pass, where
             # `should_upgrade` is true.
@@ -110,14 +144,15 @@ class HttpProtocol(HttpToolsProtocol):
             )
             fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
-            return b"\r\n".join((line, *fields, b"", data[exc.args[0] :]))
-        return b""
+            data = b"\r\n".join((line, *fields, b"", rest))
 
     def on_message_begin(self) -> None:
         """Begin the time of a head."""
         super().on_message_begin()
         self._unset_keepalive_if_required()
-        self._connections.on_head(self)
+        self.has_begun = True
+        if self.head_since is None:
+            self.head_since = self._connections.clock()
 
     def on_headers_complete(self) -> None:
         """Begin a request, unless an `IgnError` rejects it."""
@@ -129,7 +164,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             check_head_size(size, len(self.headers))
-        if len(self.pipeline) >= MAX_PIPELINED and not self._is_rejected:
+        if len(self.pipeline) >= MAX_PIPELINED and not self._is_over:
             raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
         self._unplaced = 0
         self._connections.on_busy(self)
@@ -138,7 +173,8 @@ class HttpProtocol(HttpToolsProtocol):
         # RFC 9110, section 10.1.1
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        cast(dict[str, Any], self.scope)["extensions"] = whole_response(self.cycle)
+        send_whole = partial(_send_whole, self.cycle)
+        cast(dict[str, Any], self.scope)["extensions"] = {WHOLE_RESPONSE: send_whole}
         self.headers = []  # for trailers, which are no headers of the request
         if self.pipeline and self._last is not None and not self._last.response_started:
             self._last.keep_alive = True  # this request is the last one instead
@@ -161,22 +197,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Begin the next request, or the time of an idle connection."""
-        if self._last is not None and self._last.response_complete and not self._last.keep_alive:
-            self.pipeline.clear()  # they came after the response had said that it is the last one
         super().on_response_complete()
         if self._is_idle():
             self._connections.on_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = self._for_cycles
         is_old = self._connections.clock() > self._expires
         if cycle.keep_alive and not self.pipeline and (is_old or self._connections.leaving):
             self._last = cycle
             cycle.keep_alive = False
-            cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
-            cast(list[tuple[bytes, bytes]], cycle.scope["headers"]).insert(
-                0, (b"connection", b"close")
-            )
             if is_old:
                 self._connections.metrics.closed_connections("age").inc()
         super()._start_asgi_task(cycle, app)
@@ -185,11 +216,35 @@ class HttpProtocol(HttpToolsProtocol):
         # there is none before the first request
         return bool(getattr(self.cycle, "response_complete", True))
 
+    def _close(self) -> None:
+        """Close the connection after its last response.
+
+        A close with unread input resets the connection, and the client may lose the response. So
+        where there can be some, the sending half closes now, and the rest later.
+        """
+        last = self._running
+        if self.transport.is_closing() or last is None:
+            return
+        if not (last.more_body or last is self._last or self._is_over):
+            self.transport.close()
+            return
+        self.pipeline.clear()  # they came after the response had said that it is the last one
+        self._is_over = True
+        is_read = last.more_body and not last.scope["state"].get("is_unwanted")
+        if not is_read:
+            self._pause_for_good()
+        self.transport.write_eof()
+        self.loop.call_later(_DISCARD_S if is_read else _LINGER_S, self.transport.close)
+
+    def _pause_for_good(self) -> None:
+        self.transport.pause_reading()
+        self.flow.read_paused = False  # so that nothing ends this pause
+
     def reject(self, error: IgnError) -> None:
         """End the connection with a request that has ``state["rejected"]``: the application answers
         it in turn.
         """
-        self._is_rejected = True
+        self._is_over = True
         # the body is wrong: the error takes the place of its request
         if not self._is_idle() and self.cycle.more_body:
             if self.pipeline:
@@ -209,6 +264,38 @@ class HttpProtocol(HttpToolsProtocol):
             method="-", path=path, raw_path=b"", headers=[]
         )
         self.cycle.scope["state"]["rejected"] = error
-        last = LingeringTransport(self.transport, self.flow)
-        last.pause_reading()
-        self.cycle.transport = cast(asyncio.Transport, last)
+        self._pause_for_good()
+
+
+def _send_whole(
+    cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
+) -> bool:
+    """Send a response in one call of the system. uvicorn takes two, which wakes the client twice.
+
+    If it returns False, use ``send``: the client does not read or has gone, the connection closes,
+    the response has no Content-Length, or its body is large: a copy of it would hold up the event
+    loop.
+    """
+    if (
+        cycle.disconnected
+        or cycle.response_started
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+    ):
+        return False
+    if len(body) > _MAX_COPY:
+        return False
+    parts = [STATUS_LINE[status]]
+    has_length = False
+    for name, value in (*cycle.default_headers, *headers):
+        if name == b"connection":
+            return False
+        has_length |= name == b"content-length"
+        parts += (name, b": ", value, b"\r\n")
+    if not has_length:
+        return False
+    cycle.transport.write(b"".join([*parts, b"\r\n", body]))
+    cycle.response_started = cycle.response_complete = True
+    cycle.message_event.set()
+    cycle.on_response()
+    return True

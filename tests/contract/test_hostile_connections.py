@@ -335,6 +335,7 @@ def test_who_still_sends_when_the_connection_closes_gets_the_answer(
     connection.send(f"{head}Content-Length: {length}\r\n\r\n".encode())
     for _ in range(length >> 16):
         connection.send(bytes(1 << 16))
+    connection.send(HEALTH)
     assert connection.answer()[0] == status
     assert connection.is_over()
 

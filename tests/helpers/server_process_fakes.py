@@ -15,16 +15,13 @@ from service.observability.shared import SharedFiles
 from service.settings import Settings
 
 
-def serves(
-    settings: Settings, messages: Connection, *, status: int = 0, listens: bool = True
-) -> None:
+def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     file = metrics_file()
     assert file is not None
     Metrics(SharedFiles(file)).publish()
-    if listens:
-        messages.send("")
+    messages.send("")
     # The test ends the process when it finds the file, and expects that it has listened.
     (settings.model_dir / str(os.getpid())).write_text(
         f"{settings.threads} {settings.queue_rows} {file.parent}"
@@ -32,11 +29,6 @@ def serves(
     while True:
         messages.send(None)
         time.sleep(0.05)
-
-
-def loads(settings: Settings, messages: Connection) -> None:
-    """Load models for ever."""
-    serves(settings, messages, listens=False)
 
 
 def stops_badly(settings: Settings, messages: Connection) -> None:

@@ -16,7 +16,7 @@ from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork
 from service.api.native.schemas import ImageOptions
 from service.api.native.stream import event
 from service.api.negotiation import Json, Media
-from service.api.pipeline import ResponseParts, Work, count_codec
+from service.api.pipeline import count_codec
 from service.api.request import RawHeaders
 from service.artifact.card import Card
 from service.artifact.pixels import to_levels
@@ -65,14 +65,13 @@ class NativeWork(RowWork):
             if not is_json:
                 work.headers = _row_headers(result)
 
-    def respond(self) -> ResponseParts:
-        """The response: a file, or JSON."""
+    def finish(self) -> None:
+        """Complete the JSON."""
         if self.media_type is Media.JSON:
             # `timing` includes the time of encoding the images, so the rest of the body is written
             # after them, and the encoded images are inserted as text.
             before, marker, after = _json(self._envelope([])).partition(b'"images":[')
             self.content = [before + marker[:-1], *self.content, after[1:]]
-        return Work.respond(self)
 
     async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
         """The events `step`, `progress` and `done`."""

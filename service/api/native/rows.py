@@ -93,7 +93,7 @@ class RowWork(Work):
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()
 
-    def open(self, thread: CodecThread) -> None:
+    def open(self, thread: CodecThread) -> Plan:
         """Read the headers of the uploaded images, and plan the request."""
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
         self.opened = open_upload(thread, self.api, self.source, self.model.card)
@@ -101,9 +101,9 @@ class RowWork(Work):
         self.labels = [{"index": index} for index in range(len(images))]
         if self.is_tiled:
             self.sizes = [image.size for image in images]
-        self._make_plan()
+        return self._make_plan()
 
-    def _make_plan(self) -> None:
+    def _make_plan(self) -> Plan:
         options = self.options
         self._check_format()
         held, values = self._held()
@@ -116,6 +116,7 @@ class RowWork(Work):
             rows = tiles.rows
             held += tiles.bytes
         self.plan = Plan(rows=rows, bytes=held)
+        return self.plan
 
     @property
     def cell(self) -> tuple[int, int]:

@@ -30,7 +30,6 @@ from service.api.oip import tensors
 from service.api.pipeline import (
     InputRows,
     Plan,
-    ResponseParts,
     Stages,
     Work,
     count_codec,
@@ -185,11 +184,10 @@ class InferWork(Work):
                 work.headers = [(tensors.HEADER_FIELD, b"%d" % length)]
                 work.media_type = BINARY_TENSORS
 
-    def respond(self) -> ResponseParts:
-        """The response, which the statistics count."""
+    def finish(self) -> None:
+        """Let the statistics count the tensors."""
         seconds = self.api.seconds
         self.model.statistics.tensors(seconds["decode"], seconds["encode"])
-        return Work.respond(self)
 
 
 def _row_shape(card: Card) -> tuple[int, int, int]:

@@ -1,42 +1,22 @@
 import asyncio
-import json
-import logging
-import sys
-from types import SimpleNamespace
 
 import pytest
 
 from service.api.app_state import InFlightRequests
 from service.domain.accounts import UNLIMITED, Capacity
 from service.domain.errors import OverShare, TooLarge, TooManyBytes
-from service.observability.logs import JsonFormatter
 
 
 def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
     in_flight = InFlightRequests(UNLIMITED, Capacity.of(100))
-    large, other = (SimpleNamespace(caller=caller, held_bytes=0) for caller in "ab")
     epoch = in_flight.enter("a")
-    in_flight.hold(large, 95)
+    in_flight.hold("a", 0, 95)
     with pytest.raises(TooLarge):  # at once, not after the other requests
-        in_flight.hold(large, 6)
+        in_flight.hold("a", 95, 6)
     with pytest.raises((TooManyBytes, OverShare)):
-        in_flight.hold(other, 90)
-    in_flight.leave(epoch, large.caller, large.held_bytes)
-    in_flight.hold(other, 90)
-
-
-def test_json_log_keeps_tracebacks_on_one_line() -> None:
-    try:
-        raise RuntimeError("two\nlines")
-    except RuntimeError:
-        record = logging.LogRecord(
-            "x", logging.ERROR, "f.py", 1, "failed: %s", ("it",), sys.exc_info()
-        )
-    text = JsonFormatter().format(record)
-    assert "\n" not in text
-    assert json.loads(text)["message"] == "failed: it"
-    assert "two\nlines" in json.loads(text)["exception"]
-    assert "request_id" not in json.loads(text)
+        in_flight.hold("b", 0, 90)
+    in_flight.leave(epoch, "a", 95)
+    in_flight.hold("b", 0, 90)
 
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:

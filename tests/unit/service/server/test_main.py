@@ -276,16 +276,6 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
     )
 
 
-def test_a_check_verifies_the_models_and_ends(
-    configured: Callable[..., None], said: Said, capsys: Any
-) -> None:
-    configured(PORT="1")  # a port that a check does not open
-    assert serve({}, check=True) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("toy/1: verified on cpu")
-    assert err == ""
-
-
 @pytest.mark.parametrize(
     ("options", "cpus", "gib", "has_gpu", "count"),
     [

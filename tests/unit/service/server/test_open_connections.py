@@ -1,28 +1,22 @@
 import asyncio
+import errno
 import fcntl
-import logging
-import multiprocessing
+import math
+import os
 import resource
 import socket
 import termios
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import pytest
-import uvicorn
-from starlette.types import Receive, Scope, Send
 
 from service.observability.metrics import Metrics
 from service.server import open_connections
 from service.server.open_connections import OpenConnections
-from service.server.uvicorn_server import config
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.timed_loop import run_timed
-
-REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 class Open:
@@ -34,8 +28,10 @@ class Open:
         self.transport = self
         self.info: dict[str, Any] = {"peername": (peer, 1)}
         self.closed = asyncio.Event()
+        self.has_begun = False
+        self.unread_since = -math.inf
         self.unsent: Callable[[], int] = lambda: 0
-        connections.add(cast(Any, self), lambda _: None)
+        connections.add(cast(Any, self))
         if is_busy:
             connections.on_busy(cast(Any, self))
 
@@ -55,46 +51,8 @@ class Open:
         return self.info[name]
 
 
-async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
-        )
-        await send({"type": "http.response.body"})
-
-
-@asynccontextmanager
-async def connected(
-    clock: Callable[[], float],
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server with `healthy` in this event loop."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        how = config(healthy, OpenConnections(Metrics(), clock=clock))
-        how.lifespan = "off"
-        server = uvicorn.Server(how)
-        task = asyncio.create_task(server.serve([listener]))
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            server.should_exit = True
-            await task
-
-
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, PATIENCE_S))
-
-
-@contextmanager
-def few_files() -> Iterator[None]:
-    """No further file can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_exception_in_one_connection_does_not_end_the_sweeps(
@@ -188,67 +146,54 @@ def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> N
     run(main())
 
 
-@pytest.mark.parametrize("start", [b"", REQUEST[:20]], ids=["silent", "half a head"])
 def test_after_a_pause_of_the_process_the_time_begins_again(
-    monkeypatch: pytest.MonkeyPatch, start: bytes
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Several sweeps come before what the client sends: it may have been paused too."""
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    sweep = OpenConnections._sweep
+    now = [1.0]
     sweeps = asyncio.Queue[None]()
-    skipped = [0.0]
 
-    def counted(connections: OpenConnections) -> None:
-        sweep(connections)
+    def sweep() -> float:
         sweeps.put_nowait(None)
-
-    monkeypatch.setattr(OpenConnections, "_sweep", counted)
+        return now[0]
 
     async def main() -> None:
-        async with connected(clock=lambda: time.monotonic() + sum(skipped)) as (reader, writer):
-            writer.write(start)
+        connections = OpenConnections(Metrics(), head_timeout_s=0.2, clock=sweep)
+        connection = Open(connections)
+        for passed in (0.02, 60.0, *[0.02] * 8):
+            now[0] += passed
             await sweeps.get()
-            skipped.append(60.0)
-            for _ in range(5):
-                await sweeps.get()
-            writer.write(REQUEST.removeprefix(start))
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            assert not connection.is_closed
+        while not connection.is_closed:
+            now[0] += 0.02
+            await sweeps.get()
 
     run(main())
 
 
-def sweep_without_files() -> tuple[int, list[str]]:
-    """How often a lack of files is counted, and what is logged."""
-    logged: list[str] = []
+def test_a_lack_of_files_is_logged_once_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
+    three = asyncio.Event()
+    failures = iter(range(2))
+
+    def fail(*_: object) -> None:
+        if next(failures, None) is None:
+            three.set()
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "open", fail)
     metrics = Metrics()
-    counted = 0
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            logged.append(record.getMessage())
-
-    logging.getLogger("service").addHandler(Handler())
 
     async def main() -> None:
-        nonlocal counted
         Open(OpenConnections(metrics))
-        with few_files():
-            while counted < 3:
-                await asyncio.sleep(0.01)
-                counted = int(metrics.registry.get_sample_value("ign_files_exhausted_total") or 0)
+        await three.wait()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_connections, "SWEEP_S", 0.01)
-        asyncio.run(main())
-    return counted, logged
-
-
-def test_a_lack_of_files_is_logged_once_and_counted() -> None:
-    # In a process of its own: services of other tests would notice the lack as well.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        counted, logged = pool.submit(sweep_without_files).result(PATIENCE_S)
-    assert counted >= 3
-    assert len(logged) == 1
+    run(main())
+    assert metrics.registry.get_sample_value("ign_files_exhausted_total") == 3
+    assert [record.getMessage()[:13] for record in caplog.records] == ["no more files"]
 
 
 def test_the_limit_of_files_limits_connections(
