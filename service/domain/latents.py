@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal
 
 import numpy as np
@@ -129,20 +130,14 @@ def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     """Great arc between the raw rows a and b (Shoemake, 1985), computed in float64; t in 0…1.
 
     The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, where Ω is the angle between the whole
-    rows. Rows that are zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them this
-    is :func:`lerp`. At the ends it returns a and b themselves.
+    rows. Rows that are zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them, and
+    at the ends, this is :func:`lerp`.
     """
-    if t <= 0.0:
-        return a
-    if t >= 1.0:
-        return b
     x = a.astype(np.float64)
     y = b.astype(np.float64)
     norms = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
-    if norms == 0.0:
-        return lerp(a, b, t)
-    omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms)))
-    if omega < _PARALLEL or omega > math.pi - _PARALLEL:
+    omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms))) if norms else 0.0
+    if not (0.0 < t < 1.0 and _PARALLEL <= omega <= math.pi - _PARALLEL):
         return lerp(a, b, t)
     wa = math.sin((1.0 - t) * omega) / math.sin(omega)
     wb = math.sin(t * omega) / math.sin(omega)
@@ -175,11 +170,8 @@ class LatentPath:
         for i in range(self.frames - self.loop):
             # Integer arithmetic, so that a frame that falls on a point is that point exactly.
             segment, remainder = divmod(i * (len(stops) - 1), self.frames - 1)
-            if remainder == 0:
-                frames.append(stops[segment])
-            else:
-                t = remainder / (self.frames - 1)
-                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], t))
+            ends = stops[segment : segment + 2]  # of the last frame, its point alone
+            frames.append(_MIX[self.method](ends[0], ends[-1], remainder / (self.frames - 1)))
         return np.stack(frames)
 
     def times(self) -> list[float]:
@@ -199,23 +191,12 @@ class Grid:
         """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C,
         H, W).
         """
-        mix = _MIX[self.method]
-        top_left, top_right, bottom_left, bottom_right = corners
-        columns = [
-            (
-                mix(top_left, top_right, c / (self.cols - 1)),
-                mix(bottom_left, bottom_right, c / (self.cols - 1)),
-            )
-            for c in range(self.cols)
-        ]
-        return np.stack(
-            [
-                mix(top, bottom, r / (self.rows - 1))
-                for r in range(self.rows)
-                for top, bottom in columns
-            ]
-        )
+        across = LatentPath(frames=self.cols, method=self.method)
+        down = LatentPath(frames=self.rows, method=self.method)
+        ends = zip(across.rows(corners[:2]), across.rows(corners[2:]), strict=True)
+        columns = [down.rows(each) for each in ends]
+        return np.concatenate(np.stack(columns, axis=1))
 
     def coordinates(self) -> list[tuple[int, int]]:
         """(row, col) of every frame."""
-        return [(r, c) for r in range(self.rows) for c in range(self.cols)]
+        return [*product(range(self.rows), range(self.cols))]

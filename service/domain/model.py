@@ -56,6 +56,9 @@ class ModelMemory(Protocol):
     def release(self) -> None:
         """End one `acquire` that returned True; without any, the model may close."""
 
+    def close(self) -> None:
+        """Close the model for good."""
+
     def seconds_to_open(self, caller: str) -> float:
         """How long a new row of this caller would wait for the model; 0 if it is open."""
 

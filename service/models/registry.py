@@ -14,6 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -86,10 +87,9 @@ class ServedModel:
         """Apply a model that takes any size to images (C, H, W), with masks (1, H, W); see
         `TiledRun`.
         """
-        each_mask = [None] * len(images) if masks is None else masks
         tiled = [
             (image, self.card.tiling(image.shape[1:]), mask)
-            for image, mask in zip(images, each_mask, strict=True)
+            for image, mask in zip(images, masks or repeat(None), strict=False)
         ]
         run = TiledRun(
             tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from service.artifact.card import Card, from_metadata
 from service.artifact.files import (
@@ -31,9 +31,12 @@ from service.artifact.golden import Golden, GoldenReport, check_golden, digest_o
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.model import DeviceLost, DeviceOutOfMemory
-from service.models.loaded import Files, InferenceModel, LoadedModel, ModelFactory, close_all
+from service.models.loaded import Files, LoadedModel, ModelFactory, close_all
 from service.models.store import Failures, ModelStore, cache_folder
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.runtime.onnx_model import OnnxModel
 
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from
@@ -390,7 +393,7 @@ class Repository:
         )
 
     def _check_golden(
-        self, file: str, golden: Golden, models: Sequence[InferenceModel]
+        self, file: str, golden: Golden, models: "Sequence[OnnxModel]"
     ) -> GoldenReport:
         model, *other_instances = models
         error = _FailsOnCuda if model.device == "cuda" else StartupError

@@ -94,7 +94,7 @@ class OnnxModel:
         """
         self._check_rows(rows)
         if not self._sessions:
-            raise ModelFailure("the model is closed")
+            raise ModelFailure("the model cannot be opened", reason="it is closed")
         batch = rows if self.buckets is None else padded(rows, self.buckets)
         try:
             return self._compute(batch)[: len(rows)]
@@ -132,13 +132,21 @@ class OnnxModel:
         self.warm_up()
 
     def close(self) -> None:
-        """Release the session and its memory; a later :meth:`run` raises `ModelFailure`."""
+        """Release the session, its file and their memory; a later :meth:`run` raises
+        `ModelFailure`.
+        """
         self._sessions.clear()
+        self._data = b""
+
+    def reopen(self, data: bytes) -> None:
+        """Start a session again, after `close`, with the bytes of the same file."""
+        self._data = data
+        self._sessions[()] = self._make_session()
 
     def _reset_session(self) -> None:
         if self.buckets is not None:
             self.buckets = self.buckets[:-1] or (max(1, self.buckets[-1] // 2),)
-        self.close()  # before the new session starts: the device has no room for both
+        self._sessions.clear()  # before the new session starts: the device has no room for both
         self._sessions[()] = self._make_session()
 
     def _make_session(self) -> Any:

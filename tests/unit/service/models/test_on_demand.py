@@ -7,16 +7,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 
 from service.domain.errors import ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.models import on_demand
 from service.models.on_demand import Memory, OnDemandModel, OnDemandRepository
+from service.runtime import session
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from tests.contract.harness import PATIENCE_S
@@ -68,15 +69,13 @@ class Shelf:
         self.models = {name: self.model(name) for name in "abc"}
 
     def model(self, name: str) -> ShelfModel:
-        def opened() -> list[Any]:
+        def read() -> bytes:
             self.opened.append(name)
             self._clock.now += self.opening_s
-            instance = Mock(FakeModel())
-            instance.close = lambda: None
-            return [instance]
+            return b""
 
         model = ShelfModel(self.memory, name)
-        model.open_again = opened
+        model.read = read
         return model
 
     def use(self, names: str) -> None:
@@ -85,7 +84,7 @@ class Shelf:
             self.models[name].release()
 
     def open_names(self) -> str:
-        return "".join(name for name, model in self.models.items() if model.instances)
+        return "".join(name for name, model in self.models.items() if model.is_open)
 
 
 @pytest.mark.usefixtures("clock")
@@ -241,9 +240,14 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_ro
     sizes = iter([0, 0, 2**30])  # the third look at the first model
     monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
     monkeypatch.setattr(on_demand, "_MIB", 2 * size)
-    opened = Mock(side_effect=lambda data, _=1: [OnnxModel(data)])
+    opened = Mock(wraps=InferenceSession)
+    monkeypatch.setattr(session.ort, "InferenceSession", opened)
     models, failures = OnDemandRepository(
-        memory=Memory(1), max_batch_rows=8, directory=tmp_path, open_models=opened, default="toy"
+        memory=Memory(1),
+        max_batch_rows=8,
+        directory=tmp_path,
+        open_models=lambda data: [OnnxModel(data, device="cpu")],
+        default="toy",
     ).load_all()
     assert list(models) == ["toy/3", "toy/4"]  # the second has taken the room of the first
     assert failures["toy/2"].startswith("toy/2/golden.npz: damaged")
@@ -267,7 +271,7 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_ro
 
     with pytest.raises(ModelFailure) as caught:
         run()
-    assert caught.value.reason == loaded.memory.failure
+    assert caught.value.detail == "the model cannot be opened"
     assert loaded.memory.failure.startswith("toy/3/model.onnx: changed")
     assert opened.call_count == count  # onnxruntime has not seen it
     file.write_bytes(kept)

@@ -144,7 +144,7 @@ def test_out_of_memory_has_its_own_error(
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
     model.close()
-    with pytest.raises(ModelFailure, match="closed"):
+    with pytest.raises(ModelFailure, match="cannot be opened"):
         model.run(sample_rows(1))
 
 
