@@ -60,7 +60,7 @@ class Lane:
             Batch
         ]()  # given and not delivered, in their order; of the event loop only
         self.delivered = deque[Batch]()  # the thread appends, the event loop pops
-        self.is_running = self.is_lost = False
+        self.is_lost = False
         self._model = model
         self._clock = clock
         self._memory = memory
@@ -70,8 +70,7 @@ class Lane:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, or another one in its place."""
-        self.is_running = True
+        """Start the thread."""
         self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
         self._thread.start()
 
@@ -100,15 +99,13 @@ class Lane:
             except BaseException as exc:
                 # No exception is expected here. Callers must not wait for a thread that is gone.
                 batch.death = exc
-                self.is_running = False
-            batch.limit = self.limit
             self.delivered.append(batch)
             if len(self.delivered) == 1:  # else the event loop is on its way
                 self._on_delivery(self)
             if batch.death is not None:
+                self.start()  # another thread in its place
                 return
             del batch  # it holds the rows, and the next one may come late
-        self.is_running = False
 
     def _run(self, batch: Batch) -> None:
         if (

@@ -4,6 +4,7 @@ their failures. All belongs to the event loop.
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +21,6 @@ from service.scheduling.report import Finished, ModelCall
 
 logger = logging.getLogger(__name__)
 _MAX_REASON: Final = 400  # characters
-_MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 Event = StepOutput | StreamProgress | Result | IgnError
 """What a caller receives of a request. The last event is a `Result` or an error."""
@@ -106,7 +106,6 @@ class Batch:
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)
     calls: list[ModelCall] = field(default_factory=list)
-    limit: int = 0  # rows of the lane's largest batch from now on
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
@@ -183,17 +182,13 @@ class ScheduledRequest(StepRequest):
         deadline.
         """
         params = self.params
-        step_params = self.step_params
         n = self.count
-        steps = (
-            self.row_steps if step_params.tolerance is None or self.exact else 1 + step_params.score
-        )
+        steps = self.row_steps
+        if self.step_params.tolerance is not None and not self.exact:
+            steps = 1 + self.step_params.score
         if params.deadline is not None:
-            first, later = (
-                (1, 0)
-                if params.streamed
-                else (steps, 0 if params.stream_deadline else params.later_rows)
-            )
+            first = 1 if params.streamed else steps
+            later = 0 if params.stream_deadline else params.later_rows
             yield first, n * first + later, params.deadline
         if params.stream_deadline is not None:
             yield steps, n * steps + params.later_rows, params.stream_deadline
@@ -243,27 +238,10 @@ def reason_of(exc: BaseException) -> str:
 
 def log_failures(errors: Sequence[tuple[ScheduledRequest, IgnError]], rows: int) -> None:
     """Log a line for each cause of the failures of a batch of so many rows."""
-    by_cause = dict[str, list[str]]()
+    by_cause = defaultdict[str, list[str]](list)
     for request, error in errors:
         if isinstance(error, ModelFailure):
-            by_cause.setdefault(error.reason, []).append(request.params.request_id)
+            by_cause[error.reason].append(request.params.request_id)
     for reason, names in by_cause.items():
-        text = "the model failed on %d of %d rows: %s%s"
-        logger.error(text, len(names), rows, reason, _request_ids(names))
-
-
-def log_device_lost(
-    cause: BaseException | None, alive: int, requests: Sequence[ScheduledRequest]
-) -> None:
-    """Log that a device is lost, and how many others are left."""
-    text = "a device is lost: %s. It fails every call until this process is started anew%s%s"
-    others = f"; others go on, {alive} of them" if alive else ""
-    names = [request.params.request_id for request in requests]
-    logger.critical(text, cause, others, _request_ids(names))
-
-
-def _request_ids(names: Sequence[str]) -> str:
-    # The end of a line of the log.
-    ids = [name for name in dict.fromkeys(names) if name]
-    more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
-    return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""
+        text = "the model failed on %d of %d rows: %s; requests %s"
+        logger.error(text, len(names), rows, reason, ", ".join(dict.fromkeys(names)))

@@ -42,7 +42,6 @@ from service.scheduling.request import (
     Events,
     OnEvents,
     ScheduledRequest,
-    log_device_lost,
     log_failures,
     model_failure,
 )
@@ -109,14 +108,14 @@ class Scheduler:
         # One timer for all deadlines: one for each request would cost more than the scan when it
         # fires.
         self._timer: asyncio.TimerHandle | None = None
+        self._earliest = math.inf  # deadline of those requests
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     @property
     def healthy(self) -> bool:
-        """Whether it can serve: started, with a device left, and with every thread."""
-        running = [lane for lane in self._former.lanes if lane.is_running]
-        return not self._closed and 0 < len(running) == len(self._former.lanes)
+        """Whether it can serve: it is not closed, and has a device left."""
+        return not self._closed and bool(self._former.lanes)
 
     @property
     def batch_rows(self) -> int:
@@ -161,8 +160,7 @@ class Scheduler:
         every request that arrives meanwhile would find the same room, and most of them would be
         rejected after their rows were made.
 
-        Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or
-        while a worker is being replaced.
+        Raises `QueueFull`, `Draining` if closed, or `NotReady` without a device.
         """
         try:
             self._check_serving()
@@ -199,6 +197,7 @@ class Scheduler:
         if loop is not self._loop:  # a timer of a loop that was closed never fires
             self._loop = loop
             self._timer = None
+            self._earliest = math.inf
         handles = [
             ScheduledRequest(rows, params, arrived=now, exact=self._exact)
             for rows, params in requests
@@ -243,13 +242,12 @@ class Scheduler:
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
         assert self._loop is not None  # noqa: S101 - set by `submit`
-        earliest = math.inf
+        earliest = self._earliest
         for request in requests:
             self._open[request] = on_events
             earliest = min(earliest, request.expires)
-        at = self._loop.time() + earliest - now
-        if at < (math.inf if self._timer is None else self._timer.when()):
-            self._set_timer(at)
+        if earliest < self._earliest:
+            self._set_timer(earliest, now)
         if requests and not self._arrivals:
             self._loop.call_soon(self._flush_arrivals)
         self._arrivals += requests
@@ -269,20 +267,14 @@ class Scheduler:
 
     def _give_batches(self) -> None:
         try:
-            former = self._former
-            while former.short.row_count or former.long.row_count:
-                lane = former.free_lane()
-                if lane is None or self._closed:
-                    return
-                now = self._clock()
-                batch, expired = former.form(lane, now)
-                if expired:
-                    late = "the deadline passed while waiting"
-                    self._finish({request: DeadlineExceeded(late) for request in expired})
-                if batch is not None:
-                    lane.give(batch)
-                    if len(lane.batches) == 1:
-                        self._begin(batch, now)
+            now = self._clock()
+            if self._earliest <= now:
+                self._expire(now)
+            while not self._closed and (lane := self._former.free_lane()):
+                batch = self._former.form(lane)
+                lane.give(batch)
+                if len(lane.batches) == 1:
+                    self._begin(batch, now)
         except Exception as exc:
             self._on_defect(exc)
 
@@ -325,9 +317,9 @@ class Scheduler:
         self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
-        if batch.limit != self._admission.limits[index] and not lane.is_lost:
-            self._admission.set_limit(index, batch.limit)
-            self._report.limits.append(batch.limit)
+        if lane.limit != self._admission.limits[index] and not lane.is_lost:
+            self._admission.set_limit(index, lane.limit)
+            self._report.limits.append(lane.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
@@ -368,7 +360,8 @@ class Scheduler:
         # Its rows are queued again for other devices; without any, all requests fail.
         alive = self._former.lose(lane)
         self._report.devices_lost += 1
-        log_device_lost(cause, alive, [piece.request for piece in batch.slices])
+        text = "a device is lost: %s. It fails every call until this process is started anew%s"
+        logger.critical(text, cause, f"; others go on, {alive} of them" if alive else "")
         if alive:
             self._admission.set_limit(self._lanes.index(lane), 0)
         else:
@@ -380,7 +373,6 @@ class Scheduler:
         logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
         batch.death = cause = cause.with_traceback(None)
         self._fail_with([piece.request for piece in batch.slices], "the model failed", cause)
-        lane.start()
         self._report.workers_replaced += 1
 
     def _emit(
@@ -459,22 +451,25 @@ class Scheduler:
             except Exception:  # the others must hear theirs
                 logger.exception("the events of a request were not taken")
 
-    def _set_timer(self, at: float) -> None:
+    def _set_timer(self, earliest: float, now: float) -> None:
+        self._earliest = earliest
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._loop is not None and at < math.inf:
-            self._timer = self._loop.call_at(at, self._on_timer)
+        if self._loop is not None and earliest < math.inf:
+            self._timer = self._loop.call_later(earliest - now, self._on_timer)
 
     def _on_timer(self) -> None:
+        self._expire(self._clock())
+        self._dispatch()
+
+    def _expire(self, now: float) -> None:
         # The first event of a streamed request ends its deadline.
-        now = self._clock()
         timed = [each for each in self._open if each.expires < math.inf]
         late = [each for each in timed if each.expires <= now + _TIMER_S]
         self._finish({each: DeadlineExceeded("the deadline passed") for each in late})
-        self._dispatch()
         earliest = min((each.expires for each in timed if not each.closed), default=math.inf)
-        self._set_timer(asyncio.get_running_loop().time() + earliest - now)
+        self._set_timer(earliest, now)
 
     def _fail_with(
         self, requests: Iterable[ScheduledRequest], text: str, cause: BaseException | None
@@ -482,7 +477,7 @@ class Scheduler:
         self._finish({request: model_failure(text, cause) for request in requests})
 
     def _fail_all(self) -> None:
-        self._set_timer(math.inf)
+        self._set_timer(math.inf, 0.0)
         self._finish({each: Draining("the service is shutting down") for each in self._open})
         self._dispatch()
 
