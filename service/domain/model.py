@@ -15,10 +15,6 @@ class Model(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one row."""
-
-    @property
     def buckets(self) -> Sequence[int] | None:
         """Batch sizes that the device runs, ascending; None if it runs every size equally well."""
 

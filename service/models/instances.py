@@ -2,9 +2,9 @@
 many threads.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal
 
 from service.domain.errors import ModelFailure, wrap_errors
@@ -80,40 +80,16 @@ def open_instances(
     return instances
 
 
-class TurnLock:
-    """A lock that threads get in the order in which they ask for it.
+class SharedModel:
+    """A model that lanes of several schedulers call: one call at a time, in the order in which they
+    ask, so that a small tile waits for one large tile at most.
 
-    The thread that releases a `threading.Lock` may take it again before another one wakes up.
+    The calls run in a thread of their own, which calls ``prepare_thread`` first.
     """
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._asked = 0
-        self._ended = 0
-
-    def __enter__(self) -> None:
-        with self._changed:
-            turn = self._asked
-            self._asked += 1
-            self._changed.wait_for(lambda: self._ended == turn)
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._ended += 1
-            self._changed.notify_all()
-
-
-class SizedInstance:
-    """An instance as one for rows of a ``size``, (H, W).
-
-    All sizes share the ``turn``: one runs at a time, and a small tile waits for one large tile at
-    most.
-    """
-
-    def __init__(self, model: Model, size: tuple[int, int], turn: TurnLock) -> None:
-        self.shape = (model.shape[0], *size)
+    def __init__(self, model: Model, prepare_thread: Callable[[], None]) -> None:
         self._model = model
-        self._turn = turn
+        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare_thread)
 
     @property
     def buckets(self) -> Sequence[int] | None:
@@ -122,13 +98,11 @@ class SizedInstance:
 
     def run(self, rows: FloatRows) -> FloatRows:
         """See `Model`."""
-        with self._turn:
-            return self._model.run(rows)
+        return self._thread.submit(self._model.run, rows).result()
 
     def reduce_max_batch(self) -> None:
         """See `Model`."""
-        with self._turn:
-            self._model.reduce_max_batch()
+        self._thread.submit(self._model.reduce_max_batch).result()
 
 
 def _is_slow(model: OnnxModel) -> bool:

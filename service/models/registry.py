@@ -51,20 +51,20 @@ class ServedModel:
     """A verified model, the schedulers that run it and its statistics.
 
     A request resolves its model once and passes this object on, so that it ends on the version on
-    which it began. ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at
+    which it began. ``make_scheduler`` makes a scheduler for rows of one size: one at once, and at
     their first use those of smaller tiles.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        make_scheduler: Callable[[tuple[int, int]], Scheduler],
+        make_scheduler: Callable[[], Scheduler],
         statistics: ModelStatistics,
     ) -> None:
         self.loaded = loaded
         self.statistics = statistics
         self._make_scheduler = make_scheduler
-        self.scheduler = make_scheduler(loaded.card.shape[1:])
+        self.scheduler = make_scheduler()
         self._is_closed = False
         self.schedulers = {loaded.card.shape[1:]: self.scheduler}  # by the size of their rows
         # Copied, because every request reads them.
@@ -117,7 +117,7 @@ class ServedModel:
         if size not in self.schedulers:
             if self._is_closed:
                 raise Draining("the service is shutting down")
-            self.schedulers[size] = self._make_scheduler(size)
+            self.schedulers[size] = self._make_scheduler()
             self.schedulers[size].start()
         return self.schedulers[size]
 
@@ -252,10 +252,15 @@ class ModelRegistry:
         version does not load. The others now serve; a version that served before under the same
         name and number goes on serving.
         """
-        # begun before the lock is held, so those who wait for the lock share it
-        refresh = self._next_refresh_if(may_be_new or bool(self._refs(name)))
+        # Begun before the lock is held, so those who wait for the lock share it: one refresh runs
+        # at a time, and all who ask before the next begins share that.
+        refresh = None
+        if self._repository.has_store and (
+            may_be_new or self._refs(name) or await self._find(name)
+        ):
+            refresh = self._next_refresh or asyncio.create_task(self._refresh_next())
+            self._next_refresh = refresh
         async with self._locks.setdefault(name, asyncio.Lock()):
-            refresh = refresh or self._next_refresh_if(bool(await self._find(name)))
             # it goes on if a caller leaves
             uncopied = {} if refresh is None else await asyncio.shield(refresh)
             if uncopied is None:
@@ -285,18 +290,8 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
-    def _next_refresh_if(self, needed: bool) -> asyncio.Task[Failures | None] | None:
-        """As `Repository.refresh`, if ``needed`` and there is a store; its result is None if that
-        cannot be read. One refresh runs at a time, and all who ask before the next begins share
-        that.
-        """
-        if not needed or not self._repository.has_store:
-            return None
-        if self._next_refresh is None:
-            self._next_refresh = asyncio.create_task(self._refresh_next())
-        return self._next_refresh
-
     async def _refresh_next(self) -> Failures | None:
+        """As `Repository.refresh`; None if the store cannot be read."""
         async with self._refreshing:
             await asyncio.sleep(self._next_at - time.monotonic())
             self._next_refresh = None  # what changes from now on may not be in this listing

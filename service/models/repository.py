@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -43,7 +44,7 @@ LOAD_S: Final = 300.0
 a slow network disk at 20 MB/s, takes a third of them; a model that loops for ever does not end.
 """
 _NAME: Final = re.compile(NAME_PATTERN)
-_VERSION: Final = re.compile(VERSION_PATTERN)
+_REF: Final = re.compile(f"{NAME_PATTERN[1:-1]}/{VERSION_PATTERN[1:-1]}")
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
@@ -117,7 +118,6 @@ class Repository:
         self._precision: Literal["fp32", "fp16"] = precision
         # why CUDA fails every call of this process, once a model has found that out
         self._cuda_lost = ""
-        self._ignored_names: set[str] = set()  # folders that a warning was logged for
         self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
 
     def find_all(self) -> list[str]:
@@ -167,58 +167,44 @@ class Repository:
             if ref.count("/") == 1
         }
         refs = self.find_all()
-        if self._only:
-            if not any(self._only in (ref, ref.partition("/")[0]) for ref in refs):
-                raise StartupError(f"no model {self._only!r}; there is {', '.join(refs)}")
-            self.default = self._only
+        self.default = self._only or self.default
         default = self._default_of(refs)  # before the loading, which can take minutes
         refs = refs if self._only is None else [default]
         _LOG.info("loading %d models of %s", len(refs), self._directory)
         loaded = dict[str, LoadedModel]()
-        try:
-            for ref in refs:
-                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
-            # The device of models that were verified earlier is lost: load them again, on the CPU.
-            for ref in [
-                ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"
-            ]:
-                loaded[ref].close()
-                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
-        except BaseException:
-            close_all(loaded.values())
-            raise
+        waiting = deque(refs)
+        while waiting:
+            ref = waiting.popleft()
+            try:
+                loaded[ref] = self.load(ref)
+            except BaseException as exc:
+                if self._strict or ref == default or not isinstance(exc, Exception):
+                    close_all(loaded.values())
+                    raise
+                failures[ref] = describe_failure(ref, exc)
+                _LOG.error("%s does not serve: %s", ref, failures[ref])
+            if self._cuda_lost:  # also for models that were verified before: again, on the CPU
+                lost = [ref for ref, model in loaded.items() if model.device == "cuda"]
+                close_all(map(loaded.pop, lost))
+                waiting += lost
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
-
-    def _try(
-        self, ref: str, loaded: dict[str, LoadedModel], failures: Failures, *, is_needed: bool
-    ) -> None:
-        loaded.pop(ref, None)
-        try:
-            loaded[ref] = self.load(ref)
-        except Exception as exc:
-            if is_needed:
-                raise
-            failures[ref] = describe_failure(ref, exc)
-            _LOG.error("%s does not serve: %s", ref, failures[ref])
 
     def _default_of(self, refs: Sequence[str]) -> str:
         """`name/version` of the default; raises StartupError if it or a pinned version is
         missing.
         """
-        there = f"not there; there is {', '.join(refs)}"
+        there = f"there is {', '.join(refs)}"
         for name, version in self.pins.items():
             if f"{name}/{version}" not in refs:
-                raise StartupError(f"IGN_VERSIONS={name}={version}: {there}")
+                raise StartupError(f"IGN_VERSIONS={name}={version}: not there; {there}")
         versions = [ref for ref in refs if self.default in (ref, ref.partition("/")[0])]
+        if self.default in self.pins:
+            versions = [f"{self.default}/{self.pins[self.default]}"]
         if not versions:
-            raise StartupError(
-                f"IGN_DEFAULT_MODEL={self.default}: {there}; choose with --default-model"
-            )
-        return (
-            f"{self.default}/{self.pins[self.default]}"
-            if self.default in self.pins
-            else versions[-1]
-        )
+            text = f"IGN_DEFAULT_MODEL={self.default}: not there; {there}"
+            text += "; choose with --default-model"
+            raise StartupError(f"no model {self._only!r}; {there}" if self._only else text)
+        return versions[-1]
 
     def is_named(self, ref: str) -> bool:
         """Whether the settings name this very version."""
@@ -231,29 +217,24 @@ class Repository:
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
-        folders = self._subfolders(self._directory, _NAME)
-        if name is not None:
-            folder = self._directory / name
-            is_there = re.fullmatch(NAME_PATTERN, name) and folder.is_dir()
-            folders = iter([folder] if is_there else ())
+        if name is not None and not _NAME.fullmatch(name):
+            return []
+        folders = self._directory.iterdir() if name is None else [self._directory / name]
         refs = [
             f"{folder.name}/{version.name}"
             for folder in folders
-            for version in self._subfolders(folder, _VERSION)
+            for version in folder.glob("*")
+            if version.is_dir()
         ]
-        refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
-        return sorted(refs, key=version_key)
+        mounted = [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
+        return sorted([*filter(_REF.fullmatch, refs), *mounted], key=version_key)
 
     def _find_mounted(self) -> list[str]:
         """`name/version` of a model that lies as KServe mounts one, without a folder of its
         name.
         """
         files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self._directory.iterdir())]
-        files = [
-            file
-            for file in files
-            if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)
-        ]
+        files = [file for file in filter(_MOUNTED.fullmatch, files) if self._identities([file])]
         for file in files:  # a version with a damaged card has the name of another one
             with contextlib.suppress(StartupError):
                 ref = self._card_ref(file)
@@ -412,19 +393,6 @@ class Repository:
                 f"{report.difference:.2g}, allowed are {report.tolerance:.2g}"
             )
         return report
-
-    def _subfolders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-        for entry in parent.iterdir():
-            if entry.name.startswith(".") or not entry.is_dir():
-                continue
-            if not pattern.fullmatch(entry.name):
-                if entry.name not in self._ignored_names:  # one warning for each name
-                    self._ignored_names.add(entry.name)
-                    _LOG.warning(
-                        "model directory: %r is no model name or version; passed over", entry.name
-                    )
-                continue
-            yield entry
 
     def _file(self, relative: str) -> Path:
         path = self._directory / relative

@@ -10,14 +10,13 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnxruntime import InferenceSession
 
 from service.domain.errors import ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.models import on_demand
 from service.models.on_demand import Memory, OnDemandModel, OnDemandRepository
-from service.runtime import session
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from tests.contract.harness import PATIENCE_S
@@ -240,8 +239,8 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_ro
     sizes = iter([0, 0, 2**30])  # the third look at the first model
     monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
     monkeypatch.setattr(on_demand, "_MIB", 2 * size)
-    opened = Mock(wraps=InferenceSession)
-    monkeypatch.setattr(session.ort, "InferenceSession", opened)
+    opened = Mock(wraps=onnxruntime.InferenceSession)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     models, failures = OnDemandRepository(
         memory=Memory(1),
         max_batch_rows=8,

@@ -58,7 +58,7 @@ class Stage:
         scheduler = Scheduler(
             *loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take
         )
-        return ServedModel(loaded, lambda _: scheduler, statistics)
+        return ServedModel(loaded, lambda: scheduler, statistics)
 
 
 def on_stage(
