@@ -12,8 +12,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -52,8 +52,8 @@ DEPTHS: Final = (1, 8, 64, 1000, 10_000, 100_000)
 Run = Callable[[FloatRows, int], Awaitable[object]]
 
 
-@contextmanager
-def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
+@asynccontextmanager
+async def scheduled() -> AsyncIterator[tuple[LoadedModel, Run]]:
     """A verified model, and its scheduler as the service starts it: it takes rows and a number of
     steps.
     """
@@ -82,14 +82,17 @@ def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
         loaded.close()
 
 
-def measure(options: argparse.Namespace) -> Json:
-    with scheduled() as (loaded, run), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        instance = loaded.instances[0]
-        assert isinstance(instance, OnnxModel)
-        raw_call = raw_session(MODEL.read_bytes(), instance)
+async def compare(options: argparse.Namespace) -> tuple[Json, list[Json]]:
+    async with scheduled() as (loaded, run):
+        raw_call = raw_session(MODEL.read_bytes(), loaded.instances[0])
         about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
         x = loaded.noise.rows(0, 0, 1)
-        neighbours = runner.run(beside_long_ones(run, raw_call, x, options))
+        return about, await beside_long_ones(run, raw_call, x, options)
+
+
+def measure(options: argparse.Namespace) -> Json:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        about, neighbours = runner.run(compare(options))
     tune_gc()
     queue = queued(options)
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue}

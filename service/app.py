@@ -312,7 +312,7 @@ def _serve(
     is_low = low_priority and card.tiles and loaded.device == "cpu"
     prepare_thread = lower_priority if is_low else lambda: None
     instances: Sequence[Model] = loaded.instances
-    if len(card.tile_sizes) > 1:
+    if len(card.row_shapes) > 1:
         instances = [SharedModel(each, prepare_thread) for each in instances]
 
     def make_scheduler() -> Scheduler:

@@ -226,13 +226,6 @@ class Card(_Section):
         )
         return Tiling(size, (height, width), **self.tiles.model_dump(exclude={"smaller"}))
 
-    @property
-    def tile_sizes(self) -> list[tuple[int, int]]:
-        """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
-        smaller = self.tiles.smaller if self.tiles else ()
-        _, height, width = self.shape
-        return list(product((*smaller, height), (*smaller, width)))
-
     def batch_rows(self, most: int) -> int:
         """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the
         largest bucket.
@@ -241,8 +234,10 @@ class Card(_Section):
 
     @property
     def row_shapes(self) -> list[tuple[int, int, int]]:
-        """(C, H, W) of the rows that f takes, ascending."""
-        return [(self.shape[0], *size) for size in self.tile_sizes]
+        """(C, H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
+        smaller = self.tiles.smaller if self.tiles else ()
+        channels, height, width = self.shape
+        return [*product((channels,), (*smaller, height), (*smaller, width))]
 
     @property
     def ref(self) -> str:

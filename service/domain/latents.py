@@ -6,6 +6,7 @@ rows requested, their order, or the other requests.
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -40,13 +41,8 @@ def seed_of(text: str) -> int:
     """
     if not 1 <= len(text) <= MAX_SEED_TEXT:
         raise ValueError(f"must have 1 to {MAX_SEED_TEXT} characters")
-    if (
-        text.isascii()
-        and text.isdecimal()
-        and str(number := int(text)) == text
-        and number <= MAX_SEED
-    ):
-        return number
+    if re.fullmatch("0|[1-9][0-9]{0,9}", text) and int(text) <= MAX_SEED:
+        return int(text)
     # A lone surrogate, which JSON may hold, has no UTF-8.
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
 

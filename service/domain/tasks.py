@@ -65,7 +65,6 @@ class SchedulingParams:
     stream_deadline: float | None = None  # of the last event
     # model steps of rows that follow in further requests, to be done by the same deadline
     later_rows: int = 0
-    request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 
 

@@ -2,9 +2,7 @@
 their failures. All belongs to the event loop.
 """
 
-import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,7 +17,6 @@ from service.domain.steps import RowSteps, StepRequest
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.report import Finished, ModelCall
 
-logger = logging.getLogger(__name__)
 _MAX_REASON: Final = 400  # characters
 
 Event = StepOutput | StreamProgress | Result | IgnError
@@ -109,15 +106,15 @@ class Batch:
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
-    def errors(self) -> list[tuple["ScheduledRequest", IgnError]]:
-        """The errors of failed rows, in order, without those of closed requests."""
-        errors = list[tuple[ScheduledRequest, IgnError]]()
+    def errors(self) -> dict["ScheduledRequest", IgnError]:
+        """The error of the first failed row of each request."""
+        errors = dict[ScheduledRequest, IgnError]()
         at = 0
         for piece in self.slices:
             for index in range(piece.count):
-                if at + index in self.failed and not piece.request.closed:
+                if at + index in self.failed:
                     error = self.failed[at + index] or piece.not_finite_error(index, self.done)
-                    errors.append((piece.request, error))
+                    errors.setdefault(piece.request, error)
             at += piece.count
         return errors
 
@@ -234,14 +231,3 @@ def reason_of(exc: BaseException) -> str:
     """The first line of an error, or of the reason of a `ModelFailure`."""
     reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
     return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__
-
-
-def log_failures(errors: Sequence[tuple[ScheduledRequest, IgnError]], rows: int) -> None:
-    """Log a line for each cause of the failures of a batch of so many rows."""
-    by_cause = defaultdict[str, list[str]](list)
-    for request, error in errors:
-        if isinstance(error, ModelFailure):
-            by_cause[error.reason].append(request.params.request_id)
-    for reason, names in by_cause.items():
-        text = "the model failed on %d of %d rows: %s; requests %s"
-        logger.error(text, len(names), rows, reason, ", ".join(dict.fromkeys(names)))

@@ -42,7 +42,6 @@ from service.scheduling.request import (
     Events,
     OnEvents,
     ScheduledRequest,
-    log_failures,
     model_failure,
 )
 
@@ -53,8 +52,8 @@ _PROGRESS_S: Final = 0.5  # between two progress events of a stream
 
 
 class Scheduler:
-    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a
-    method says more.
+    """Applies one model to the rows of many requests at a time. Belongs to the event loop that
+    makes it, unless a method says more.
 
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket
     may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
@@ -109,7 +108,7 @@ class Scheduler:
         # fires.
         self._timer: asyncio.TimerHandle | None = None
         self._earliest = math.inf  # deadline of those requests
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = asyncio.get_running_loop()
         self._closed = False
 
     @property
@@ -138,13 +137,11 @@ class Scheduler:
         """
         self._closed = True
         try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if self._loop is running:
-            self._fail_all()
-        else:
+            asyncio.get_running_loop()
+        except RuntimeError:  # in another thread
             self._call_on_loop(self._fail_all)
+        else:
+            self._fail_all()
         until = time.monotonic() + seconds
         for lane in self._lanes:
             lane.stop()
@@ -192,12 +189,7 @@ class Scheduler:
         Returns for each request its handle, or the error with which it is rejected: one of
         :meth:`room_for` or of `Admission.admit`. A rejected request has no events.
         """
-        loop = asyncio.get_running_loop()
         now = self._clock()
-        if loop is not self._loop:  # a timer of a loop that was closed never fires
-            self._loop = loop
-            self._timer = None
-            self._earliest = math.inf
         handles = [
             ScheduledRequest(rows, params, arrived=now, exact=self._exact)
             for rows, params in requests
@@ -221,7 +213,7 @@ class Scheduler:
 
     def start_run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
         """Submit one request; to cancel its future cancels it. Raises the error of a rejection."""
-        end: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Result] = self._loop.create_future()
         (handle,) = self.submit([(rows, params)], partial(_set, end))
         if isinstance(handle, IgnError):
             raise handle
@@ -241,7 +233,6 @@ class Scheduler:
             closed.ended("cancelled", self._clock())
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
-        assert self._loop is not None  # noqa: S101 - set by `submit`
         earliest = self._earliest
         for request in requests:
             self._open[request] = on_events
@@ -339,10 +330,7 @@ class Scheduler:
             ]
             self._on_batch(observers, batch.began, now, batch.done)
         if batch.failed:
-            errors = batch.errors()
-            # of a request with several failed rows the first is told
-            self._finish(dict(reversed(errors)))
-            log_failures(errors, batch.rows)
+            self._finish(batch.errors())
         if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
@@ -424,9 +412,8 @@ class Scheduler:
             raise NotReady("the model is not ready")
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-                self._loop.call_soon_threadsafe(callback)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
+            self._loop.call_soon_threadsafe(callback)
 
     def _publish(self) -> None:
         report = self._report
@@ -456,7 +443,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._loop is not None and earliest < math.inf:
+        if earliest < math.inf:
             self._timer = self._loop.call_later(earliest - now, self._on_timer)
 
     def _on_timer(self) -> None:

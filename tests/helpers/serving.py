@@ -129,12 +129,9 @@ def params(
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
-    request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(
-        step_params=step_params, key=key, deadline=deadline, request_id=request_id
-    )
+    return SchedulingParams(step_params=step_params, key=key, deadline=deadline)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:

@@ -178,28 +178,6 @@ def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> Non
     assert len(model.sizes) == 3
 
 
-def test_the_log_says_why_the_model_failed_and_for_which_requests(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model = FakeModel(
-        gate=threading.Event(),
-        failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"},
-    )
-    names = [(1, "fine"), (14, "other"), *((13, f"r{i}") for i in range(3))]
-    calls = [(marked(value), params(2, request_id=name)) for value, name in names]
-    fine, *failures = play(
-        lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32
-    )
-    assert isinstance(fine, Result)
-    assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
-    assert all("CUBLAS" not in failure.detail for failure in failures)
-    first, second = [
-        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
-    ]
-    assert first.endswith("failed on 1 of 5 rows: disk full; requests other")
-    assert second.endswith("failed on 3 of 5 rows: CUBLAS failure 13; requests r0, r1, r2")
-
-
 def test_out_of_memory_lowers_the_largest_batch() -> None:
     model = FakeModel(memory_rows=3, buckets=(1, 2, 4, 8))
     reports = Reports()
