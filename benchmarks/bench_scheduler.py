@@ -22,7 +22,7 @@ import uvloop
 
 from benchmarks.bench_service import raw_session
 from benchmarks.harness.common import MODEL, REF, Json, latency, run_benchmark, target
-from service.domain.latents import FloatRows
+from service.domain.latents import FloatRows, NoiseSource
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
 from service.models.instances import open_instances
@@ -86,7 +86,7 @@ async def compare(options: argparse.Namespace) -> tuple[Json, list[Json]]:
     async with scheduled() as (loaded, run):
         raw_call = raw_session(MODEL.read_bytes(), loaded.instances[0])
         about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
-        x = loaded.noise.rows(0, 0, 1)
+        x = NoiseSource(loaded.card.shape).rows(0, 0, 1)
         return about, await beside_long_ones(run, raw_call, x, options)
 
 

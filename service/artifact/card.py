@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError, reason_of
-from service.domain.latents import STREAM, NoiseSource
+from service.domain.latents import STREAM
 from service.domain.tiles import Tiling
 
 CARD_KEY: Final = "ign.card"
@@ -279,12 +279,8 @@ def to_metadata(card: Card) -> dict[str, str]:
     return {CARD_KEY: card.model_dump_json(exclude=without if card.exact else without | {"exact"})}
 
 
-def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
-    """Read the card, schema 1 as a `ModelCard`, and the noise source; raises CardError without a
-    valid card.
-
-    The source has the model's shape, also where the card has no noise.
-    """
+def from_metadata(metadata: Mapping[str, str]) -> Card:
+    """Read the card, schema 1 as a `ModelCard`; raises CardError without a valid card."""
     text = metadata.get(CARD_KEY)
     if text is None:
         raise CardError(
@@ -300,4 +296,4 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
         raise CardError(f"invalid card: {where}: {reason_of(first)}") from exc
     if card.noise is not None and card.noise.stream != STREAM:
         raise CardError(f"unknown noise stream {card.noise.stream!r}")
-    return card, NoiseSource(card.shape)
+    return card

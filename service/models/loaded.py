@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from service.artifact.card import Card
 from service.artifact.golden import GoldenReport
-from service.domain.latents import NoiseSource
 from service.domain.model import ModelMemory
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ class LoadedModel:
     card: Card
     digest: str  # SHA-256 of the file that runs, in hexadecimal
     instances: "tuple[OnnxModel, ...]"
-    noise: NoiseSource
     golden: GoldenReport
     device: Literal["cpu", "cuda"]
     provider: str

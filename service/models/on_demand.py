@@ -41,6 +41,8 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from service.artifact.files import MODEL_FILES
 from service.artifact.golden import digest_of
 from service.domain.accounts import UNLIMITED, Accounts
@@ -298,7 +300,8 @@ class OnDemandRepository(Repository):
         count = len(loaded.instances)
         # smaller batches run; the golden rows did
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):
-            model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
+            rows = loaded.card.batch_rows(self._max_batch_rows)
+            model.run(np.zeros((rows, *model.shape), np.float32))
         return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 
     def _read_verified(self, file: str, digest: str) -> bytes:

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.domain.latents import FloatRow
+from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
 from service.models.loaded import LoadedModel
@@ -38,13 +38,6 @@ REFRESH_PAUSE_S: Final = 2.0
 cost money.
 """
 _LOG = logging.getLogger(__name__)
-
-
-class TilePlan(NamedTuple):
-    """How many tiles a request has, and bytes of those that are open at a time."""
-
-    rows: int
-    bytes: int
 
 
 class ServedModel:
@@ -70,7 +63,7 @@ class ServedModel:
         # Copied, because every request reads them.
         self.card = loaded.card
         self.digest = loaded.digest
-        self.noise = loaded.noise
+        self.noise = NoiseSource(self.card.shape)
         self.ref = loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
         # Unix time in seconds, rounded up, at which the set of served models last changed
@@ -96,16 +89,14 @@ class ServedModel:
         )
         return await run.run()
 
-    def plan_tiles(self, sizes: Sequence[Size]) -> TilePlan:
-        """The tiles of images of these sizes, and what they take beside the images."""
+    def plan_tiles(self, sizes: Sequence[Size]) -> tuple[int, int]:
+        """How many tiles images of these sizes have, and bytes of those that are open at a time."""
         tilings = [self.card.tiling(size) for size in sizes]
         count = sum(tiling.count for tiling in tilings)
         area = max((math.prod(tiling.tile) for tiling in tilings), default=0)
         open_tiles = min(count, OPEN_REQUESTS * self.scheduler.batch_rows)
         # Each is cut from the image, and f makes another one of it.
-        return TilePlan(
-            count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize
-        )
+        return count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize
 
     def close(self, seconds: float = 5.0) -> None:
         """Close the schedulers, as `Scheduler.close`."""
@@ -326,13 +317,17 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
-        unloading = {model.ref for model in self._retiring}
         failures = self.failures
-        refs = {*on_disk, *self.models, *failures, *self._loading, *unloading}
-        return [
-            IndexEntry(ref, *self._state(ref, failures.get(ref, ""), unloading))
-            for ref in sorted(refs, key=version_key)
-        ]
+        entries = {ref: IndexEntry(ref, "UNAVAILABLE", "not loaded") for ref in on_disk}
+        for ref, reason in failures.items():
+            entries[ref] = IndexEntry(ref, "UNAVAILABLE", reason)
+        for model in self._retiring:
+            entries[model.ref] = IndexEntry(model.ref, "UNLOADING", "finishes what it has")
+        for ref in self._loading:
+            entries[ref] = IndexEntry(ref, "LOADING", "")
+        for ref in self.models:
+            entries[ref] = IndexEntry(ref, "READY", failures.get(ref, ""))
+        return [entries[ref] for ref in sorted(entries, key=version_key)]
 
     def abort_all(self) -> None:
         """Fail every request in flight, with `Draining` if it runs a model, without waiting for
@@ -417,14 +412,3 @@ class ModelRegistry:
         # receive.
         await asyncio.to_thread(model.close, seconds)
         model.loaded.close()
-
-    def _state(self, ref: str, reason: str, unloading: set[str]) -> tuple[State, str]:
-        if ref in self.models:
-            return "READY", reason
-        if ref in self._loading:
-            return "LOADING", ""
-        return (
-            ("UNLOADING", "finishes what it has")
-            if ref in unloading
-            else ("UNAVAILABLE", reason or "not loaded")
-        )

@@ -259,7 +259,7 @@ class Repository:
         except OSError as exc:
             raise StartupError(f"{file}: {exc.strerror}") from exc
         with wrap_errors(file):
-            return from_metadata(read_metadata(data))[0]
+            return from_metadata(read_metadata(data))
 
     def path(self, ref: str, file: str) -> Path:
         """A file of a version."""
@@ -334,7 +334,7 @@ class Repository:
         """
         golden_file = self._path(ref, GOLDEN_FILE)
         with wrap_errors(file):
-            card, _ = from_metadata(read_metadata(data))
+            card = from_metadata(read_metadata(data))
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
         path = self._file(golden_file)
@@ -365,7 +365,6 @@ class Repository:
             card=model.card,
             digest=model.digest,
             instances=tuple(models),
-            noise=model.noise,
             golden=report,
             device=model.device,
             provider=model.provider,

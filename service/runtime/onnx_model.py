@@ -62,7 +62,7 @@ class OnnxModel:
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
-        self.card, self.noise = from_metadata(read_metadata(data))
+        self.card = from_metadata(read_metadata(data))
         try:
             session = self._make_session()
         except CudaUnavailable as exc:

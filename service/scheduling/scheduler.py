@@ -124,7 +124,7 @@ class Scheduler:
     @property
     def rows_queued(self) -> int:
         """Rows admitted, unfinished and in no batch that runs. May be read from any thread."""
-        return self._admission.waiting
+        return self._admission.total.waiting
 
     def start(self) -> None:
         """Start the threads, once."""

@@ -105,9 +105,8 @@ class RowWork(Work):
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
         rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
         if self.is_tiled:
-            tiles = self.model.plan_tiles(self.sizes)
-            rows = tiles.rows
-            held += tiles.bytes
+            rows, tile_bytes = self.model.plan_tiles(self.sizes)
+            held += tile_bytes
         self.plan = Plan(rows=rows, bytes=held)
 
     @property
