@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Final, Literal
 
 import numpy as np
@@ -144,55 +143,32 @@ Method = Literal["slerp", "lerp"]
 _MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatentPath:
-    """``frames`` ≥ 2 rows from the first point to the last, both included; all segments have the
-    same length in t.
+def path_rows(
+    points: Sequence[FloatRow], frames: int, method: Method = "slerp", *, loop: bool = False
+) -> FloatRows:
+    """``frames`` ≥ 2 rows (n, C, H, W) from the first of ≥ 2 points (C, H, W) to the last, both
+    included; all segments have the same length in t.
 
     Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop``
-    returns to the first point, so its last frame repeats the first.
+    returns to the first point; its last frame, which repeats the first, is left out.
     """
-
-    frames: int
-    method: Method = "slerp"
-    loop: bool = False
-
-    def rows(self, points: Sequence[FloatRow]) -> FloatRows:
-        """The frames to compute between ≥ 2 points (C, H, W): (n, C, H, W), all but the last one of
-        a loop.
-        """
-        stops = [*points, points[0]] if self.loop else list(points)
-        frames = []
-        for i in range(self.frames - self.loop):
-            # Integer arithmetic, so that a frame that falls on a point is that point exactly.
-            segment, remainder = divmod(i * (len(stops) - 1), self.frames - 1)
-            ends = stops[segment : segment + 2]  # of the last frame, its point alone
-            frames.append(_MIX[self.method](ends[0], ends[-1], remainder / (self.frames - 1)))
-        return np.stack(frames)
-
-    def times(self) -> list[float]:
-        """The parameter t of every frame, 0…1."""
-        return [i / (self.frames - 1) for i in range(self.frames)]
+    stops = [*points, points[0]] if loop else list(points)
+    rows = []
+    for i in range(frames - loop):
+        # Integer arithmetic, so that a frame that falls on a point is that point exactly.
+        segment, remainder = divmod(i * (len(stops) - 1), frames - 1)
+        ends = stops[segment : segment + 2]  # of the last frame, its point alone
+        rows.append(_MIX[method](ends[0], ends[-1], remainder / (frames - 1)))
+    return np.stack(rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """rows × cols rows between four corners, row-major, ≥ 2 each; `lerp` is bilinear."""
-
-    rows: int
-    cols: int
-    method: Method = "slerp"
-
-    def latents(self, corners: Sequence[FloatRow]) -> FloatRows:
-        """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C,
-        H, W).
-        """
-        across = LatentPath(frames=self.cols, method=self.method)
-        down = LatentPath(frames=self.rows, method=self.method)
-        ends = zip(across.rows(corners[:2]), across.rows(corners[2:]), strict=True)
-        columns = [down.rows(each) for each in ends]
-        return np.concatenate(np.stack(columns, axis=1))
-
-    def coordinates(self) -> list[tuple[int, int]]:
-        """(row, col) of every frame."""
-        return [*product(range(self.rows), range(self.cols))]
+def grid_rows(
+    corners: Sequence[FloatRow], rows: int, cols: int, method: Method = "slerp"
+) -> FloatRows:
+    """Rows (rows·cols, C, H, W), row-major, ≥ 2 each, between top left, top right, bottom left and
+    bottom right, each (C, H, W); `lerp` is bilinear.
+    """
+    top = path_rows(corners[:2], cols, method)
+    bottom = path_rows(corners[2:], cols, method)
+    columns = [path_rows(ends, rows, method) for ends in zip(top, bottom, strict=True)]
+    return np.concatenate(np.stack(columns, axis=1))

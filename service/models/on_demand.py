@@ -36,10 +36,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -258,22 +258,21 @@ class OnDemandModel(ModelMemory):
         _free_unused()
 
 
+@dataclass(kw_only=True, eq=False)
 class OnDemandRepository(Repository):
     """A repository whose models are open on demand. One measures itself when it is loaded, with
     ``max_batch_rows``.
     """
 
-    def __init__(self, *, memory: Memory, max_batch_rows: int, **options: Any) -> None:
-        super().__init__(**options)
-        self._memory = memory
-        self._max_batch_rows = max_batch_rows
+    memory: Memory
+    max_batch_rows: int
 
     def _load(self, ref: str) -> LoadedModel:
-        file = self._path(ref, MODEL_FILES[self._precision])
+        file = self._path(ref, MODEL_FILES[self.precision])
         size = sum(stat[2] for stat in self._identities([file]))
-        model = OnDemandModel(self._memory, ref, min(self._memory.limit, _ESTIMATE * size))
+        model = OnDemandModel(self.memory, ref, min(self.memory.limit, _ESTIMATE * size))
         model.callers.append(lambda: [""])  # while it is loaded, for nobody
-        self._memory.enter(model)
+        self.memory.enter(model)
         model.callers.clear()
         try:
             before = resident_bytes()
@@ -282,7 +281,7 @@ class OnDemandRepository(Repository):
             model.is_open = True
             model.size = self._measure(loaded, before, _LEAST * size)
             with wrap_errors(file):
-                self._memory.resize(model, model.size)
+                self.memory.resize(model, model.size)
         except BaseException:
             model.close()
             raise
@@ -300,7 +299,7 @@ class OnDemandRepository(Repository):
         count = len(loaded.instances)
         # smaller batches run; the golden rows did
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):
-            rows = loaded.card.batch_rows(self._max_batch_rows)
+            rows = loaded.card.batch_rows(self.max_batch_rows)
             model.run(np.zeros((rows, *model.shape), np.float32))
         return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 

@@ -246,9 +246,7 @@ class ModelRegistry:
         # Begun before the lock is held, so those who wait for the lock share it: one refresh runs
         # at a time, and all who ask before the next begins share that.
         refresh = None
-        if self._repository.has_store and (
-            may_be_new or self._refs(name) or await self._find(name)
-        ):
+        if self._repository.store and (may_be_new or self._refs(name) or await self._find(name)):
             refresh = self._next_refresh or asyncio.create_task(self._refresh_next())
             self._next_refresh = refresh
         async with self._locks.setdefault(name, asyncio.Lock()):

@@ -87,12 +87,10 @@ class OnnxModel:
     def run(self, rows: FloatRows) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order.
 
-        Raises `ValueError` if rows are not float32 of a size of the model, `DeviceOutOfMemory`,
-        `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
-        After an error that does not tell, a row of zeros is run: if that fails too, the device is
-        lost.
+        Raises `DeviceOutOfMemory`, `DeviceLost` if CUDA fails every call of this process from now
+        on, and else `ModelFailure`. After an error that does not tell, a row of zeros is run: if
+        that fails too, the device is lost.
         """
-        self._check_rows(rows)
         if not self._sessions:
             raise ModelFailure("the model cannot be opened", reason="it is closed")
         batch = rows if self.buckets is None else padded(rows, self.buckets)
@@ -167,16 +165,6 @@ class OnnxModel:
         if result.shape != rows.shape or result.dtype != np.float32:
             raise ValueError(f"the model gave {result.dtype} {result.shape} for {rows.shape}")
         return result
-
-    def _check_rows(self, rows: FloatRows) -> None:
-        if (
-            rows.ndim != 4
-            or rows.shape[1:] not in self._shapes
-            or rows.dtype != np.float32
-            or not len(rows)
-        ):
-            shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
-            raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
     def _describe_shortage(self, exc: Exception) -> str:
         # A line about memory that ran out; any other error of onnxruntime is raised as `run`

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, Draining, ModelFailure, QueueFull
+from service.domain.errors import ModelFailure, QueueFull
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
@@ -24,7 +24,6 @@ from tests.helpers.serving import (
     marked,
     params,
     play,
-    release,
     serving,
     streamed,
     submitted,
@@ -221,27 +220,6 @@ def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list
     assert model.sizes[: len(sizes) - 1] == sizes[:-1]
 
 
-def test_close_fails_what_is_left() -> None:
-    """From another thread, which waits for the step that runs."""
-    model = FakeModel(gate=threading.Event())
-    reports = Reports()
-
-    async def main(scheduler: Scheduler) -> None:
-        call = submitted(scheduler, marked(1, 2), params(5))
-        await until_running(model)
-        closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
-        with pytest.raises(Draining):
-            await call
-        with pytest.raises(Draining):
-            await scheduler.run(marked(1), params())
-        release(model)
-        await closing
-
-    play(main, model, max_batch_rows=1, observe=reports)
-    assert len(model.sizes) == 1
-    assert reports.ended() == [(2, "draining")]
-
-
 def test_room_is_promised_once() -> None:
     """Rows that are being made count, whether their requests came together or one after the
     other.
@@ -264,39 +242,6 @@ def test_room_is_promised_once() -> None:
 
     play(main, FakeModel(), queue_rows=10, observe=reports)
     assert reports.all("rejected") == ["queue_full"] * 2
-
-
-def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The rows of one that is gone may lie in memory that another request uses: no failure of the
-    model.
-    """
-
-    def half(rows: FloatRows) -> FloatRows:
-        return np.where(rows == 3, np.float32(np.nan), rows / 2)
-
-    clock = Clock()
-    reports = Reports()
-    model = FakeModel(function=half, gate=threading.Event())
-
-    async def main(scheduler: Scheduler) -> None:
-        stays = submitted(scheduler, marked(1), params())
-        gone = submitted(scheduler, marked(3), params())
-        late = submitted(scheduler, marked(4), params(deadline=clock.now + 0.05))
-        await until_running(model)
-        gone.cancel()
-        clock.now += 0.1
-        with pytest.raises(DeadlineExceeded):
-            await late
-        release(model)
-        np.testing.assert_array_equal((await stays).rows, marked(0.5))
-
-    play(main, model, clock=clock, loop_clock=clock, observe=reports)
-    assert model.sizes == [3]
-    assert reports.all("cancelled") == [1]
-    assert reports.ended() == [(1, "deadline_exceeded"), (1, "ok")]
-    assert not caplog.records
 
 
 def test_progress_comes_at_least_once_a_second() -> None:
