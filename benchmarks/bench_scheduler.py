@@ -74,7 +74,6 @@ async def scheduled() -> AsyncIterator[tuple[LoadedModel, Run]]:
         )
         return scheduler.run(rows, params)
 
-    scheduler.start()
     try:
         yield loaded, run
     finally:
@@ -210,7 +209,6 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
     x = np.zeros((1, *model.shape), np.float32)
     params = SchedulingParams(step_params=StepParams(steps=1))
-    scheduler.start()
     try:
         plug = asyncio.create_task(scheduler.run(x, params))
         await asyncio.to_thread(model.entered.wait)

@@ -109,7 +109,6 @@ class ServedModel:
             if self._is_closed:
                 raise Draining("the service is shutting down")
             self.schedulers[size] = self._make_scheduler()
-            self.schedulers[size].start()
         return self.schedulers[size]
 
 
@@ -136,7 +135,7 @@ class IndexEntry(NamedTuple):
 class ModelRegistry:
     """The served models by name and version.
 
-    ``serve`` starts no thread. ``wait_for_requests`` returns when every request in flight at the
+    ``wait_for_requests`` returns when every request in flight at the
     time of the call has ended. ``on_activated`` gets every model that begins to serve under its
     name, ``on_deactivated`` every `name/version` that no longer serves.
     """
@@ -217,7 +216,6 @@ class ModelRegistry:
         is one.
         """
         model = self._serve(loaded)
-        model.scheduler.start()
         displaced = self.models.get(model.ref)
         self._failures.pop(model.ref, None)
         self._set_models({**self.models, model.ref: model})

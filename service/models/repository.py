@@ -108,7 +108,9 @@ class Repository:
     def __post_init__(self) -> None:
         # why CUDA fails every call of this process, once a model has found that out
         self._cuda_lost = ""
-        self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
+        # Of models that lie as KServe mounts one: their names, and folders by `name/version`.
+        self._names: dict[Files, str] = {}
+        self._mounted: dict[str, str] = {}
 
     def find_all(self) -> list[str]:
         """`name/version` of every version folder, as `find`; raises StartupError if there is
@@ -217,9 +219,11 @@ class Repository:
         files = [file for file in filter(_MOUNTED.fullmatch, files) if self._identities([file])]
         for file in files:  # a version with a damaged card has the name of another one
             with contextlib.suppress(StartupError):
-                ref = self._card_ref(file)
-                name, _, version = ref.partition("/")
-                return [f"{name}/{each.rpartition('/')[0] or version}" for each in files]
+                name, _, version = self._card_ref(file).partition("/")
+                folders = [each.rpartition("/")[0] for each in files]
+                found = {f"{name}/{folder or version}": folder for folder in folders}
+                self._mounted |= found
+                return list(found)
         return [self._card_ref(file) for file in files]  # which raises
 
     def _card_ref(self, file: str) -> str:
@@ -247,11 +251,7 @@ class Repository:
 
     def _path(self, ref: str, file: str) -> str:
         """A file of a version, relative to the directory."""
-        folders = (ref, ref.partition("/")[2], "")
-        folder = next(
-            (each for each in folders if (self.directory / each / MODEL_FILE).exists()), ref
-        )
-        return str(PurePath(folder, file))
+        return str(PurePath(self._mounted.get(ref, ref), file))
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""

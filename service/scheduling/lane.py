@@ -67,10 +67,9 @@ class Lane:
         self._on_delivery = on_delivery
         self._prepare_thread = prepare_thread
         self._given = SimpleQueue[Batch | None]()
-        self._thread: threading.Thread | None = None
+        self._start()
 
-    def start(self) -> None:
-        """Start the thread."""
+    def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
         self._thread.start()
 
@@ -87,9 +86,8 @@ class Lane:
 
     def join(self, seconds: float) -> None:
         """Wait at most so long for the thread to end."""
-        if self._thread is not None:
-            with contextlib.suppress(RuntimeError):  # another thread is just about to start it
-                self._thread.join(seconds)
+        with contextlib.suppress(RuntimeError):  # another thread is just about to start it
+            self._thread.join(seconds)
 
     def _main(self) -> None:
         self._prepare_thread()
@@ -103,7 +101,7 @@ class Lane:
             if len(self.delivered) == 1:  # else the event loop is on its way
                 self._on_delivery(self)
             if batch.death is not None:
-                self.start()  # another thread in its place
+                self._start()  # another thread in its place
                 return
             del batch  # it holds the rows, and the next one may come late
 

@@ -126,11 +126,6 @@ class Scheduler:
         """Rows admitted, unfinished and in no batch that runs. May be read from any thread."""
         return self._admission.total.waiting
 
-    def start(self) -> None:
-        """Start the threads, once."""
-        for lane in self._lanes:
-            lane.start()
-
     def close(self, seconds: float = 5.0) -> None:
         """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for
         their current steps. May be called from any thread, so that the event loop goes on.

@@ -87,7 +87,6 @@ def serving(
 ) -> Iterator[Scheduler]:
     """A scheduler that runs; ``options`` of `Scheduler`."""
     scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=queue_rows, **options)
-    scheduler.start()
     try:
         yield scheduler
     finally:
