@@ -147,9 +147,9 @@ class BatchFormer:
         return len(self.lanes)
 
     def free_lane(self) -> Lane | None:
-        """The lane for the next batch; None if all have enough, or nothing waits."""
+        """The lane for the next batch; None if all have enough."""
         lane = min(self.lanes, key=lambda lane: len(lane.batches), default=None)
-        if lane is None or not (self.short.row_count or self.long.row_count):
+        if lane is None:
             return None
         has_few = lane.has_buckets or lane.limit == 1
         return lane if len(lane.batches) < (_OPEN_BATCHES if has_few else self._shares) else None

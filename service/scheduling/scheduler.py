@@ -256,8 +256,12 @@ class Scheduler:
             now = self._clock()
             if self._earliest <= now:
                 self._expire(now)
-            while not self._closed and (lane := self._former.free_lane()):
-                batch = self._former.form(lane)
+            former = self._former
+            while former.short.row_count or former.long.row_count:
+                lane = former.free_lane()
+                if lane is None or self._closed:
+                    return
+                batch = former.form(lane)
                 lane.give(batch)
                 if len(lane.batches) == 1:
                     self._begin(batch, now)

@@ -261,7 +261,9 @@ class RowWork(Work):
 
     def shown(self) -> Result:
         """The result as the caller is shown it."""
-        result = shown_result(self.result, self.inputs.rows, self.strength, self.inputs.chroma)
+        result = self.result
+        if self.strength != 1.0 or self.inputs.chroma:
+            result = shown_result(result, self.inputs.rows, self.strength, self.inputs.chroma)
         return close_loop(result) if self.closed else result
 
     def response_headers(self) -> RawHeaders:
