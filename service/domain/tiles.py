@@ -29,11 +29,6 @@ _BLEND: Final = 16  # pixels in which the weights of two tiles change places
 _STRIP: Final = 64  # lines
 
 
-def strips(image: FloatRow) -> list[slice]:
-    """Strips of lines of an image (C, H, W), of which several arrays fit into a core's cache."""
-    return [slice(top, top + _STRIP) for top in range(0, image.shape[1], _STRIP)]
-
-
 class _Axis:
     """The tiles along one side of an image. Places are pixels of the mirrored side."""
 
@@ -141,5 +136,7 @@ class Tiling:
         right = self._right.weights(column)[pixels]
         source = tile[:, lines, pixels]
         target = canvas[:, top, left]
-        for strip in strips(target):
+        # Strips of lines, of which several arrays fit into a core's cache.
+        for line in range(0, target.shape[1], _STRIP):
+            strip = slice(line, line + _STRIP)
             target[:, strip] += source[:, strip] * (down[strip] * right)

@@ -382,10 +382,11 @@ class ModelRegistry:
         return [ref for ref, model in self.models.items() if model.card.name == name]
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
-        for ref in [
-            ref for ref in self._failures if ref.partition("/")[0] == name and ref not in keep
-        ]:
-            del self._failures[ref]
+        self._failures = {
+            ref: reason
+            for ref, reason in self._failures.items()
+            if ref.partition("/")[0] != name or ref in keep
+        }
 
     def _deactivate(self, ref: str) -> None:
         model = self.models[ref]

@@ -221,13 +221,10 @@ a turn.
 
 
 def model_failure(text: str, cause: BaseException | None) -> ModelFailure:
-    """A failure whose reason, for the operator, is what the model raised."""
-    failure = ModelFailure(text, reason="" if cause is None else reason_of(cause))
+    """A failure whose reason, for the operator, is the first line of what the model raised."""
+    reason = cause.reason if isinstance(cause, ModelFailure) else str(cause or "")
+    if cause is not None:
+        reason = "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(cause).__name__
+    failure = ModelFailure(text, reason=reason)
     failure.__cause__ = cause
     return failure
-
-
-def reason_of(exc: BaseException) -> str:
-    """The first line of an error, or of the reason of a `ModelFailure`."""
-    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
-    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__
