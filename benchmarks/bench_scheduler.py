@@ -210,7 +210,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     x = np.zeros((1, *model.shape), np.float32)
     params = SchedulingParams(step_params=StepParams(steps=1))
     try:
-        plug = asyncio.create_task(scheduler.run(x, params))
+        plug = scheduler.run(x, params)
         await asyncio.to_thread(model.entered.wait)
         start = time.perf_counter()
         cpu = time.process_time()

@@ -200,13 +200,7 @@ class Scheduler:
         self._add([handle for handle in handles if handle not in rejected], on_events, now)
         return [rejected.get(handle, handle) for handle in handles]
 
-    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Submit one request and wait for its result or error; cancelling the call cancels the
-        request.
-        """
-        return await self.start_run(rows, params)
-
-    def start_run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
+    def run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
         """Submit one request; to cancel its future cancels it. Raises the error of a rejection."""
         end: asyncio.Future[Result] = self._loop.create_future()
         (handle,) = self.submit([(rows, params)], partial(_set, end))

@@ -185,14 +185,12 @@ class TiledRun:
                 later_rows=later,
             )
             try:
-                return scheduler.start_run(rows, params)
-            except QueueFull:
+                return scheduler.run(rows, params)
+            except (QueueFull, DeadlineUnreachable) as exc:
                 if self._queue_s is None:
                     raise
-            except DeadlineUnreachable as exc:
-                if self._queue_s is None:
-                    raise
-                raise DeadlineExceeded("the deadline passed") from exc
+                if isinstance(exc, DeadlineUnreachable):
+                    raise DeadlineExceeded("the deadline passed") from exc
             await asyncio.sleep(_RETRY_S)
 
     async def _finish(self, wave: _Wave, submitted: "asyncio.Future[Result]") -> None:

@@ -172,7 +172,7 @@ async def behind(
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
+async def until_queued(scheduler: Scheduler, *calls: asyncio.Future[Result]) -> None:
     """Wait until the tasks have submitted their rows and the workers have got them."""
     await asyncio.sleep(0)  # the tasks begin
     await asyncio.sleep(0)  # the scheduler hands over what arrived in that turn of the event loop
@@ -182,5 +182,5 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> No
 
 def submitted(
     scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams
-) -> asyncio.Task[Result]:
-    return asyncio.create_task(scheduler.run(rows, params_))
+) -> asyncio.Future[Result]:
+    return scheduler.run(rows, params_)

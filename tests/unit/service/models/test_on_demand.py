@@ -194,11 +194,9 @@ def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(cloc
             serving(FakeModel(function=step), memory=first) as streaming,
             serving(FakeModel(function=other_step), memory=second) as other,
         ):
-            stream = asyncio.create_task(
-                streaming.run(marked(1), params(40, tolerance=1e-30, key="a"))
-            )
+            stream = streaming.run(marked(1), params(40, tolerance=1e-30, key="a"))
             assert await asyncio.to_thread(held_up.wait, PATIENCE_S)
-            asked = asyncio.create_task(other.run(marked(2), params(key="b")))
+            asked = other.run(marked(2), params(key="b"))
             assert await asyncio.to_thread(first.claimed.wait, PATIENCE_S)
             claimed_after = len(began)
             allowed.release(40)

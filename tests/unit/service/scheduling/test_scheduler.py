@@ -52,7 +52,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        short: list[asyncio.Task[Result]] = []
+        short: list[asyncio.Future[Result]] = []
 
         def join(admitted: threading.Event) -> None:
             short.append(submitted(scheduler, marked(2), params()))

@@ -42,15 +42,15 @@ def played(number: int, error: IgnError) -> tuple[Result, list[int]]:
     later = list[int]()
 
     async def main(scheduler: Scheduler) -> Result:
-        start = scheduler.start_run
+        run = scheduler.run
 
-        def start_run(rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
+        def run_or_raise(rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
             later.append(params.later_rows)
             if len(later) == number:
                 raise error
-            return start(rows, params)
+            return run(rows, params)
 
-        with patch.object(scheduler, "start_run", start_run):
+        with patch.object(scheduler, "run", run_or_raise):
             return await tiled(scheduler).run()
 
     return play(main, FakeModel((1, 8, 8)), max_batch_rows=1, max_rows=10), later
