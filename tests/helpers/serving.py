@@ -163,9 +163,9 @@ async def behind(
     """The results or errors of calls that come together while the model is at a row of 0; its gate
     is closed.
     """
-    plug = submitted(scheduler, marked(0), params())
+    plug = scheduler.run(marked(0), params())
     await until_running(model)
-    tasks = [submitted(scheduler, *call) for call in calls]
+    tasks = [scheduler.run(*call) for call in calls]
     await until_queued(scheduler, *tasks)
     release(model)
     await plug
@@ -178,9 +178,3 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Future[Result]) -> 
     await asyncio.sleep(0)  # the scheduler hands over what arrived in that turn of the event loop
     assert not any(call.done() for call in calls)
     assert scheduler.rows_queued >= len(calls)
-
-
-def submitted(
-    scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams
-) -> asyncio.Future[Result]:
-    return scheduler.run(rows, params_)

@@ -26,7 +26,6 @@ from tests.helpers.serving import (
     play,
     serving,
     streamed,
-    submitted,
     until_running,
 )
 
@@ -55,7 +54,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
         short: list[asyncio.Future[Result]] = []
 
         def join(admitted: threading.Event) -> None:
-            short.append(submitted(scheduler, marked(2), params()))
+            short.append(scheduler.run(marked(2), params()))
             # in the next turn: after it was handed over
             loop.call_soon(loop.call_soon, admitted.set)
 
@@ -115,7 +114,7 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
     model = FakeModel(function=timed)
 
     async def main(scheduler: Scheduler) -> None:
-        long = submitted(scheduler, marked(*range(1, 7)), params(steps=10**6))
+        long = scheduler.run(marked(*range(1, 7)), params(steps=10**6))
         await until_running(model)
         for value in range(100):
             result = await scheduler.run(marked(value), params())
@@ -302,7 +301,7 @@ def test_a_defect_on_the_event_loop_leaves_nobody_waiting(
         nonlocal failing
         if place == "events":
             scheduler.submit([(marked(2), params())], fail)
-        calls = [submitted(scheduler, marked(i), params(3)) for i in range(20)]
+        calls = [scheduler.run(marked(i), params(3)) for i in range(20)]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         kinds = {type(each) for each in ended}
         assert kinds == {ModelFailure if place == "batch" else Result}
