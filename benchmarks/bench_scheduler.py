@@ -12,8 +12,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -22,7 +22,7 @@ import uvloop
 
 from benchmarks.bench_service import raw_session, repeated
 from benchmarks.harness.common import MODEL, REF, Json, latency, run_benchmark, target
-from service.domain.latents import FloatRows
+from service.domain.latents import FloatRows, NoiseSource
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
 from service.observability.metrics import Metrics
@@ -48,8 +48,8 @@ DEPTHS: Final = (1, 8, 64, 1000, 10_000, 100_000)
 Run = Callable[[FloatRows, int], Awaitable[object]]
 
 
-@contextmanager
-def scheduled(model: OnnxModel) -> Iterator[Run]:
+@asynccontextmanager
+async def scheduled(model: OnnxModel) -> AsyncIterator[Run]:
     """A model's scheduler as the service starts it: it takes rows and a number of steps."""
     scheduler = Scheduler(
         model,
@@ -65,21 +65,24 @@ def scheduled(model: OnnxModel) -> Iterator[Run]:
         )
         return scheduler.run(rows, params)
 
-    scheduler.start()
     try:
         yield run
     finally:
         scheduler.close()
 
 
+async def compare(model: OnnxModel, data: bytes, options: argparse.Namespace) -> list[Json]:
+    async with scheduled(model) as run:
+        x = NoiseSource(model.card.shape).rows(0, 0, 1)
+        return await beside_long_ones(run, raw_session(data, model), x, options)
+
+
 def measure(options: argparse.Namespace) -> Json:
     data = MODEL.read_bytes()
     model = OnnxModel(data, threads=available_cpus(), max_batch_rows=BATCH_ROWS)
     about = {"ref": REF, "digest": model.digest[:12], "provider": model.provider}
-    raw_call = raw_session(data, model)
-    x = model.noise.rows(0, 0, 1)
-    with scheduled(model) as run, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        neighbours = runner.run(beside_long_ones(run, raw_call, x, options))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        neighbours = runner.run(compare(model, data, options))
     tune_gc()
     queue = queued(options)
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue}
@@ -196,9 +199,8 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
     x = np.zeros((1, *model.shape), np.float32)
     params = SchedulingParams(step_params=StepParams(steps=1))
-    scheduler.start()
     try:
-        plug = asyncio.create_task(scheduler.run(x, params))
+        plug = scheduler.run(x, params)
         await asyncio.to_thread(model.entered.wait)
         start = time.perf_counter()
         cpu = time.process_time()

@@ -31,7 +31,7 @@ from benchmarks.harness.processes import ServerProcess, free_port, service, serv
 from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.latents import FloatRows
+from service.domain.latents import FloatRows, NoiseSource
 from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
 
@@ -141,7 +141,7 @@ def idle_latency(
     forms = {"npy": NPY, "PNG": "image/png", "JSON": JSON}
     sent = {f"/generate n=1 as {form}": generate(media, 1) for form, media in forms.items()}
     sent["/project PNG to PNG"] = project()
-    row = model.noise.rows(0, 0, 1)
+    row = NoiseSource(model.card.shape).rows(0, 0, 1)
     port = free_port()
     with serving(
         [sys.executable, "-m", "benchmarks.harness.hello", str(port)], port=port, ready="/"
@@ -168,7 +168,7 @@ def many_rows(
     server: ServerProcess, raw: Raw, model: OnnxModel, options: argparse.Namespace
 ) -> list[Json]:
     """64 rows per request in three formats, beside raw onnxruntime; figures are of an image."""
-    rows = model.noise.rows(0, 0, ROWS)
+    rows = NoiseSource(model.card.shape).rows(0, 0, ROWS)
     ways: dict[str, Callable[[], Json]] = {
         "raw": partial(repeated, partial(raw, rows), options.seconds)
     }

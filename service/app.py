@@ -29,7 +29,7 @@ from service.domain.errors import StartupError
 from service.domain.model import Model
 from service.environment import available_cpus, lower_priority, metrics_file
 from service.images.pool import CodecPool
-from service.models.instances import SizedInstance, TurnLock, open_instances
+from service.models.instances import SharedModel, open_instances
 from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
@@ -308,15 +308,13 @@ def _serve(
 ) -> ServedModel:
     statistics = ModelStatistics(metrics, loaded.ref)
     card = loaded.card
-    turns = [TurnLock() for _ in loaded.instances]
     is_low = low_priority and card.tiles and loaded.device == "cpu"
+    prepare_thread = lower_priority if is_low else lambda: None
+    instances: Sequence[Model] = loaded.instances
+    if len(card.row_shapes) > 1:
+        instances = [SharedModel(each, prepare_thread) for each in instances]
 
-    def make_scheduler(size: tuple[int, int]) -> Scheduler:
-        instances: Sequence[Model] = loaded.instances
-        if len(card.tile_sizes) > 1:
-            instances = [
-                SizedInstance(each, size, turn) for each, turn in zip(instances, turns, strict=True)
-            ]
+    def make_scheduler() -> Scheduler:
         return Scheduler(
             *instances,
             max_batch_rows=card.batch_rows(settings.max_batch_rows),
@@ -329,7 +327,7 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             overlaps=available_cpus() >= 2 * settings.workers,
-            prepare_thread=lower_priority if is_low else lambda: None,
+            prepare_thread=prepare_thread,
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

@@ -100,7 +100,7 @@ class Artifact:
         data = path.read_bytes()
         try:
             function = OnnxFunction(data, threads=threads)
-            card, noise = from_metadata(function.metadata)
+            card = from_metadata(function.metadata)
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
         if card.data is None or card.training is None:
@@ -113,7 +113,7 @@ class Artifact:
             precision=precision,
             data=data,
             card=trained,
-            noise=noise,
+            noise=NoiseSource(card.shape),
             function=function,
         )
 

@@ -82,7 +82,7 @@ def export(
         )
     data = to_onnx(model.network, model.preset.exported_shape)
     files: dict[Precision, bytes] = {
-        "fp32": stamp(open_sides(data) if len(card.tile_sizes) > 1 else data, card)
+        "fp32": stamp(open_sides(data) if len(card.row_shapes) > 1 else data, card)
     }
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])

@@ -72,7 +72,9 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     if tiles and form.batch == "loop":  # whose rows have one size
         card = card.model_copy(update={"tiles": tiles.model_copy(update={"smaller": ()})})
     # All widths of the least height: a square, and tiles that are no squares.
-    for height, width in card.tile_sizes[:-1][: len(card.tiles.smaller) + 1 if card.tiles else 0]:
+    for _, height, width in card.row_shapes[:-1][
+        : len(card.tiles.smaller) + 1 if card.tiles else 0
+    ]:
         part = np.ascontiguousarray(rows[:, :, :height, :width])
         expected_part = form.apply(source.run, part).clip(*card.range)
         difference = max(difference, _compare(source, function, card, part, expected_part))

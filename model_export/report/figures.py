@@ -22,7 +22,7 @@ from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
 from service.artifact.pixels import to_levels, to_rows
-from service.domain.latents import FloatRows, LatentPath
+from service.domain.latents import FloatRows, path_rows
 
 _COLUMNS: Final = 12
 _LINES: Final = 8
@@ -92,9 +92,8 @@ def figures(
     for name, corrupt in corruptions_for(channels).items():
         if name in FIGURES:
             yield name, [x, *chain(corrupt(x), 2)]
-    path = LatentPath(frames=_COLUMNS - 1)
     pairs = latents[: 2 * _LINES].reshape(_LINES, 2, *card.shape)
-    yield "interpolation", [f(path.rows(list(pair))) for pair in pairs]
+    yield "interpolation", [f(path_rows(pair, _COLUMNS - 1)) for pair in pairs]
     if channels == 1:
         drawn = held_out_drawings(_COLUMNS, side, faces=False)
         drawings = [on_background(ink, channels, card.background) for ink in drawn.values()]

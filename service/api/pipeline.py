@@ -157,7 +157,6 @@ class Work(ABC):
             key=api.caller,
             streamed=streamed,
             stream_deadline=api.stream_deadline if streamed else None,
-            request_id=api.request_id,
             observer=api.spans,
         )
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError, first_error
-from service.domain.latents import STREAM, NoiseSource
+from service.domain.latents import STREAM
 from service.domain.tiles import Tiling
 
 CARD_KEY: Final = "ign.card"
@@ -226,13 +226,6 @@ class Card(_Section):
         )
         return Tiling(size, (height, width), **self.tiles.model_dump(exclude={"smaller"}))
 
-    @property
-    def tile_sizes(self) -> list[tuple[int, int]]:
-        """(H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
-        smaller = self.tiles.smaller if self.tiles else ()
-        _, height, width = self.shape
-        return list(product((*smaller, height), (*smaller, width)))
-
     def batch_rows(self, most: int) -> int:
         """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the
         largest bucket.
@@ -241,8 +234,10 @@ class Card(_Section):
 
     @property
     def row_shapes(self) -> list[tuple[int, int, int]]:
-        """(C, H, W) of the rows that f takes, ascending."""
-        return [(self.shape[0], *size) for size in self.tile_sizes]
+        """(C, H, W) of the rows that f takes, ascending; one, unless there are smaller tiles."""
+        smaller = self.tiles.smaller if self.tiles else ()
+        channels, height, width = self.shape
+        return [*product((channels,), (*smaller, height), (*smaller, width))]
 
     @property
     def ref(self) -> str:
@@ -284,12 +279,8 @@ def to_metadata(card: Card) -> dict[str, str]:
     return {CARD_KEY: card.model_dump_json(exclude=without if card.exact else without | {"exact"})}
 
 
-def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
-    """Read the card, schema 1 as a `ModelCard`, and the noise source; raises CardError without a
-    valid card.
-
-    The source has the model's shape, also where the card has no noise.
-    """
+def from_metadata(metadata: Mapping[str, str]) -> Card:
+    """Read the card, schema 1 as a `ModelCard`; raises CardError without a valid card."""
     text = metadata.get(CARD_KEY)
     if text is None:
         raise CardError(
@@ -303,4 +294,4 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[Card, NoiseSource]:
         raise CardError(f"invalid card: {first_error(exc, 'card')}") from exc
     if card.noise is not None and card.noise.stream != STREAM:
         raise CardError(f"unknown noise stream {card.noise.stream!r}")
-    return card, NoiseSource(card.shape)
+    return card

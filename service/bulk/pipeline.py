@@ -38,7 +38,7 @@ from service.domain.errors import (
     reason_of,
 )
 from service.domain.latents import FloatRow, NoiseSource
-from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
+from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, shown_row
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -246,7 +246,7 @@ class Pipeline:
             item.measures |= measures(result, index)
             item.measures |= in_distribution_fields(self.model.card, float(result.distance[index]))
             if self._made and item.row is not None:
-                item.row = with_chroma(blend(item.row, result.rows[index], strength), item.chroma)
+                item.row = shown_row(item.row, result.rows[index], strength, item.chroma)
                 if self._made.format != "npy":
                     item.pixels = to_uint8(item.row, self.model.card)
                     item.row = None

@@ -6,6 +6,7 @@ rows requested, their order, or the other requests.
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -39,13 +40,8 @@ def seed_of(text: str) -> int:
     """
     if not 1 <= len(text) <= MAX_SEED_TEXT:
         raise ValueError(f"must have 1 to {MAX_SEED_TEXT} characters")
-    if (
-        text.isascii()
-        and text.isdecimal()
-        and str(number := int(text)) == text
-        and number <= MAX_SEED
-    ):
-        return number
+    if re.fullmatch("0|[1-9][0-9]{0,9}", text) and int(text) <= MAX_SEED:
+        return int(text)
     # A lone surrogate, which JSON may hold, has no UTF-8.
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")
 
@@ -129,20 +125,14 @@ def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     """Great arc between the raw rows a and b (Shoemake, 1985), computed in float64; t in 0…1.
 
     The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, where Ω is the angle between the whole
-    rows. Rows that are zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them this
-    is :func:`lerp`. At the ends it returns a and b themselves.
+    rows. Rows that are zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them, and
+    at the ends, this is :func:`lerp`.
     """
-    if t <= 0.0:
-        return a
-    if t >= 1.0:
-        return b
     x = a.astype(np.float64)
     y = b.astype(np.float64)
     norms = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
-    if norms == 0.0:
-        return lerp(a, b, t)
-    omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms)))
-    if omega < _PARALLEL or omega > math.pi - _PARALLEL:
+    omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms))) if norms else 0.0
+    if not (0.0 < t < 1.0 and _PARALLEL <= omega <= math.pi - _PARALLEL):
         return lerp(a, b, t)
     wa = math.sin((1.0 - t) * omega) / math.sin(omega)
     wb = math.sin(t * omega) / math.sin(omega)
@@ -153,69 +143,32 @@ Method = Literal["slerp", "lerp"]
 _MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatentPath:
-    """``frames`` ≥ 2 rows from the first point to the last, both included; all segments have the
-    same length in t.
+def path_rows(
+    points: Sequence[FloatRow], frames: int, method: Method = "slerp", *, loop: bool = False
+) -> FloatRows:
+    """``frames`` ≥ 2 rows (n, C, H, W) from the first of ≥ 2 points (C, H, W) to the last, both
+    included; all segments have the same length in t.
 
     Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop``
-    returns to the first point, so its last frame repeats the first.
+    returns to the first point; its last frame, which repeats the first, is left out.
     """
-
-    frames: int
-    method: Method = "slerp"
-    loop: bool = False
-
-    def rows(self, points: Sequence[FloatRow]) -> FloatRows:
-        """The frames to compute between ≥ 2 points (C, H, W): (n, C, H, W), all but the last one of
-        a loop.
-        """
-        stops = [*points, points[0]] if self.loop else list(points)
-        frames = []
-        for i in range(self.frames - self.loop):
-            # Integer arithmetic, so that a frame that falls on a point is that point exactly.
-            segment, remainder = divmod(i * (len(stops) - 1), self.frames - 1)
-            if remainder == 0:
-                frames.append(stops[segment])
-            else:
-                t = remainder / (self.frames - 1)
-                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], t))
-        return np.stack(frames)
-
-    def times(self) -> list[float]:
-        """The parameter t of every frame, 0…1."""
-        return [i / (self.frames - 1) for i in range(self.frames)]
+    stops = [*points, points[0]] if loop else list(points)
+    rows = []
+    for i in range(frames - loop):
+        # Integer arithmetic, so that a frame that falls on a point is that point exactly.
+        segment, remainder = divmod(i * (len(stops) - 1), frames - 1)
+        ends = stops[segment : segment + 2]  # of the last frame, its point alone
+        rows.append(_MIX[method](ends[0], ends[-1], remainder / (frames - 1)))
+    return np.stack(rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """rows × cols rows between four corners, row-major, ≥ 2 each; `lerp` is bilinear."""
-
-    rows: int
-    cols: int
-    method: Method = "slerp"
-
-    def latents(self, corners: Sequence[FloatRow]) -> FloatRows:
-        """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C,
-        H, W).
-        """
-        mix = _MIX[self.method]
-        top_left, top_right, bottom_left, bottom_right = corners
-        columns = [
-            (
-                mix(top_left, top_right, c / (self.cols - 1)),
-                mix(bottom_left, bottom_right, c / (self.cols - 1)),
-            )
-            for c in range(self.cols)
-        ]
-        return np.stack(
-            [
-                mix(top, bottom, r / (self.rows - 1))
-                for r in range(self.rows)
-                for top, bottom in columns
-            ]
-        )
-
-    def coordinates(self) -> list[tuple[int, int]]:
-        """(row, col) of every frame."""
-        return [(r, c) for r in range(self.rows) for c in range(self.cols)]
+def grid_rows(
+    corners: Sequence[FloatRow], rows: int, cols: int, method: Method = "slerp"
+) -> FloatRows:
+    """Rows (rows·cols, C, H, W), row-major, ≥ 2 each, between top left, top right, bottom left and
+    bottom right, each (C, H, W); `lerp` is bilinear.
+    """
+    top = path_rows(corners[:2], cols, method)
+    bottom = path_rows(corners[2:], cols, method)
+    columns = [path_rows(ends, rows, method) for ends in zip(top, bottom, strict=True)]
+    return np.concatenate(np.stack(columns, axis=1))

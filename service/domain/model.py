@@ -15,10 +15,6 @@ class Model(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one row."""
-
-    @property
     def buckets(self) -> Sequence[int] | None:
         """Batch sizes that the device runs, ascending; None if it runs every size equally well."""
 
@@ -55,6 +51,9 @@ class ModelMemory(Protocol):
 
     def release(self) -> None:
         """End one `acquire` that returned True; without any, the model may close."""
+
+    def close(self) -> None:
+        """Close the model for good."""
 
     def seconds_to_open(self, caller: str) -> float:
         """How long a new row of this caller would wait for the model; 0 if it is open."""

@@ -10,9 +10,9 @@ A row x that has had k steps, and y = f(x):
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from itertools import groupby
+from itertools import groupby, product
 from typing import Final, Self
 
 import numpy as np
@@ -25,22 +25,21 @@ from service.domain.tasks import Images, KeepMask, Result, StepOutput, StepParam
 _SCRATCH: Final = 16_384
 
 Changes = NDArray[np.float64]  # (N,): mean |y − x| of each row
-Measure = Callable[[FloatRows, FloatRows], Changes]
-"""Mean |y − x| of every row of y and x (N, C, H, W)."""
 
 
 def mean_changes(y: FloatRows, x: FloatRows) -> Changes:
     """Mean |y − x| of every row, in float64, summed row by row, independent of the batch."""
     size = math.prod(y.shape[1:])
-    changes = np.empty(len(y), np.float64)
+    changes = np.zeros(len(y), np.float64)
     count = max(1, _SCRATCH // size)
     before = x.reshape(-1, size)
     after = y.reshape(-1, size)
-    for start in range(0, len(y), count):
-        part = slice(start, start + count)
-        difference = np.subtract(after[part], before[part], dtype=np.float64)
+    for start, place in product(range(0, len(y), count), range(0, size, _SCRATCH)):
+        rows = slice(start, start + count)
+        part = slice(place, place + _SCRATCH)
+        difference = np.subtract(after[rows, part], before[rows, part], dtype=np.float64)
         np.abs(difference, out=difference)
-        np.add.reduce(difference, axis=1, out=changes[part])
+        changes[rows] += np.add.reduce(difference, axis=1)
     changes /= size
     return changes
 
@@ -59,12 +58,10 @@ class StepRequest:
         masked: bool,
         streamed: bool,
         exact: bool = False,
-        measure: Measure = mean_changes,
     ) -> None:
         self.count = count
         self.step_params = step_params
         self.streamed = streamed
-        self.measure = measure
         # f(f(x)) = f(x): steps after the first one need no call, unless a mask changes pixels.
         self.exact = exact and not masked
         # Model steps of each row, at most.
@@ -212,7 +209,7 @@ class RowSteps:
             request.result.distance[mine] = changes
         if self.keep is not None:
             np.copyto(y, self.inputs, where=self.keep)
-            changes = request.measure(y, self.rows)
+            changes = mean_changes(y, self.rows)
         self.rows = y
         self.steps += 1
         is_last = self.steps == step_params.steps

@@ -6,7 +6,8 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from itertools import repeat
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +35,6 @@ class StepParams:
         int, ...
     ] = ()  # ascending unique numbers in 0…steps of the steps in the trajectory; 0 is the input
     score: bool = False  # also measure the drift, which costs one more step
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError("steps must be at least 1")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError("tolerance must be above 0")
-        if any(b <= a for a, b in zip(self.record, self.record[1:], strict=False)):
-            raise ValueError("record must be ascending and unique")
-        if self.record and not (self.record[0] >= 0 and self.record[-1] <= self.steps):
-            raise ValueError("record must lie in 0…steps")
 
 
 class RequestObserver(Protocol):
@@ -74,7 +65,6 @@ class SchedulingParams:
     stream_deadline: float | None = None  # of the last event
     # model steps of rows that follow in further requests, to be done by the same deadline
     later_rows: int = 0
-    request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 
 
@@ -126,28 +116,6 @@ def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:
     return blended
 
 
-def blend_step(inputs: Images, step: StepOutput, strength: float) -> StepOutput:
-    """A recorded step, blended with its row of ``inputs``; step 0 is the input and stays as it
-    is.
-    """
-    if step.step == 0 or strength == 1.0:
-        return step
-    return replace(step, row=blend(inputs[step.index], step.row, strength))
-
-
-def blend_result(inputs: Images, result: Result, strength: float) -> Result:
-    """A result whose rows and trajectory are blended with ``inputs``."""
-    if strength == 1.0:
-        return result
-    rows = [blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)]
-    trajectory = [
-        [blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory
-    ]
-    return replace(
-        result, rows=rows if isinstance(inputs, list) else np.stack(rows), trajectory=trajectory
-    )
-
-
 def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
     """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `with_chroma`; None if the
     image is grey.
@@ -168,31 +136,55 @@ def with_chroma(luma: FloatRow, chroma: FloatRow | None) -> FloatRow:
     return luma if chroma is None else luma + chroma
 
 
-def colour_step(step: StepOutput, chroma: Sequence[FloatRow | None]) -> StepOutput:
-    """A recorded step with the ``chroma`` of its image; an empty sequence leaves all as they
-    are.
+def shown_row(
+    start: FloatRow, end: FloatRow, strength: float = 1.0, chroma: FloatRow | None = None
+) -> FloatRow:
+    """What a caller gets of a row that was ``start``: blended with it, and its ``chroma``."""
+    return with_chroma(blend(start, end, strength), chroma)
+
+
+def shown_step(
+    step: StepOutput, inputs: Images, strength: float, chroma: Sequence[FloatRow | None]
+) -> StepOutput:
+    """A recorded step as `shown_row` of its row of ``inputs``; step 0 is the input, which is not
+    blended. An empty ``chroma`` is that of grey images.
     """
-    return replace(step, row=with_chroma(step.row, chroma[step.index])) if chroma else step
+    colour = chroma[step.index] if chroma else None
+    row = shown_row(inputs[step.index], step.row, strength if step.step else 1.0, colour)
+    return replace(step, row=row)
 
 
-def colour_result(result: Result, chroma: Sequence[FloatRow | None]) -> Result:
-    """A result whose images and trajectory have the ``chroma`` of each image."""
-    if not any(each is not None for each in chroma):
+def shown_result(
+    result: Result, inputs: Images, strength: float, chroma: Sequence[FloatRow | None]
+) -> Result:
+    """A result whose rows and trajectory are `shown_row` of ``inputs``."""
+    is_grey = all(each is None for each in chroma)
+    if strength == 1.0 and is_grey:
         return result
-    rows = [with_chroma(row, each) for row, each in zip(result.rows, chroma, strict=True)]
-    trajectory = [[colour_step(step, chroma) for step in steps] for steps in result.trajectory]
-    return replace(result, rows=rows, trajectory=trajectory)
+    rows = [
+        shown_row(start, end, strength, colour)
+        for start, end, colour in zip(inputs, result.rows, chroma or repeat(None), strict=False)
+    ]
+    trajectory = [
+        [shown_step(step, inputs, strength, chroma) for step in steps]
+        for steps in result.trajectory
+    ]
+    is_array = is_grey and not isinstance(inputs, list)  # else sizes may differ
+    return replace(result, rows=np.stack(rows) if is_array else rows, trajectory=trajectory)
 
 
 def close_loop(result: Result) -> Result:
     """The result with its first row repeated at the end, as the last frame of a closed path."""
-    order = [*range(len(result.rows)), 0]
+
+    def closed(values: Any) -> Any:
+        return np.concatenate((values, values[:1]))
+
     return replace(
         result,
-        rows=np.stack([result.rows[index] for index in order]),
-        steps=result.steps[order],
-        converged=result.converged[order],
-        distance=result.distance[order],
-        drift=None if result.drift is None else result.drift[order],
-        trajectory=[result.trajectory[i] for i in order] if result.trajectory else [],
+        rows=closed(result.rows),
+        steps=closed(result.steps),
+        converged=closed(result.converged),
+        distance=closed(result.distance),
+        drift=None if result.drift is None else closed(result.drift),
+        trajectory=[*result.trajectory, *result.trajectory[:1]],
     )

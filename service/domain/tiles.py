@@ -15,7 +15,6 @@ A tiling is arithmetic on two sides. It holds no array before the first result i
 caller's sizes cost nothing before pixels are there.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -30,36 +29,23 @@ _BLEND: Final = 16  # pixels in which the weights of two tiles change places
 _STRIP: Final = 64  # lines
 
 
-def strips(image: FloatRow) -> list[slice]:
-    """Strips of lines of an image (C, H, W), of which several arrays fit into a core's cache."""
-    return [slice(top, top + _STRIP) for top in range(0, image.shape[1], _STRIP)]
-
-
-@dataclass(frozen=True)
 class _Axis:
     """The tiles along one side of an image. Places are pixels of the mirrored side."""
 
-    side: int  # of the image
-    length: int  # of the mirrored side
-    tile: int
-    overlap: int
-    blend: int
-    stride: int
-    margin: int
-
-    @classmethod
-    def of(cls, side: int, tile: int, overlap: int, multiple: int, margin: int) -> "_Axis":
-        length = max(tile, -(-(side + 2 * margin) // multiple) * multiple)
-        blend = min(_BLEND, (tile - 2 * overlap) // 2)
-        stride = (tile - 2 * overlap - blend) // multiple * multiple
-        return cls(side, length, tile, overlap, blend, stride, margin)
-
-    @property
-    def count(self) -> int:
-        """Number of tiles."""
+    def __init__(self, side: int, tile: int, overlap: int, multiple: int, margin: int) -> None:
+        self.side = side  # of the image
+        self.tile = tile
+        self.overlap = overlap
+        self.margin = margin
+        # of the mirrored side
+        self.length = max(tile, -(-(side + 2 * margin) // multiple) * multiple)
+        self.blend = max(0, min(_BLEND, (tile - 2 * overlap) // 2))
+        self.stride = (tile - 2 * overlap - self.blend) // multiple * multiple
         # A single tile has no inner edge, and may be smaller than the overlap, which gives a stride
         # below 1.
-        return 1 if self.length == self.tile else -(-(self.length - self.tile) // self.stride) + 1
+        self.count = 1
+        if self.length > tile:
+            self.count += -(-(self.length - tile) // self.stride)
 
     def start(self, index: int) -> int:
         """Where a tile begins."""
@@ -98,11 +84,8 @@ class _Axis:
         return slice(first, last), slice(start + first, start + last)
 
     def _ramps(self, index: int) -> NDArray[np.float64]:
-        ramp = np.ones(self.tile)
-        ramp[: self.overlap] = 0.0
-        ramp[self.overlap : self.overlap + self.blend] = np.arange(1, self.blend + 1) / (
-            self.blend + 1
-        )
+        places = np.arange(self.tile) - (self.overlap - 1)
+        ramp = np.clip(places / (self.blend + 1), 0.0, 1.0)
         weights = np.ones(self.tile)
         if index > 0:
             weights *= ramp
@@ -123,8 +106,8 @@ class Tiling:
     ) -> None:
         self.size = size
         self.tile = tile
-        self._down = _Axis.of(size[0], tile[0], overlap, multiple, margin)
-        self._right = _Axis.of(size[1], tile[1], overlap, multiple, margin)
+        self._down = _Axis(size[0], tile[0], overlap, multiple, margin)
+        self._right = _Axis(size[1], tile[1], overlap, multiple, margin)
         self.count = self._down.count * self._right.count
 
     def cut(self, image: FloatRow, index: int, out: FloatRow) -> None:
@@ -153,5 +136,7 @@ class Tiling:
         right = self._right.weights(column)[pixels]
         source = tile[:, lines, pixels]
         target = canvas[:, top, left]
-        for strip in strips(target):
+        # Strips of lines, of which several arrays fit into a core's cache.
+        for line in range(0, target.shape[1], _STRIP):
+            strip = slice(line, line + _STRIP)
             target[:, strip] += source[:, strip] * (down[strip] * right)

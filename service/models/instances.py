@@ -2,16 +2,17 @@
 many threads.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal
 
 from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceOutOfMemory, Model
 from service.environment import available_cpus
-from service.models.loaded import InferenceModel
+from service.models.loaded import close_all
+from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
@@ -21,7 +22,7 @@ _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may s
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
 Device = Literal["auto", "cpu", "cuda"]
-MakeModel = Callable[..., InferenceModel]
+MakeModel = Callable[..., OnnxModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
@@ -29,24 +30,21 @@ def open_instances(
     make_model: MakeModel,
     settings: Settings,
     data: bytes,
-    count: int | None = None,
     *,
     alone: bool = False,
-) -> list[InferenceModel]:
-    """The instances of one model file: one on each GPU; on a CPU ``count``, or else one with all
-    threads.
+) -> list[OnnxModel]:
+    """The instances of one model file: one on each GPU; on a CPU one with all threads.
 
     A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is
     ``alone``, with one model and without HTTP, a fast model has up to eight instances on a CPU, and
     a slow one two; they share the threads. Raises StartupError, all closed, if one cannot be made.
     """
     threads = settings.threads or available_cpus()
-    given = count
     left = max(1, threads - 1)
-    count = given or (min(_MAX_INSTANCES, left) if alone else 1)
-    each = (threads if given else left) // count
+    count = min(_MAX_INSTANCES, left) if alone else 1
+    each = left // count
 
-    def make(device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
+    def make(device: Device, device_id: int = 0, *, threads: int = 1) -> OnnxModel:
         cuda = CudaOptions(
             device_id=device_id,
             deterministic=settings.deterministic,
@@ -69,7 +67,7 @@ def open_instances(
                 with wrap_errors(f"device {device_id}"):
                     instances.append(make(settings.device, device_id))
         else:
-            if threads > 1 and not given and _is_slow(first):
+            if threads > 1 and _is_slow(first):
                 first.close()
                 instances.clear()
                 count = 1 + alone
@@ -77,46 +75,21 @@ def open_instances(
             for _ in range(count - len(instances)):
                 instances.append(make("cpu" if instances else settings.device, threads=each))
     except BaseException:
-        for instance in instances:
-            instance.close()
+        close_all(instances)
         raise
     return instances
 
 
-class TurnLock:
-    """A lock that threads get in the order in which they ask for it.
+class SharedModel:
+    """A model that lanes of several schedulers call: one call at a time, in the order in which they
+    ask, so that a small tile waits for one large tile at most.
 
-    The thread that releases a `threading.Lock` may take it again before another one wakes up.
+    The calls run in a thread of their own, which calls ``prepare_thread`` first.
     """
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._asked = 0
-        self._ended = 0
-
-    def __enter__(self) -> None:
-        with self._changed:
-            turn = self._asked
-            self._asked += 1
-            self._changed.wait_for(lambda: self._ended == turn)
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._ended += 1
-            self._changed.notify_all()
-
-
-class SizedInstance:
-    """An instance as one for rows of a ``size``, (H, W).
-
-    All sizes share the ``turn``: one runs at a time, and a small tile waits for one large tile at
-    most.
-    """
-
-    def __init__(self, model: Model, size: tuple[int, int], turn: TurnLock) -> None:
-        self.shape = (model.shape[0], *size)
+    def __init__(self, model: Model, prepare_thread: Callable[[], None]) -> None:
         self._model = model
-        self._turn = turn
+        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare_thread)
 
     @property
     def buckets(self) -> Sequence[int] | None:
@@ -125,16 +98,14 @@ class SizedInstance:
 
     def run(self, rows: FloatRows) -> FloatRows:
         """See `Model`."""
-        with self._turn:
-            return self._model.run(rows)
+        return self._thread.submit(self._model.run, rows).result()
 
     def reduce_max_batch(self) -> None:
         """See `Model`."""
-        with self._turn:
-            self._model.reduce_max_batch()
+        self._thread.submit(self._model.reduce_max_batch).result()
 
 
-def _is_slow(model: InferenceModel) -> bool:
+def _is_slow(model: OnnxModel) -> bool:
     # A model that fails counts as fast; its verification reports the failure.
     row = NoiseSource(model.card.row_shapes[0]).rows(0, 0, 1)
     for _ in range(_MEASUREMENTS):

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from service.artifact.card import Card
 from service.artifact.golden import GoldenReport
-from service.domain.latents import NoiseSource
-from service.domain.model import Model, ModelMemory
+from service.domain.model import ModelMemory
+
+if TYPE_CHECKING:
+    from service.runtime.onnx_model import OnnxModel  # imports onnxruntime
 
 Files = tuple[tuple[int, int, int, int], ...]
 """Device, inode, size in bytes and modification time in ns of the files of a version; they differ
@@ -15,25 +17,8 @@ after a change.
 """
 
 
-class InferenceModel(Model, Protocol):
-    """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
-
-    card: Card
-    digest: str  # SHA-256 of the file, in hexadecimal
-    noise: NoiseSource
-    device: Literal["cpu", "cuda"]
-    provider: str  # onnxruntime's name of it
-    fallback_reason: str | None  # why the device `auto` did not select CUDA
-
-    def warm_up(self) -> None:
-        """Run every batch size once."""
-
-    def close(self) -> None:
-        """Release the session and its memory."""
-
-
-ModelFactory = Callable[..., Sequence[InferenceModel]]
-"""Opens the bytes of a model file as one or more instances, or as ``count``, if that is passed.
+ModelFactory = Callable[[bytes], Sequence["OnnxModel"]]
+"""Opens the bytes of a model file as one or more instances.
 
 Raises StartupError if they hold no valid model.
 """
@@ -45,8 +30,7 @@ class LoadedModel:
 
     card: Card
     digest: str  # SHA-256 of the file that runs, in hexadecimal
-    instances: tuple[InferenceModel, ...]
-    noise: NoiseSource
+    instances: "tuple[OnnxModel, ...]"
     golden: GoldenReport
     device: Literal["cpu", "cuda"]
     provider: str
@@ -61,10 +45,13 @@ class LoadedModel:
 
     def close(self) -> None:
         """Release every instance; none may run afterwards."""
-        close_all(self.instances)
+        if self.memory is None:
+            close_all(self.instances)
+        else:
+            self.memory.close()
 
 
-def close_all(models: Iterable[LoadedModel | InferenceModel]) -> None:
+def close_all(models: "Iterable[LoadedModel | OnnxModel]") -> None:
     """Release the sessions of models; none may run afterwards."""
     for model in models:
         model.close()

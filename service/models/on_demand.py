@@ -36,20 +36,24 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from service.artifact.files import MODEL_FILES
 from service.artifact.golden import digest_of
 from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
-from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory, ModelMemory
 from service.environment import resident_bytes
-from service.models.loaded import InferenceModel, LoadedModel
+from service.models.loaded import LoadedModel, close_all
 from service.models.repository import Repository, describe_failure
+
+if TYPE_CHECKING:
+    from service.runtime.onnx_model import OnnxModel
 
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
@@ -173,14 +177,15 @@ class Memory:
 
 
 class OnDemandModel(ModelMemory):
-    """The instances of one version. ``open_again`` opens as many as there were."""
+    """The instances of one version on a CPU. ``read`` gives the bytes of its file again."""
 
     def __init__(self, memory: Memory, ref: str, size: int) -> None:
         self.ref = ref
         self.size = size
         self._memory = memory
-        self.instances: Sequence[InferenceModel] = ()
-        self.open_again: Callable[[], Sequence[InferenceModel]] = tuple
+        self.instances: Sequence[OnnxModel] = ()
+        self.read: Callable[[], bytes] = bytes
+        self.is_open = False
         self.failure = ""
         # Guarded by the lock of `Memory`.
         self.users = 0
@@ -202,7 +207,7 @@ class OnDemandModel(ModelMemory):
         """See `ModelMemory`."""
         with self._opening:
             is_open = self._memory.enter(self)
-            if is_open and not self.instances:
+            if is_open and not self.is_open:
                 self._open()
             return is_open
 
@@ -216,14 +221,17 @@ class OnDemandModel(ModelMemory):
         rank = memory.accounts.spent.get(caller, 0.0)
         turns = {self, *(each for each in [*memory.waiting] if each.rank <= rank)}
         seconds = sum(2 * each.opening_s * each.size for each in turns) / memory.limit
-        return 0.0 if self.instances else seconds
+        return 0.0 if self.is_open else seconds
 
     def _open(self) -> None:
         began = time.monotonic()
         try:
             if self._is_closed:
                 raise StartupError("it is closed")
-            self.instances = self.open_again()
+            data = self.read()
+            for instance in self.instances:
+                instance.reopen(data)
+            self.is_open = True
             self.failure = ""
             self._memory.on_opened()
         except Exception as exc:
@@ -232,88 +240,56 @@ class OnDemandModel(ModelMemory):
             if self.failure != earlier:
                 _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
             self._memory.resize(self, 0)
+            self.close_instances()
         _free_unused()
         self.opening_s = time.monotonic() - began
         self.ripe_at = began + 2 * self.opening_s
 
     def close(self) -> None:
-        """Close the instances for good."""
+        """See `ModelMemory`."""
         self._is_closed = True
         self._memory.resize(self, 0)
         self.close_instances()
 
     def close_instances(self) -> None:
         """Release the sessions and their memory."""
-        instances = self.instances
-        self.instances = ()
-        for instance in instances:
-            instance.close()
-        del instances
+        self.is_open = False
+        close_all(self.instances)
         _free_unused()
 
 
-class OnDemandInstance:
-    """Stands for one instance of an `OnDemandModel` on a CPU, which a lane opens before a call."""
-
-    buckets = None
-
-    def __init__(self, model: OnDemandModel, index: int, shape: tuple[int, int, int]) -> None:
-        self._model = model
-        self._index = index
-        self.shape = shape
-        self.close = model.close
-
-    def run(self, rows: FloatRows) -> FloatRows:
-        """See `Model`."""
-        return self._opened().run(rows)
-
-    def reduce_max_batch(self) -> None:
-        """See `Model`."""
-        self._opened().reduce_max_batch()
-
-    def _opened(self) -> InferenceModel:
-        instances = self._model.instances
-        if not instances:
-            raise ModelFailure("the model cannot be opened", reason=self._model.failure)
-        return instances[self._index]
-
-
+@dataclass(kw_only=True, eq=False)
 class OnDemandRepository(Repository):
     """A repository whose models are open on demand. One measures itself when it is loaded, with
     ``max_batch_rows``.
     """
 
-    def __init__(self, *, memory: Memory, max_batch_rows: int, **options: Any) -> None:
-        super().__init__(**options)
-        self._memory = memory
-        self._max_batch_rows = max_batch_rows
+    memory: Memory
+    max_batch_rows: int
 
     def _load(self, ref: str) -> LoadedModel:
-        file = self._path(ref, MODEL_FILES[self._precision])
+        file = self._path(ref, MODEL_FILES[self.precision])
         size = sum(stat[2] for stat in self._identities([file]))
-        model = OnDemandModel(self._memory, ref, min(self._memory.limit, _ESTIMATE * size))
+        model = OnDemandModel(self.memory, ref, min(self.memory.limit, _ESTIMATE * size))
         model.callers.append(lambda: [""])  # while it is loaded, for nobody
-        self._memory.enter(model)
+        self.memory.enter(model)
         model.callers.clear()
         try:
             before = resident_bytes()
             loaded = super()._load(ref)
             model.instances = loaded.instances
+            model.is_open = True
             model.size = self._measure(loaded, before, _LEAST * size)
             with wrap_errors(file):
-                self._memory.resize(model, model.size)
+                self.memory.resize(model, model.size)
         except BaseException:
             model.close()
             raise
         finally:
             model.ripe_at = 0.0
             model.release()
-        count = len(loaded.instances)
-        instances = [OnDemandInstance(model, index, loaded.card.shape) for index in range(count)]
-        model.open_again = partial(self._open_again, file, loaded.digest, count)
-        return replace(
-            loaded, instances=cast(tuple[InferenceModel, ...], tuple(instances)), memory=model
-        )
+        model.read = partial(self._read_verified, file, loaded.digest)
+        return replace(loaded, memory=model)
 
     def _measure(self, loaded: LoadedModel, before: int, least: int) -> int:
         """Bytes of the open instances, each with the scratch memory of the largest batch."""
@@ -323,14 +299,15 @@ class OnDemandRepository(Repository):
         count = len(loaded.instances)
         # smaller batches run; the golden rows did
         with contextlib.suppress(ModelFailure, DeviceOutOfMemory):
-            model.run(model.noise.rows(0, 0, loaded.card.batch_rows(self._max_batch_rows)))
+            rows = loaded.card.batch_rows(self.max_batch_rows)
+            model.run(np.zeros((rows, *model.shape), np.float32))
         return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
 
-    def _open_again(self, file: str, digest: str, count: int) -> Sequence[InferenceModel]:
+    def _read_verified(self, file: str, digest: str) -> bytes:
         data = self._read(file)
         if digest_of(data) != digest:
             raise StartupError(f"{file}: changed since it was verified; load the model again")
-        return self._open_models(data, count)
+        return data
 
 
 def _free_unused() -> None:

@@ -14,13 +14,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.domain.latents import FloatRow
+from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
 from service.models.loaded import LoadedModel
@@ -39,37 +40,30 @@ cost money.
 _LOG = logging.getLogger(__name__)
 
 
-class TilePlan(NamedTuple):
-    """How many tiles a request has, and bytes of those that are open at a time."""
-
-    rows: int
-    bytes: int
-
-
 class ServedModel:
     """A verified model, the schedulers that run it and its statistics.
 
     A request resolves its model once and passes this object on, so that it ends on the version on
-    which it began. ``make_scheduler`` makes a scheduler for rows of a size (H, W): one, and at
+    which it began. ``make_scheduler`` makes a scheduler for rows of one size: one at once, and at
     their first use those of smaller tiles.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        make_scheduler: Callable[[tuple[int, int]], Scheduler],
+        make_scheduler: Callable[[], Scheduler],
         statistics: ModelStatistics,
     ) -> None:
         self.loaded = loaded
         self.statistics = statistics
         self._make_scheduler = make_scheduler
-        self.scheduler = make_scheduler(loaded.card.shape[1:])
+        self.scheduler = make_scheduler()
         self._is_closed = False
         self.schedulers = {loaded.card.shape[1:]: self.scheduler}  # by the size of their rows
         # Copied, because every request reads them.
         self.card = loaded.card
         self.digest = loaded.digest
-        self.noise = loaded.noise
+        self.noise = NoiseSource(self.card.shape)
         self.ref = loaded.ref
         self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
         # Unix time in seconds, rounded up, at which the set of served models last changed
@@ -86,26 +80,23 @@ class ServedModel:
         """Apply a model that takes any size to images (C, H, W), with masks (1, H, W); see
         `TiledRun`.
         """
-        each_mask = [None] * len(images) if masks is None else masks
         tiled = [
             (image, self.card.tiling(image.shape[1:]), mask)
-            for image, mask in zip(images, each_mask, strict=True)
+            for image, mask in zip(images, masks or repeat(None), strict=False)
         ]
         run = TiledRun(
             tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event
         )
         return await run.run()
 
-    def plan_tiles(self, sizes: Sequence[Size]) -> TilePlan:
-        """The tiles of images of these sizes, and what they take beside the images."""
+    def plan_tiles(self, sizes: Sequence[Size]) -> tuple[int, int]:
+        """How many tiles images of these sizes have, and bytes of those that are open at a time."""
         tilings = [self.card.tiling(size) for size in sizes]
         count = sum(tiling.count for tiling in tilings)
         area = max((math.prod(tiling.tile) for tiling in tilings), default=0)
         open_tiles = min(count, OPEN_REQUESTS * self.scheduler.batch_rows)
         # Each is cut from the image, and f makes another one of it.
-        return TilePlan(
-            count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize
-        )
+        return count, 2 * open_tiles * area * self.card.shape[0] * np.dtype(np.float32).itemsize
 
     def close(self, seconds: float = 5.0) -> None:
         """Close the schedulers, as `Scheduler.close`."""
@@ -117,8 +108,7 @@ class ServedModel:
         if size not in self.schedulers:
             if self._is_closed:
                 raise Draining("the service is shutting down")
-            self.schedulers[size] = self._make_scheduler(size)
-            self.schedulers[size].start()
+            self.schedulers[size] = self._make_scheduler()
         return self.schedulers[size]
 
 
@@ -145,7 +135,7 @@ class IndexEntry(NamedTuple):
 class ModelRegistry:
     """The served models by name and version.
 
-    ``serve`` starts no thread. ``wait_for_requests`` returns when every request in flight at the
+    ``wait_for_requests`` returns when every request in flight at the
     time of the call has ended. ``on_activated`` gets every model that begins to serve under its
     name, ``on_deactivated`` every `name/version` that no longer serves.
     """
@@ -226,7 +216,6 @@ class ModelRegistry:
         is one.
         """
         model = self._serve(loaded)
-        model.scheduler.start()
         displaced = self.models.get(model.ref)
         self._failures.pop(model.ref, None)
         self._set_models({**self.models, model.ref: model})
@@ -252,10 +241,13 @@ class ModelRegistry:
         version does not load. The others now serve; a version that served before under the same
         name and number goes on serving.
         """
-        # begun before the lock is held, so those who wait for the lock share it
-        refresh = self._next_refresh_if(may_be_new or bool(self._refs(name)))
+        # Begun before the lock is held, so those who wait for the lock share it: one refresh runs
+        # at a time, and all who ask before the next begins share that.
+        refresh = None
+        if self._repository.store and (may_be_new or self._refs(name) or await self._find(name)):
+            refresh = self._next_refresh or asyncio.create_task(self._refresh_next())
+            self._next_refresh = refresh
         async with self._locks.setdefault(name, asyncio.Lock()):
-            refresh = refresh or self._next_refresh_if(bool(await self._find(name)))
             # it goes on if a caller leaves
             uncopied = {} if refresh is None else await asyncio.shield(refresh)
             if uncopied is None:
@@ -285,18 +277,8 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
-    def _next_refresh_if(self, needed: bool) -> asyncio.Task[Failures | None] | None:
-        """As `Repository.refresh`, if ``needed`` and there is a store; its result is None if that
-        cannot be read. One refresh runs at a time, and all who ask before the next begins share
-        that.
-        """
-        if not needed or not self._repository.has_store:
-            return None
-        if self._next_refresh is None:
-            self._next_refresh = asyncio.create_task(self._refresh_next())
-        return self._next_refresh
-
     async def _refresh_next(self) -> Failures | None:
+        """As `Repository.refresh`; None if the store cannot be read."""
         async with self._refreshing:
             await asyncio.sleep(self._next_at - time.monotonic())
             self._next_refresh = None  # what changes from now on may not be in this listing
@@ -331,13 +313,17 @@ class ModelRegistry:
         except (StartupError, OSError) as exc:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
-        unloading = {model.ref for model in self._retiring}
         failures = self.failures
-        refs = {*on_disk, *self.models, *failures, *self._loading, *unloading}
-        return [
-            IndexEntry(ref, *self._state(ref, failures.get(ref, ""), unloading))
-            for ref in sorted(refs, key=version_key)
-        ]
+        entries = {ref: IndexEntry(ref, "UNAVAILABLE", "not loaded") for ref in on_disk}
+        for ref, reason in failures.items():
+            entries[ref] = IndexEntry(ref, "UNAVAILABLE", reason)
+        for model in self._retiring:
+            entries[model.ref] = IndexEntry(model.ref, "UNLOADING", "finishes what it has")
+        for ref in self._loading:
+            entries[ref] = IndexEntry(ref, "LOADING", "")
+        for ref in self.models:
+            entries[ref] = IndexEntry(ref, "READY", failures.get(ref, ""))
+        return [entries[ref] for ref in sorted(entries, key=version_key)]
 
     def abort_all(self) -> None:
         """Fail every request in flight, with `Draining` if it runs a model, without waiting for
@@ -396,10 +382,11 @@ class ModelRegistry:
         return [ref for ref, model in self.models.items() if model.card.name == name]
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
-        for ref in [
-            ref for ref in self._failures if ref.partition("/")[0] == name and ref not in keep
-        ]:
-            del self._failures[ref]
+        self._failures = {
+            ref: reason
+            for ref, reason in self._failures.items()
+            if ref.partition("/")[0] != name or ref in keep
+        }
 
     def _deactivate(self, ref: str) -> None:
         model = self.models[ref]
@@ -422,14 +409,3 @@ class ModelRegistry:
         # receive.
         await asyncio.to_thread(model.close, seconds)
         model.loaded.close()
-
-    def _state(self, ref: str, reason: str, unloading: set[str]) -> tuple[State, str]:
-        if ref in self.models:
-            return "READY", reason
-        if ref in self._loading:
-            return "LOADING", ""
-        return (
-            ("UNLOADING", "finishes what it has")
-            if ref in unloading
-            else ("UNAVAILABLE", reason or "not loaded")
-        )

@@ -11,12 +11,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path, PurePath
-from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from service.artifact.card import Card, from_metadata
 from service.artifact.files import (
@@ -26,21 +26,25 @@ from service.artifact.files import (
     MODEL_FILES,
     NAME_PATTERN,
     VERSION_PATTERN,
+    Precision,
 )
 from service.artifact.golden import Golden, GoldenReport, check_golden, digest_of, read_golden
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import ModelFailure, StartupError, wrap_errors
 from service.domain.model import DeviceLost, DeviceOutOfMemory
-from service.models.loaded import Files, InferenceModel, LoadedModel, ModelFactory, close_all
+from service.models.loaded import Files, LoadedModel, ModelFactory, close_all
 from service.models.store import Failures, ModelStore, cache_folder
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.runtime.onnx_model import OnnxModel
 
 LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from
 a slow network disk at 20 MB/s, takes a third of them; a model that loops for ever does not end.
 """
 _NAME: Final = re.compile(NAME_PATTERN)
-_VERSION: Final = re.compile(VERSION_PATTERN)
+_REF: Final = re.compile(f"{NAME_PATTERN[1:-1]}/{VERSION_PATTERN[1:-1]}")
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
@@ -75,6 +79,7 @@ class Loaded(NamedTuple):
     failures: Failures  # one line each, without a path outside of the directory
 
 
+@dataclass(eq=False)
 class Repository:
     """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread
     may call it.
@@ -88,65 +93,45 @@ class Repository:
     an empty text stands for the default.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        open_models: ModelFactory,
-        *,
-        default: str,
-        only_a_guess: bool = False,
-        pins: Mapping[str, str] = MappingProxyType({}),
-        strict: bool = False,
-        precision: Literal["fp32", "fp16"] = "fp32",
-        open_on_cpu: ModelFactory | None = None,
-        store: ModelStore | None = None,
-        only: str | None = None,
-    ) -> None:
-        self._directory = directory
-        self.default = default
-        self.pins = pins
-        self._strict = strict
-        self._only_a_guess = only_a_guess
-        self._store = store
-        self._only = only
-        self._open_models = open_models
-        self._open_on_cpu = open_on_cpu
-        self._precision: Literal["fp32", "fp16"] = precision
+    directory: Path
+    open_models: ModelFactory
+    _: KW_ONLY
+    default: str
+    only_a_guess: bool = False
+    pins: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    precision: Precision = "fp32"
+    open_on_cpu: ModelFactory | None = None
+    store: ModelStore | None = None
+    only: str | None = None
+
+    def __post_init__(self) -> None:
         # why CUDA fails every call of this process, once a model has found that out
         self._cuda_lost = ""
-        self._ignored_names: set[str] = set()  # folders that a warning was logged for
-        self._names: dict[Files, str] = {}  # of models that lie as KServe mounts one
+        # Of models that lie as KServe mounts one: their names, and folders by `name/version`.
+        self._names: dict[Files, str] = {}
+        self._mounted: dict[str, str] = {}
 
     def find_all(self) -> list[str]:
         """`name/version` of every version folder, as `find`; raises StartupError if there is
         none.
         """
-        if not self._directory.is_dir():
-            raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory; {_HINT}")
+        if not self.directory.is_dir():
+            raise StartupError(f"IGN_MODEL_DIR={self.directory}: no such directory; {_HINT}")
         refs = self.find()
         if not refs:
             raise StartupError(
-                f"IGN_MODEL_DIR={self._directory}: holds no model such as "
+                f"IGN_MODEL_DIR={self.directory}: holds no model such as "
                 f"mnist/1/model.onnx; {_HINT}"
             )
         names = {ref.partition("/")[0] for ref in refs}
-        if self._only_a_guess and self.default not in names:
-            _LOG.info(
-                "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s",
-                self.default,
-                min(names),
-            )
+        if self.only_a_guess and self.default not in names:
             self.default = min(names)
         return refs
 
-    @property
-    def has_store(self) -> bool:
-        """Whether the directory holds copies from a store."""
-        return self._store is not None
-
     def refresh(self, *, may_fail: bool = False) -> Failures:
         """Copy what has changed in the store, if there is one; as `ModelStore.refresh`."""
-        return {} if self._store is None else self._store.refresh(may_fail=may_fail)
+        return {} if self.store is None else self.store.refresh(may_fail=may_fail)
 
     def start_refresh(self) -> Future[Failures]:
         """As `refresh`, in a thread of its own: no other work waits behind a store that hangs."""
@@ -164,58 +149,44 @@ class Repository:
             if ref.count("/") == 1
         }
         refs = self.find_all()
-        if self._only:
-            if not any(self._only in (ref, ref.partition("/")[0]) for ref in refs):
-                raise StartupError(f"no model {self._only!r}; there is {', '.join(refs)}")
-            self.default = self._only
+        self.default = self.only or self.default
         default = self._default_of(refs)  # before the loading, which can take minutes
-        refs = refs if self._only is None else [default]
-        _LOG.info("loading %d models of %s", len(refs), self._directory)
+        refs = refs if self.only is None else [default]
+        _LOG.info("loading %d models of %s", len(refs), self.directory)
         loaded = dict[str, LoadedModel]()
-        try:
-            for ref in refs:
-                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
-            # The device of models that were verified earlier is lost: load them again, on the CPU.
-            for ref in [
-                ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"
-            ]:
-                loaded[ref].close()
-                self._try(ref, loaded, failures, is_needed=self._strict or ref == default)
-        except BaseException:
-            close_all(loaded.values())
-            raise
+        waiting = deque(refs)
+        while waiting:
+            ref = waiting.popleft()
+            try:
+                loaded[ref] = self.load(ref)
+            except Exception as exc:
+                failures[ref] = describe_failure(ref, exc)
+                if self.strict or ref == default:
+                    close_all(loaded.values())
+                    raise StartupError(failures[ref]) from exc
+                _LOG.error("%s does not serve: %s", ref, failures[ref])
+            if self._cuda_lost:  # also for models that were verified before: again, on the CPU
+                lost = [ref for ref, model in loaded.items() if model.device == "cuda"]
+                close_all(map(loaded.pop, lost))
+                waiting += lost
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
-
-    def _try(
-        self, ref: str, loaded: dict[str, LoadedModel], failures: Failures, *, is_needed: bool
-    ) -> None:
-        loaded.pop(ref, None)
-        try:
-            loaded[ref] = self.load(ref)
-        except Exception as exc:
-            if is_needed:
-                raise
-            failures[ref] = describe_failure(ref, exc)
-            _LOG.error("%s does not serve: %s", ref, failures[ref])
 
     def _default_of(self, refs: Sequence[str]) -> str:
         """`name/version` of the default; raises StartupError if it or a pinned version is
         missing.
         """
-        there = f"not there; there is {', '.join(refs)}"
+        there = f"there is {', '.join(refs)}"
         for name, version in self.pins.items():
             if f"{name}/{version}" not in refs:
-                raise StartupError(f"IGN_VERSIONS={name}={version}: {there}")
+                raise StartupError(f"IGN_VERSIONS={name}={version}: not there; {there}")
         versions = [ref for ref in refs if self.default in (ref, ref.partition("/")[0])]
+        if self.default in self.pins:
+            versions = [f"{self.default}/{self.pins[self.default]}"]
         if not versions:
-            raise StartupError(
-                f"IGN_DEFAULT_MODEL={self.default}: {there}; choose with --default-model"
-            )
-        return (
-            f"{self.default}/{self.pins[self.default]}"
-            if self.default in self.pins
-            else versions[-1]
-        )
+            text = f"IGN_DEFAULT_MODEL={self.default}: not there; {there}"
+            text += "; choose with --default-model"
+            raise StartupError(f"no model {self.only!r}; {there}" if self.only else text)
+        return versions[-1]
 
     def is_named(self, ref: str) -> bool:
         """Whether the settings name this very version."""
@@ -228,34 +199,31 @@ class Repository:
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
-        folders = self._subfolders(self._directory, _NAME)
-        if name is not None:
-            folder = self._directory / name
-            is_there = re.fullmatch(NAME_PATTERN, name) and folder.is_dir()
-            folders = iter([folder] if is_there else ())
+        if name is not None and not _NAME.fullmatch(name):
+            return []
+        folders = self.directory.iterdir() if name is None else [self.directory / name]
         refs = [
             f"{folder.name}/{version.name}"
             for folder in folders
-            for version in self._subfolders(folder, _VERSION)
+            for version in folder.glob("*")
+            if version.is_dir()
         ]
-        refs += [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
-        return sorted(refs, key=version_key)
+        mounted = [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
+        return sorted([*filter(_REF.fullmatch, refs), *mounted], key=version_key)
 
     def _find_mounted(self) -> list[str]:
         """`name/version` of a model that lies as KServe mounts one, without a folder of its
         name.
         """
-        files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self._directory.iterdir())]
-        files = [
-            file
-            for file in files
-            if (self._directory / file).is_file() and _MOUNTED.fullmatch(file)
-        ]
+        files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self.directory.iterdir())]
+        files = [file for file in filter(_MOUNTED.fullmatch, files) if self._identities([file])]
         for file in files:  # a version with a damaged card has the name of another one
             with contextlib.suppress(StartupError):
-                ref = self._card_ref(file)
-                name, _, version = ref.partition("/")
-                return [f"{name}/{each.rpartition('/')[0] or version}" for each in files]
+                name, _, version = self._card_ref(file).partition("/")
+                folders = [each.rpartition("/")[0] for each in files]
+                found = {f"{name}/{folder or version}": folder for folder in folders}
+                self._mounted |= found
+                return list(found)
         return [self._card_ref(file) for file in files]  # which raises
 
     def _card_ref(self, file: str) -> str:
@@ -275,30 +243,26 @@ class Repository:
         except OSError as exc:
             raise StartupError(f"{file}: {exc.strerror}") from exc
         with wrap_errors(file):
-            return from_metadata(read_metadata(data))[0]
+            return from_metadata(read_metadata(data))
 
     def path(self, ref: str, file: str) -> Path:
         """A file of a version."""
-        return self._directory / self._path(ref, file)
+        return self.directory / self._path(ref, file)
 
     def _path(self, ref: str, file: str) -> str:
         """A file of a version, relative to the directory."""
-        folders = (ref, ref.partition("/")[2], "")
-        folder = next(
-            (each for each in folders if (self._directory / each / MODEL_FILE).exists()), ref
-        )
-        return str(PurePath(folder, file))
+        return str(PurePath(self._mounted.get(ref, ref), file))
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
-        names = dict.fromkeys((MODEL_FILES[self._precision], MODEL_FILE, GOLDEN_FILE))
+        names = dict.fromkeys((MODEL_FILES[self.precision], MODEL_FILE, GOLDEN_FILE))
         return self._identities([self._path(ref, name) for name in names])
 
     def _identities(self, files: Iterable[str]) -> Files:
         identities = []
         for file in files:
             try:
-                stat = os.stat(self._directory / file)
+                stat = os.stat(self.directory / file)
             except OSError:  # `load` reports the missing file
                 continue
             identities.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
@@ -307,13 +271,10 @@ class Repository:
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, `name/version`.
 
-        Raises StartupError if that fails or takes longer than `LOAD_S`; the text begins with the
-        file, relative to the directory.
+        Raises StartupError if that fails, whose text begins with the file, relative to the
+        directory, and TimeoutError if it takes longer than `LOAD_S`.
         """
-        try:
-            return self.start_load(ref).result(LOAD_S)
-        except TimeoutError as exc:
-            raise StartupError(f"{ref}: not loaded and verified in time ({LOAD_S:g} s)") from exc
+        return self.start_load(ref).result(LOAD_S)
 
     def start_load(self, ref: str) -> Future[LoadedModel]:
         """As `load`, in a thread of its own and without its time limit: nothing waits behind a
@@ -324,24 +285,24 @@ class Repository:
     def _load(self, ref: str) -> LoadedModel:
         # before the files are read, so that a change during the loading is noticed
         files = self.files(ref)
-        file = self._path(ref, MODEL_FILES[self._precision])
-        if self._precision == "fp16" and not (self._directory / file).is_file():
+        file = self._path(ref, MODEL_FILES[self.precision])
+        if self.precision == "fp16" and not (self.directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
         reason = self._cuda_lost
         golden = self._read_golden(ref, file, data)
-        if not reason or self._open_on_cpu is None:
+        if not reason or self.open_on_cpu is None:
             try:
-                return self._open_verified(self._open_models, data, file, golden, files)
+                return self._open_verified(self.open_models, data, file, golden, files)
             except _FailsOnCuda as exc:
-                if self._open_on_cpu is None:
+                if self.open_on_cpu is None:
                     raise
                 reason = exc.detail
                 if isinstance(exc.__cause__, DeviceLost):
                     self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
         _LOG.warning("%s runs on the CPU: %s", ref, reason)
-        loaded = self._open_verified(self._open_on_cpu, data, file, golden, files)
+        loaded = self._open_verified(self.open_on_cpu, data, file, golden, files)
         return replace(loaded, fallback_reason=reason)
 
     def _read_golden(self, ref: str, file: str, data: bytes) -> Golden:
@@ -350,7 +311,7 @@ class Repository:
         """
         golden_file = self._path(ref, GOLDEN_FILE)
         with wrap_errors(file):
-            card, _ = from_metadata(read_metadata(data))
+            card = from_metadata(read_metadata(data))
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
         path = self._file(golden_file)
@@ -358,7 +319,7 @@ class Repository:
             golden = read_golden(path, *card.row_shapes)
         # golden.npz names the digest of the fp32 file.
         exported = digest_of(
-            data if self._precision == "fp32" else self._read(self._path(ref, MODEL_FILE))
+            data if self.precision == "fp32" else self._read(self._path(ref, MODEL_FILE))
         )
         if golden.digest != exported:
             raise StartupError(
@@ -381,7 +342,6 @@ class Repository:
             card=model.card,
             digest=model.digest,
             instances=tuple(models),
-            noise=model.noise,
             golden=report,
             device=model.device,
             provider=model.provider,
@@ -390,7 +350,7 @@ class Repository:
         )
 
     def _check_golden(
-        self, file: str, golden: Golden, models: Sequence[InferenceModel]
+        self, file: str, golden: Golden, models: "Sequence[OnnxModel]"
     ) -> GoldenReport:
         model, *other_instances = models
         error = _FailsOnCuda if model.device == "cuda" else StartupError
@@ -398,7 +358,7 @@ class Repository:
             for instance in models:
                 instance.warm_up()
             report = check_golden(
-                model, golden, getattr(model.card.tolerance, self._precision), other_instances
+                model, golden, getattr(model.card.tolerance, self.precision), other_instances
             )
         except (ModelFailure, DeviceOutOfMemory, DeviceLost, StartupError) as exc:
             reason = exc.reason if isinstance(exc, ModelFailure) else exc
@@ -410,25 +370,12 @@ class Repository:
             )
         return report
 
-    def _subfolders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-        for entry in parent.iterdir():
-            if entry.name.startswith(".") or not entry.is_dir():
-                continue
-            if not pattern.fullmatch(entry.name):
-                if entry.name not in self._ignored_names:  # one warning for each name
-                    self._ignored_names.add(entry.name)
-                    _LOG.warning(
-                        "model directory: %r is no model name or version; passed over", entry.name
-                    )
-                continue
-            yield entry
-
     def _file(self, relative: str) -> Path:
-        path = self._directory / relative
+        path = self.directory / relative
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
         resolved = path.resolve()  # what is checked is opened, even if a link changes meanwhile
-        if not any(resolved.is_relative_to(root) for root in _roots(self._directory.resolve())):
+        if not any(resolved.is_relative_to(root) for root in _roots(self.directory.resolve())):
             raise StartupError(f"{relative}: leads out of the model directory")
         return resolved
 

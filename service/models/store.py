@@ -31,7 +31,6 @@ _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 _MAX_OBJECTS: Final = 100_000  # below the URL, models or not
 _MAX_BYTES: Final = 1 << 36  # of all models together
-_MAX_STATE: Final = 1 << 26  # bytes: 100 000 paths have half of them
 
 Failures = dict[str, str]
 """Why folders of models could not be copied, or versions do not serve: a line for each, by its path
@@ -64,19 +63,12 @@ class ModelStore:
                 return self._refresh(self._copied(), Path(fresh), may_fail=may_fail)
 
     def _copied(self) -> Objects:
-        """The objects that the state file names. What is no file of a model is ignored, so that
-        nothing removes it.
-        """
+        """The objects that the state file names; none if there is no such file."""
         try:
-            with self._state.open("rb") as file:
-                state = json.loads(file.read(_MAX_STATE))
-            return {
-                path: (int(size), str(tag))
-                for path, (size, tag) in state.items()
-                if _FILE.fullmatch(path)
-            }
-        except Exception:  # none, or one of another form
+            state = json.loads(self._state.read_bytes())
+        except (OSError, ValueError):
             return {}
+        return {path: (size, tag) for path, (size, tag) in state.items()}
 
     def _refresh(self, copied: Objects, fresh: Path, *, may_fail: bool) -> Failures:
         known = {path: tag for path, tag in copied.items() if os.path.isfile(self.folder / path)}

@@ -62,7 +62,7 @@ class OnnxModel:
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
-        self.card, self.noise = from_metadata(read_metadata(data))
+        self.card = from_metadata(read_metadata(data))
         try:
             session = self._make_session()
         except CudaUnavailable as exc:
@@ -87,14 +87,12 @@ class OnnxModel:
     def run(self, rows: FloatRows) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order.
 
-        Raises `ValueError` if rows are not float32 of a size of the model, `DeviceOutOfMemory`,
-        `DeviceLost` if CUDA fails every call of this process from now on, and else `ModelFailure`.
-        After an error that does not tell, a row of zeros is run: if that fails too, the device is
-        lost.
+        Raises `DeviceOutOfMemory`, `DeviceLost` if CUDA fails every call of this process from now
+        on, and else `ModelFailure`. After an error that does not tell, a row of zeros is run: if
+        that fails too, the device is lost.
         """
-        self._check_rows(rows)
         if not self._sessions:
-            raise ModelFailure("the model is closed")
+            raise ModelFailure("the model cannot be opened", reason="it is closed")
         batch = rows if self.buckets is None else padded(rows, self.buckets)
         try:
             return self._compute(batch)[: len(rows)]
@@ -132,13 +130,21 @@ class OnnxModel:
         self.warm_up()
 
     def close(self) -> None:
-        """Release the session and its memory; a later :meth:`run` raises `ModelFailure`."""
+        """Release the session, its file and their memory; a later :meth:`run` raises
+        `ModelFailure`.
+        """
         self._sessions.clear()
+        self._data = b""
+
+    def reopen(self, data: bytes) -> None:
+        """Start a session again, after `close`, with the bytes of the same file."""
+        self._data = data
+        self._sessions[()] = self._make_session()
 
     def _reset_session(self) -> None:
         if self.buckets is not None:
             self.buckets = self.buckets[:-1] or (max(1, self.buckets[-1] // 2),)
-        self.close()  # before the new session starts: the device has no room for both
+        self._sessions.clear()  # before the new session starts: the device has no room for both
         self._sessions[()] = self._make_session()
 
     def _make_session(self) -> Any:
@@ -159,16 +165,6 @@ class OnnxModel:
         if result.shape != rows.shape or result.dtype != np.float32:
             raise ValueError(f"the model gave {result.dtype} {result.shape} for {rows.shape}")
         return result
-
-    def _check_rows(self, rows: FloatRows) -> None:
-        if (
-            rows.ndim != 4
-            or rows.shape[1:] not in self._shapes
-            or rows.dtype != np.float32
-            or not len(rows)
-        ):
-            shapes = " or ".join(f"(N, *{shape})" for shape in self._shapes)
-            raise ValueError(f"rows must be float32 {shapes}, not {rows.dtype} {rows.shape}")
 
     def _describe_shortage(self, exc: Exception) -> str:
         # A line about memory that ran out; any other error of onnxruntime is raised as `run`

@@ -121,11 +121,6 @@ class Admission:
         self._steps_per_call, self._seconds_per_call = (0.0, 0.0)
         self._jitter = np.random.default_rng()
 
-    @property
-    def waiting(self) -> int:
-        """Rows admitted, unfinished and in no batch."""
-        return self.total.waiting
-
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
         self.limits[device] = rows

@@ -60,18 +60,16 @@ class Lane:
             Batch
         ]()  # given and not delivered, in their order; of the event loop only
         self.delivered = deque[Batch]()  # the thread appends, the event loop pops
-        self.is_running = self.is_lost = False
+        self.is_lost = False
         self._model = model
         self._clock = clock
         self._memory = memory
         self._on_delivery = on_delivery
         self._prepare_thread = prepare_thread
         self._given = SimpleQueue[Batch | None]()
-        self._thread: threading.Thread | None = None
+        self._start()
 
-    def start(self) -> None:
-        """Start the thread, or another one in its place."""
-        self.is_running = True
+    def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
         self._thread.start()
 
@@ -88,9 +86,8 @@ class Lane:
 
     def join(self, seconds: float) -> None:
         """Wait at most so long for the thread to end."""
-        if self._thread is not None:
-            with contextlib.suppress(RuntimeError):  # another thread is just about to start it
-                self._thread.join(seconds)
+        with contextlib.suppress(RuntimeError):  # another thread is just about to start it
+            self._thread.join(seconds)
 
     def _main(self) -> None:
         self._prepare_thread()
@@ -100,15 +97,13 @@ class Lane:
             except BaseException as exc:
                 # No exception is expected here. Callers must not wait for a thread that is gone.
                 batch.death = exc
-                self.is_running = False
-            batch.limit = self.limit
             self.delivered.append(batch)
             if len(self.delivered) == 1:  # else the event loop is on its way
                 self._on_delivery(self)
             if batch.death is not None:
+                self._start()  # another thread in its place
                 return
             del batch  # it holds the rows, and the next one may come late
-        self.is_running = False
 
     def _run(self, batch: Batch) -> None:
         if (

@@ -70,21 +70,12 @@ class FairQueue:
         insort(caller.by_progress, (piece.steps, request.deadline, piece.seq, piece))
         caller.by_arrival[piece] = self._batch_number
 
-    def take(self, places: int, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
-        """Take at most ``places`` rows for a batch.
-
-        Returns the slices, which are cut if only a part of their rows is taken, and the requests
-        whose rows had a place but have expired. What else waits of these is still in the queue.
+    def take(self, places: int) -> list[Slice]:
+        """Take at most ``places`` rows for a batch; slices are cut if only a part of their rows is
+        taken.
         """
         self._batch_number += 1
-        slices = self._take_all() if self.row_count <= places else self._take_some(places)
-        expired = dict[ScheduledRequest, None]()
-        for piece in slices:
-            if piece.request.expires <= now:
-                expired[piece.request] = None
-        if expired:
-            slices = [piece for piece in slices if piece.request not in expired]
-        return slices, list(expired)
+        return self._take_all() if self.row_count <= places else self._take_some(places)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Remove all waiting rows of a request."""
@@ -163,15 +154,13 @@ class BatchFormer:
         has_few = lane.has_buckets or lane.limit == 1
         return lane if len(lane.batches) < (_OPEN_BATCHES if has_few else self._shares) else None
 
-    def form(self, lane: Lane, now: float) -> tuple[Batch | None, list[ScheduledRequest]]:
-        """A batch for a free lane, and the requests that have expired, as `FairQueue.take`."""
+    def form(self, lane: Lane) -> Batch:
+        """A batch for a free lane."""
         queue = self.long if self._latest is self.short else self.short
         if not queue.row_count:
             queue = self._latest
         self._latest = queue
-        slices, expired = queue.take(self._places(lane, queue), now)
-        if not slices:
-            return None, expired
+        slices = queue.take(self._places(lane, queue))
         rows = sum([piece.count for piece in slices])
         is_rest = not (self.short.row_count or self.long.row_count)
         batch = Batch(
@@ -183,7 +172,7 @@ class BatchFormer:
         )
         for piece in slices:
             piece.batch = batch
-        return batch, expired
+        return batch
 
     def _queue_of(self, request: ScheduledRequest) -> FairQueue:
         return self.long if self._is_apart and request.row_steps > 1 else self.short

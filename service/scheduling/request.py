@@ -2,7 +2,6 @@
 their failures. All belongs to the event loop.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,7 @@ from service.domain.steps import RowSteps, StepRequest
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.report import Finished, ModelCall
 
-logger = logging.getLogger(__name__)
 _MAX_REASON: Final = 400  # characters
-_MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 Event = StepOutput | StreamProgress | Result | IgnError
 """What a caller receives of a request. The last event is a `Result` or an error."""
@@ -106,19 +103,18 @@ class Batch:
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)
     calls: list[ModelCall] = field(default_factory=list)
-    limit: int = 0  # rows of the lane's largest batch from now on
     device_lost: DeviceLost | None = None
     death: BaseException | None = None  # what ended the thread
 
-    def errors(self) -> list[tuple["ScheduledRequest", IgnError]]:
-        """The errors of failed rows, in order, without those of closed requests."""
-        errors = list[tuple[ScheduledRequest, IgnError]]()
+    def errors(self) -> dict["ScheduledRequest", IgnError]:
+        """The error of the first failed row of each request."""
+        errors = dict[ScheduledRequest, IgnError]()
         at = 0
         for piece in self.slices:
             for index in range(piece.count):
-                if at + index in self.failed and not piece.request.closed:
+                if at + index in self.failed:
                     error = self.failed[at + index] or piece.not_finite_error(index, self.done)
-                    errors.append((piece.request, error))
+                    errors.setdefault(piece.request, error)
             at += piece.count
         return errors
 
@@ -183,17 +179,13 @@ class ScheduledRequest(StepRequest):
         deadline.
         """
         params = self.params
-        step_params = self.step_params
         n = self.count
-        steps = (
-            self.row_steps if step_params.tolerance is None or self.exact else 1 + step_params.score
-        )
+        steps = self.row_steps
+        if self.step_params.tolerance is not None and not self.exact:
+            steps = 1 + self.step_params.score
         if params.deadline is not None:
-            first, later = (
-                (1, 0)
-                if params.streamed
-                else (steps, 0 if params.stream_deadline else params.later_rows)
-            )
+            first = 1 if params.streamed else steps
+            later = 0 if params.stream_deadline else params.later_rows
             yield first, n * first + later, params.deadline
         if params.stream_deadline is not None:
             yield steps, n * steps + params.later_rows, params.stream_deadline
@@ -229,41 +221,10 @@ a turn.
 
 
 def model_failure(text: str, cause: BaseException | None) -> ModelFailure:
-    """A failure whose reason, for the operator, is what the model raised."""
-    failure = ModelFailure(text, reason="" if cause is None else reason_of(cause))
+    """A failure whose reason, for the operator, is the first line of what the model raised."""
+    reason = cause.reason if isinstance(cause, ModelFailure) else str(cause or "")
+    if cause is not None:
+        reason = "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(cause).__name__
+    failure = ModelFailure(text, reason=reason)
     failure.__cause__ = cause
     return failure
-
-
-def reason_of(exc: BaseException) -> str:
-    """The first line of an error, or of the reason of a `ModelFailure`."""
-    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
-    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__
-
-
-def log_failures(errors: Sequence[tuple[ScheduledRequest, IgnError]], rows: int) -> None:
-    """Log a line for each cause of the failures of a batch of so many rows."""
-    by_cause = dict[str, list[str]]()
-    for request, error in errors:
-        if isinstance(error, ModelFailure):
-            by_cause.setdefault(error.reason, []).append(request.params.request_id)
-    for reason, names in by_cause.items():
-        text = "the model failed on %d of %d rows: %s%s"
-        logger.error(text, len(names), rows, reason, _request_ids(names))
-
-
-def log_device_lost(
-    cause: BaseException | None, alive: int, requests: Sequence[ScheduledRequest]
-) -> None:
-    """Log that a device is lost, and how many others are left."""
-    text = "a device is lost: %s. It fails every call until this process is started anew%s%s"
-    others = f"; others go on, {alive} of them" if alive else ""
-    names = [request.params.request_id for request in requests]
-    logger.critical(text, cause, others, _request_ids(names))
-
-
-def _request_ids(names: Sequence[str]) -> str:
-    # The end of a line of the log.
-    ids = [name for name in dict.fromkeys(names) if name]
-    more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
-    return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""

@@ -42,8 +42,6 @@ from service.scheduling.request import (
     Events,
     OnEvents,
     ScheduledRequest,
-    log_device_lost,
-    log_failures,
     model_failure,
 )
 
@@ -54,8 +52,8 @@ _PROGRESS_S: Final = 0.5  # between two progress events of a stream
 
 
 class Scheduler:
-    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a
-    method says more.
+    """Applies one model to the rows of many requests at a time. Belongs to the event loop that
+    makes it, unless a method says more.
 
     Each of the ``models``, one for each device, is called from one thread only; its largest bucket
     may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
@@ -109,14 +107,14 @@ class Scheduler:
         # One timer for all deadlines: one for each request would cost more than the scan when it
         # fires.
         self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._earliest = math.inf  # deadline of those requests
+        self._loop = asyncio.get_running_loop()
         self._closed = False
 
     @property
     def healthy(self) -> bool:
-        """Whether it can serve: started, with a device left, and with every thread."""
-        running = [lane for lane in self._former.lanes if lane.is_running]
-        return not self._closed and 0 < len(running) == len(self._former.lanes)
+        """Whether it can serve: it is not closed, and has a device left."""
+        return not self._closed and bool(self._former.lanes)
 
     @property
     def batch_rows(self) -> int:
@@ -126,12 +124,7 @@ class Scheduler:
     @property
     def rows_queued(self) -> int:
         """Rows admitted, unfinished and in no batch that runs. May be read from any thread."""
-        return self._admission.waiting
-
-    def start(self) -> None:
-        """Start the threads, once."""
-        for lane in self._lanes:
-            lane.start()
+        return self._admission.total.waiting
 
     def close(self, seconds: float = 5.0) -> None:
         """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for
@@ -139,13 +132,11 @@ class Scheduler:
         """
         self._closed = True
         try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if self._loop is running:
-            self._fail_all()
-        else:
+            asyncio.get_running_loop()
+        except RuntimeError:  # in another thread
             self._call_on_loop(self._fail_all)
+        else:
+            self._fail_all()
         until = time.monotonic() + seconds
         for lane in self._lanes:
             lane.stop()
@@ -161,8 +152,7 @@ class Scheduler:
         every request that arrives meanwhile would find the same room, and most of them would be
         rejected after their rows were made.
 
-        Raises `QueueFull`, `Draining` if closed, or `NotReady` if not started, without a device, or
-        while a worker is being replaced.
+        Raises `QueueFull`, `Draining` if closed, or `NotReady` without a device.
         """
         try:
             self._check_serving()
@@ -194,11 +184,7 @@ class Scheduler:
         Returns for each request its handle, or the error with which it is rejected: one of
         :meth:`room_for` or of `Admission.admit`. A rejected request has no events.
         """
-        loop = asyncio.get_running_loop()
         now = self._clock()
-        if loop is not self._loop:  # a timer of a loop that was closed never fires
-            self._loop = loop
-            self._timer = None
         handles = [
             ScheduledRequest(rows, params, arrived=now, exact=self._exact)
             for rows, params in requests
@@ -214,15 +200,9 @@ class Scheduler:
         self._add([handle for handle in handles if handle not in rejected], on_events, now)
         return [rejected.get(handle, handle) for handle in handles]
 
-    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Submit one request and wait for its result or error; cancelling the call cancels the
-        request.
-        """
-        return await self.start_run(rows, params)
-
-    def start_run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
+    def run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
         """Submit one request; to cancel its future cancels it. Raises the error of a rejection."""
-        end: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Result] = self._loop.create_future()
         (handle,) = self.submit([(rows, params)], partial(_set, end))
         if isinstance(handle, IgnError):
             raise handle
@@ -242,14 +222,12 @@ class Scheduler:
             closed.ended("cancelled", self._clock())
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
-        assert self._loop is not None  # noqa: S101 - set by `submit`
-        earliest = math.inf
+        earliest = self._earliest
         for request in requests:
             self._open[request] = on_events
             earliest = min(earliest, request.expires)
-        at = self._loop.time() + earliest - now
-        if at < (math.inf if self._timer is None else self._timer.when()):
-            self._set_timer(at)
+        if earliest < self._earliest:
+            self._set_timer(earliest, now)
         if requests and not self._arrivals:
             self._loop.call_soon(self._flush_arrivals)
         self._arrivals += requests
@@ -269,20 +247,18 @@ class Scheduler:
 
     def _give_batches(self) -> None:
         try:
+            now = self._clock()
+            if self._earliest <= now:
+                self._expire(now)
             former = self._former
             while former.short.row_count or former.long.row_count:
                 lane = former.free_lane()
                 if lane is None or self._closed:
                     return
-                now = self._clock()
-                batch, expired = former.form(lane, now)
-                if expired:
-                    late = "the deadline passed while waiting"
-                    self._finish({request: DeadlineExceeded(late) for request in expired})
-                if batch is not None:
-                    lane.give(batch)
-                    if len(lane.batches) == 1:
-                        self._begin(batch, now)
+                batch = former.form(lane)
+                lane.give(batch)
+                if len(lane.batches) == 1:
+                    self._begin(batch, now)
         except Exception as exc:
             self._on_defect(exc)
 
@@ -325,9 +301,9 @@ class Scheduler:
         self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
-        if batch.limit != self._admission.limits[index] and not lane.is_lost:
-            self._admission.set_limit(index, batch.limit)
-            self._report.limits.append(batch.limit)
+        if lane.limit != self._admission.limits[index] and not lane.is_lost:
+            self._admission.set_limit(index, lane.limit)
+            self._report.limits.append(lane.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
@@ -347,10 +323,7 @@ class Scheduler:
             ]
             self._on_batch(observers, batch.began, now, batch.done)
         if batch.failed:
-            errors = batch.errors()
-            # of a request with several failed rows the first is told
-            self._finish(dict(reversed(errors)))
-            log_failures(errors, batch.rows)
+            self._finish(batch.errors())
         if outputs := batch.commit():
             self._emit(outputs)
         finished = dict[ScheduledRequest, Result | IgnError]()
@@ -368,7 +341,8 @@ class Scheduler:
         # Its rows are queued again for other devices; without any, all requests fail.
         alive = self._former.lose(lane)
         self._report.devices_lost += 1
-        log_device_lost(cause, alive, [piece.request for piece in batch.slices])
+        text = "a device is lost: %s. It fails every call until this process is started anew%s"
+        logger.critical(text, cause, f"; others go on, {alive} of them" if alive else "")
         if alive:
             self._admission.set_limit(self._lanes.index(lane), 0)
         else:
@@ -380,7 +354,6 @@ class Scheduler:
         logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
         batch.death = cause = cause.with_traceback(None)
         self._fail_with([piece.request for piece in batch.slices], "the model failed", cause)
-        lane.start()
         self._report.workers_replaced += 1
 
     def _emit(
@@ -432,9 +405,8 @@ class Scheduler:
             raise NotReady("the model is not ready")
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-                self._loop.call_soon_threadsafe(callback)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
+            self._loop.call_soon_threadsafe(callback)
 
     def _publish(self) -> None:
         report = self._report
@@ -459,22 +431,25 @@ class Scheduler:
             except Exception:  # the others must hear theirs
                 logger.exception("the events of a request were not taken")
 
-    def _set_timer(self, at: float) -> None:
+    def _set_timer(self, earliest: float, now: float) -> None:
+        self._earliest = earliest
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._loop is not None and at < math.inf:
-            self._timer = self._loop.call_at(at, self._on_timer)
+        if earliest < math.inf:
+            self._timer = self._loop.call_later(earliest - now, self._on_timer)
 
     def _on_timer(self) -> None:
+        self._expire(self._clock())
+        self._dispatch()
+
+    def _expire(self, now: float) -> None:
         # The first event of a streamed request ends its deadline.
-        now = self._clock()
         timed = [each for each in self._open if each.expires < math.inf]
         late = [each for each in timed if each.expires <= now + _TIMER_S]
         self._finish({each: DeadlineExceeded("the deadline passed") for each in late})
-        self._dispatch()
         earliest = min((each.expires for each in timed if not each.closed), default=math.inf)
-        self._set_timer(asyncio.get_running_loop().time() + earliest - now)
+        self._set_timer(earliest, now)
 
     def _fail_with(
         self, requests: Iterable[ScheduledRequest], text: str, cause: BaseException | None
@@ -482,7 +457,7 @@ class Scheduler:
         self._finish({request: model_failure(text, cause) for request in requests})
 
     def _fail_all(self) -> None:
-        self._set_timer(math.inf)
+        self._set_timer(math.inf, 0.0)
         self._finish({each: Draining("the service is shutting down") for each in self._open})
         self._dispatch()
 

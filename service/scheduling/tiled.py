@@ -9,7 +9,6 @@ these two take memory.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,11 +17,10 @@ from itertools import groupby, islice
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.steps import RowSteps, StepRequest
+from service.domain.steps import RowSteps, StepRequest, mean_changes
 from service.domain.tasks import (
     KeepMask,
     Result,
@@ -31,7 +29,7 @@ from service.domain.tasks import (
     StepParams,
     StreamProgress,
 )
-from service.domain.tiles import Tiling, strips
+from service.domain.tiles import Tiling
 from service.scheduling.scheduler import Scheduler
 
 RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
@@ -82,7 +80,7 @@ class _Image(RowSteps):
             return []
         made = self.canvas[None]
         self.canvas = None
-        return self.after(made, _mean_changes(made, self.rows))[1]
+        return self.after(made, mean_changes(made, self.rows))[1]
 
 
 _Wave = Sequence[tuple[_Image, int]]  # tiles of one request to the scheduler
@@ -107,9 +105,7 @@ class TiledRun:
     ) -> None:
         self._step_params = step_params = params().step_params
         masked = any(keep is not None for *_, keep in images)
-        request = StepRequest(
-            len(images), step_params, masked=masked, streamed=True, measure=_mean_changes
-        )
+        request = StepRequest(len(images), step_params, masked=masked, streamed=True)
         request.allocate([row for row, *_ in images])
         self._images = [_Image(request, index, *each) for index, each in enumerate(images)]
         self._params = params
@@ -189,14 +185,12 @@ class TiledRun:
                 later_rows=later,
             )
             try:
-                return scheduler.start_run(rows, params)
-            except QueueFull:
+                return scheduler.run(rows, params)
+            except (QueueFull, DeadlineUnreachable) as exc:
                 if self._queue_s is None:
                     raise
-            except DeadlineUnreachable as exc:
-                if self._queue_s is None:
-                    raise
-                raise DeadlineExceeded("the deadline passed") from exc
+                if isinstance(exc, DeadlineUnreachable):
+                    raise DeadlineExceeded("the deadline passed") from exc
             await asyncio.sleep(_RETRY_S)
 
     async def _finish(self, wave: _Wave, submitted: "asyncio.Future[Result]") -> None:
@@ -226,14 +220,3 @@ def _paste(wave: _Wave, rows: FloatRows, _: object) -> list[StepOutput]:
     for (image, index), row in zip(wave, rows, strict=True):
         shown += image.paste_tile(row, index)
     return shown
-
-
-def _mean_changes(y: FloatRows, x: FloatRows) -> NDArray[np.float64]:
-    """Mean |y − x|, some lines at a time: the difference of a large image would take as much memory
-    as it.
-    """
-    totals = [
-        sum(np.abs(a[:, strip] - b[:, strip]).sum(dtype=np.float64) for strip in strips(a))
-        for a, b in zip(y, x, strict=True)
-    ]
-    return np.array(totals) / math.prod(y.shape[1:])

@@ -25,7 +25,7 @@ def is_closed(model: OnnxModel) -> bool:
     try:
         OnnxModel.run(model, np.zeros((1, *model.shape), np.float32))
     except ModelFailure as exc:
-        return "closed" in exc.detail
+        return "closed" in exc.reason
     except DeviceOutOfMemory:
         return False
     return False

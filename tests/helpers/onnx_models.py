@@ -120,7 +120,7 @@ def serialise(body: onnx.GraphProto, card: Card | None) -> bytes:
 def model_bytes(card: Card | None = None, *, scale: float = 1.0) -> bytes:
     """The default network with a card."""
     card = card or make_card()
-    return serialise(network(card.shape, scale, is_any_size=len(card.tile_sizes) > 1), card)
+    return serialise(network(card.shape, scale, is_any_size=len(card.row_shapes) > 1), card)
 
 
 def hungry(numbers: int) -> bytes:

@@ -87,7 +87,6 @@ def serving(
 ) -> Iterator[Scheduler]:
     """A scheduler that runs; ``options`` of `Scheduler`."""
     scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=queue_rows, **options)
-    scheduler.start()
     try:
         yield scheduler
     finally:
@@ -129,12 +128,9 @@ def params(
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
-    request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(
-        step_params=step_params, key=key, deadline=deadline, request_id=request_id
-    )
+    return SchedulingParams(step_params=step_params, key=key, deadline=deadline)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
@@ -167,24 +163,18 @@ async def behind(
     """The results or errors of calls that come together while the model is at a row of 0; its gate
     is closed.
     """
-    plug = submitted(scheduler, marked(0), params())
+    plug = scheduler.run(marked(0), params())
     await until_running(model)
-    tasks = [submitted(scheduler, *call) for call in calls]
+    tasks = [scheduler.run(*call) for call in calls]
     await until_queued(scheduler, *tasks)
     release(model)
     await plug
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
+async def until_queued(scheduler: Scheduler, *calls: asyncio.Future[Result]) -> None:
     """Wait until the tasks have submitted their rows and the workers have got them."""
     await asyncio.sleep(0)  # the tasks begin
     await asyncio.sleep(0)  # the scheduler hands over what arrived in that turn of the event loop
     assert not any(call.done() for call in calls)
     assert scheduler.rows_queued >= len(calls)
-
-
-def submitted(
-    scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams
-) -> asyncio.Task[Result]:
-    return asyncio.create_task(scheduler.run(rows, params_))

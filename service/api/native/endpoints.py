@@ -7,6 +7,8 @@ and the card, and resolves the model. Its docstring is the description in `/open
 import inspect
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -49,10 +51,10 @@ from service.domain.latents import (
     MAX_MAGNITUDE,
     FloatRow,
     FloatRows,
-    Grid,
-    LatentPath,
     NoiseSource,
+    grid_rows,
     is_bounded,
+    path_rows,
     weighted_sum,
 )
 from service.domain.tasks import StepParams
@@ -182,19 +184,18 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     labels: list[Json]
     mix: Callable[[Sequence[FloatRow]], FloatRows]
     if options.grid is not None:
-        check_count("grid", options.grid.rows * options.grid.cols, MAX_FRAMES)
+        grid = options.grid
+        check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
-        grid = Grid(rows=options.grid.rows, cols=options.grid.cols, method=options.method)
-        labels = [
-            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(grid.coordinates())
-        ]
+        places = product(range(grid.rows), range(grid.cols))
+        labels = [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)]
         shown: Json = {"columns": grid.cols}
-        mix = grid.latents
+        mix = partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method)
     else:
-        path = LatentPath(frames=options.frames or 9, method=options.method, loop=options.loop)
-        labels = [{"index": i, "t": t} for i, t in enumerate(path.times())]
-        shown = {"columns": path.frames, "fps": options.fps, "closed": path.loop}
-        mix = path.rows
+        frames = options.frames or 9
+        labels = [{"index": i, "t": i / (frames - 1)} for i in range(frames)]
+        shown = {"columns": frames, "fps": options.fps, "closed": options.loop}
+        mix = partial(path_rows, frames=frames, method=options.method, loop=options.loop)
     return _latent_work(
         api, options, "points", options.points, lambda rows, _: mix(rows), labels=labels, **shown
     )

@@ -21,7 +21,7 @@ from service.api.request import RawHeaders
 from service.artifact.card import Card
 from service.artifact.pixels import to_levels
 from service.domain.latents import FloatRow
-from service.domain.tasks import Result, StepOutput, StreamProgress, blend_step, colour_step
+from service.domain.tasks import Result, StepOutput, StreamProgress, shown_step
 from service.images.decode import Pixels
 from service.images.encode import (
     animate,
@@ -258,7 +258,7 @@ def _images(work: RowWork, result: Result, pngs: Sequence[bytes] | None) -> list
 async def step_members(work: RowWork, step: StepOutput) -> Json:
     """The members of the event `step`."""
     inputs = work.inputs
-    step = colour_step(blend_step(inputs.rows, step, work.strength), inputs.chroma)
+    step = shown_step(step, inputs.rows, work.strength, inputs.chroma)
     options = work.options
 
     def encode() -> str:

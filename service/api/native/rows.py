@@ -23,14 +23,7 @@ from service.api.negotiation import Json, Media
 from service.api.pipeline import Events, InputRows, Plan, Work, count_codec, count_rows
 from service.api.request import RawHeaders
 from service.domain.errors import InvalidContent
-from service.domain.tasks import (
-    Result,
-    StepOutput,
-    StreamProgress,
-    blend_result,
-    close_loop,
-    colour_result,
-)
+from service.domain.tasks import Result, StepOutput, StreamProgress, close_loop, shown_result
 from service.images.encode import AnimationFormat, ImageFormat, check_sides, sheet_size
 from service.images.pool import CodecThread
 
@@ -112,9 +105,8 @@ class RowWork(Work):
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
         rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
         if self.is_tiled:
-            tiles = self.model.plan_tiles(self.sizes)
-            rows = tiles.rows
-            held += tiles.bytes
+            rows, tile_bytes = self.model.plan_tiles(self.sizes)
+            held += tile_bytes
         self.plan = Plan(rows=rows, bytes=held)
         return self.plan
 
@@ -271,10 +263,8 @@ class RowWork(Work):
     def shown(self) -> Result:
         """The result as the caller is shown it."""
         result = self.result
-        if self.strength != 1.0:
-            result = blend_result(self.inputs.rows, result, self.strength)
-        if self.inputs.chroma:
-            result = colour_result(result, self.inputs.chroma)
+        if self.strength != 1.0 or self.inputs.chroma:
+            result = shown_result(result, self.inputs.rows, self.strength, self.inputs.chroma)
         return close_loop(result) if self.closed else result
 
     def response_headers(self) -> RawHeaders:

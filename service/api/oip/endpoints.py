@@ -221,9 +221,8 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
     )
     if is_tiled:
-        tiles = model.plan_tiles([(size[0], size[1])] * rows)
-        rows = tiles.rows
-        held += tiles.bytes
+        rows, tile_bytes = model.plan_tiles([(size[0], size[1])] * rows)
+        held += tile_bytes
     if inference.timeout_us:
         timeout = min(inference.timeout_us, _MAX_TIMEOUT_US) / 1e6
         api.deadline = min(api.deadline, api.arrival + timeout)

@@ -164,7 +164,7 @@ def test_a_deep_network_gets_the_tiles_that_are_asked_for(tmp_path: Path) -> Non
     file = network.conv(8, 1, gain=0.02).write(tmp_path / "deep.onnx")
     words = f"--name deep --models {tmp_path} --residual --range 0,1 --tile 64"
     assert cli.main(["import", str(file), *words.split()]) == 0
-    card, _ = from_metadata(read_metadata((tmp_path / "deep" / "1" / "model.onnx").read_bytes()))
+    card = from_metadata(read_metadata((tmp_path / "deep" / "1" / "model.onnx").read_bytes()))
     assert card.tiles is not None
     assert card.tiles.overlap <= 21
 

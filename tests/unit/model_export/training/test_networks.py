@@ -306,7 +306,7 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
     )
     assert set(verifications) == {"model.onnx", "model.fp16.onnx"}
     artifact = Artifact.read(exported, threads=1)
-    card = from_metadata(artifact.function.metadata)[0]
+    card = from_metadata(artifact.function.metadata)
     assert (card.schema_version, card.shape, card.noise, card.objective) == (
         2,
         (1, 64, 64),

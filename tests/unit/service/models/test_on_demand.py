@@ -7,10 +7,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from service.domain.errors import ModelFailure, NotReady
@@ -68,15 +68,13 @@ class Shelf:
         self.models = {name: self.model(name) for name in "abc"}
 
     def model(self, name: str) -> ShelfModel:
-        def opened() -> list[Any]:
+        def read() -> bytes:
             self.opened.append(name)
             self._clock.now += self.opening_s
-            instance = Mock(FakeModel())
-            instance.close = lambda: None
-            return [instance]
+            return b""
 
         model = ShelfModel(self.memory, name)
-        model.open_again = opened
+        model.read = read
         return model
 
     def use(self, names: str) -> None:
@@ -85,7 +83,7 @@ class Shelf:
             self.models[name].release()
 
     def open_names(self) -> str:
-        return "".join(name for name, model in self.models.items() if model.instances)
+        return "".join(name for name, model in self.models.items() if model.is_open)
 
 
 @pytest.mark.usefixtures("clock")
@@ -196,11 +194,9 @@ def test_a_stream_of_one_caller_closes_between_two_steps_for_another_caller(cloc
             serving(FakeModel(function=step), memory=first) as streaming,
             serving(FakeModel(function=other_step), memory=second) as other,
         ):
-            stream = asyncio.create_task(
-                streaming.run(marked(1), params(40, tolerance=1e-30, key="a"))
-            )
+            stream = streaming.run(marked(1), params(40, tolerance=1e-30, key="a"))
             assert await asyncio.to_thread(held_up.wait, PATIENCE_S)
-            asked = asyncio.create_task(other.run(marked(2), params(key="b")))
+            asked = other.run(marked(2), params(key="b"))
             assert await asyncio.to_thread(first.claimed.wait, PATIENCE_S)
             claimed_after = len(began)
             allowed.release(40)
@@ -241,9 +237,14 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_ro
     sizes = iter([0, 0, 2**30])  # the third look at the first model
     monkeypatch.setattr(on_demand, "resident_bytes", lambda: next(sizes, 0))
     monkeypatch.setattr(on_demand, "_MIB", 2 * size)
-    opened = Mock(side_effect=lambda data, _=1: [OnnxModel(data)])
+    opened = Mock(wraps=onnxruntime.InferenceSession)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     models, failures = OnDemandRepository(
-        memory=Memory(1), max_batch_rows=8, directory=tmp_path, open_models=opened, default="toy"
+        memory=Memory(1),
+        max_batch_rows=8,
+        directory=tmp_path,
+        open_models=lambda data: [OnnxModel(data, device="cpu")],
+        default="toy",
     ).load_all()
     assert list(models) == ["toy/3", "toy/4"]  # the second has taken the room of the first
     assert failures["toy/2"].startswith("toy/2/golden.npz: damaged")
@@ -267,7 +268,7 @@ def test_a_file_that_is_no_longer_the_verified_one_is_not_opened_and_takes_no_ro
 
     with pytest.raises(ModelFailure) as caught:
         run()
-    assert caught.value.reason == loaded.memory.failure
+    assert caught.value.detail == "the model cannot be opened"
     assert loaded.memory.failure.startswith("toy/3/model.onnx: changed")
     assert opened.call_count == count  # onnxruntime has not seen it
     file.write_bytes(kept)

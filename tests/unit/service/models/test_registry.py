@@ -58,7 +58,7 @@ class Stage:
         scheduler = Scheduler(
             *loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take
         )
-        return ServedModel(loaded, lambda _: scheduler, statistics)
+        return ServedModel(loaded, lambda: scheduler, statistics)
 
 
 def on_stage(
@@ -84,7 +84,7 @@ def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path) -> None:
         stage.registry.activate(leaving)
         with stage.gate:
             scheduler = stage.registry.resolve("toy").scheduler
-            held = asyncio.create_task(scheduler.run(sample_rows(1), params()))
+            held = scheduler.run(sample_rows(1), params())
             assert await asyncio.to_thread(stage.gate.entered.wait, PATIENCE_S)
             stage.registry.activate(staying)
             stage.registry.abort_all()

@@ -328,5 +328,5 @@ def test_a_model_has_one_instance_and_several_in_a_program_that_is_alone(
 def test_when_one_cannot_be_made_the_others_are_closed() -> None:
     factory = Opener(most=2)
     with pytest.raises(StartupError, match="no more"):
-        open_instances(factory.make, Settings(device="cpu"), model_bytes(), 3)
+        open_instances(factory.make, Settings(device="cpu", threads=4), model_bytes(), alone=True)
     assert not factory.running()

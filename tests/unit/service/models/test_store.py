@@ -2,7 +2,6 @@
 a bucket.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import repeat
@@ -114,34 +113,6 @@ def test_whatever_the_store_raises_the_copies_serve_and_the_text_is_one_line(
     if fault is None:
         bucket.mkdir()  # emptied
         assert served(bucket) == ["toy/1", "toy/2"]
-
-
-HOSTILE = ("{outside}", "../../y", "toy/../../../y", ".copied.json", "/toy/1/model.onnx")
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        json.dumps(dict.fromkeys(HOSTILE, (1, "a"))),
-        json.dumps({"x" * 300 + "/1/model.onnx": (1, "a")}),
-        json.dumps({"toy/1/model.onnx": 3}),
-        '{"toy/1/model.onnx": [1e999, "a"]}',
-        json.dumps({"toy/1/model.onnx": [[], {}]}),
-        "[1, 2]",
-        "[" * 100_000,
-        "nonsense",
-    ],
-)
-def test_a_state_file_removes_only_copies_and_stops_nothing(bucket: Path, state: str) -> None:
-    outside = bucket.parent / "x"
-    other = bucket.parent / "y"
-    served(bucket)
-    for file in (outside, other):
-        file.write_text("mine")
-    (store_of(bucket).folder / ".copied.json").write_text(state.replace("{outside}", str(outside)))
-    assert served(bucket) == ["toy/1", "toy/2"]
-    assert store_of(bucket).refresh() == {}
-    assert (outside.read_text(), other.read_text(), len(copies(bucket))) == ("mine", "mine", 4)
 
 
 def listed(path: str, size: int) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from tests.helpers.serving import (
     params,
     play,
     release,
-    submitted,
     until_queued,
     until_running,
 )
@@ -44,13 +43,10 @@ def test_a_batch_is_linked_to_all_its_requests_and_a_caller_that_leaves_is_seen(
     model = FakeModel(gate=threading.Event())
 
     async def main(scheduler: Scheduler) -> set[str]:
-        running = submitted(scheduler, marked(1), params())  # of no recorded trace
+        running = scheduler.run(marked(1), params())  # of no recorded trace
         await until_running(model)
         traces = [tracing.start_request(time.monotonic(), None, []) for _ in range(3)]
-        calls = [
-            submitted(scheduler, marked(1, 2), replace(params(), observer=spans))
-            for spans in traces
-        ]
+        calls = [scheduler.run(marked(1, 2), replace(params(), observer=spans)) for spans in traces]
         await until_queued(scheduler, *calls)
         calls[2].cancel()
         await asyncio.gather(calls[2], return_exceptions=True)

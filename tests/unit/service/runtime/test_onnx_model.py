@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
@@ -42,13 +41,6 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: i
             np.testing.assert_array_equal(model.run(rows[some]), alone[some], strict=True)
 
 
-def later_onnx() -> bytes:
-    model = onnx.load_from_string(model_bytes())
-    model.ir_version = 998
-    data: bytes = model.SerializeToString()
-    return data
-
-
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -56,7 +48,6 @@ def later_onnx() -> bytes:
         (model_bytes()[:150], "not a model onnxruntime can load"),
         (serialise(onnx.load_from_string(model_bytes()).graph, None), "no ign.card metadata"),
         (model_bytes().replace(b'"description"', b'"descripti\xffn"'), "its protobuf is damaged"),
-        (later_onnx(), "Unsupported model IR version: 998, max supported IR version: "),
     ],
 )
 def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str) -> None:
@@ -64,38 +55,6 @@ def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str)
         OnnxModel(data, device="cpu")
     assert "\n" not in caught.value.detail
     assert "/onnxruntime" not in caught.value.detail
-
-
-def model_of(x: onnx.ValueInfoProto, y: onnx.ValueInfoProto) -> bytes:
-    """A network that returns its input."""
-    node = helper.make_node("Cast", [x.name], [y.name], to=y.type.tensor_type.elem_type)
-    return serialise(helper.make_graph([node], "f", [x], [y]), make_card())
-
-
-def value(name: str, *shape: str | int, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, dtype, list(shape))
-
-
-GOOD = ("n", 1, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "says"),
-    [
-        (value("x", 4, 1, 8, 8), value("y", 4, 1, 8, 8), "invalid dimensions for input: x"),
-        (value("x", "n", 3, 8, 8), value("y", "n", 3, 8, 8), "invalid dimensions for input: x"),
-        (value("x", *GOOD, dtype=11), value("y", *GOOD), "Unexpected input data type"),
-        (value("x", *GOOD), value("y", *GOOD, dtype=11), "the model gave float64"),
-        (value("image", *GOOD), value("y", *GOOD), "image"),
-        (value("x", *GOOD), value("image", *GOOD), "y"),
-    ],
-)
-def test_a_network_that_is_not_as_its_card_says_fails_its_warm_up(
-    x: onnx.ValueInfoProto, y: onnx.ValueInfoProto, says: str
-) -> None:
-    with pytest.raises(ModelFailure) as caught:
-        OnnxModel(model_of(x, y), device="cpu").warm_up()
-    assert says in caught.value.reason
 
 
 def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
@@ -144,7 +103,7 @@ def test_out_of_memory_has_its_own_error(
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
     model.close()
-    with pytest.raises(ModelFailure, match="closed"):
+    with pytest.raises(ModelFailure, match="cannot be opened"):
         model.run(sample_rows(1))
 
 

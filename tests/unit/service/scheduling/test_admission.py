@@ -98,10 +98,10 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     running = request(3)
     began(admission, running)
     assert admit(admission, request(4)) == ""
-    assert admission.waiting == 4
+    assert admission.total.waiting == 4
     assert 1.0 <= retry_after(admission, request(1), QueueFull) <= 60.0
     admission.close([running])
-    assert admission.waiting == 4
+    assert admission.total.waiting == 4
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def rows(slices: list[Slice]) -> list[RowId]:
 
 def take(queue: FairQueue, places: int) -> list[ScheduledRequest]:
     """The request of every row taken."""
-    return [one for one, _ in rows(queue.take(places, 0.0)[0])]
+    return [one for one, _ in rows(queue.take(places))]
 
 
 def run(queue: FairQueue, slices: list[Slice]) -> None:
@@ -55,7 +55,7 @@ def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
     fresh = request(2)
     push(queue, request(10 * MAX_SKIPS, steps=5))
     for _ in range(MAX_SKIPS + 1):
-        run(queue, queue.take(2, 0.0)[0])
+        run(queue, queue.take(2))
     push(queue, fresh)
     assert take(queue, 4).count(fresh) == 2
 
@@ -75,7 +75,7 @@ def test_two_callers_with_work_get_the_same_number_of_places(
     push(queue, request(places + 1 + large, key="a", steps=5), request(places + 1, key="b"))
     for coming in guests:
         push(queue, *(request(n, key=key) for key, n in coming))
-        taken, _ = queue.take(places, 0.0)
+        taken = queue.take(places)
         served.update(one.params.key for one, _ in rows(taken))
         run(queue, [piece for piece in taken if piece.request.params.key in "ab"])
         assert abs(served["a"] - served["b"]) <= 1
@@ -104,11 +104,9 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
             push(queue, one)
             since |= dict.fromkeys(rows(one.slices), now)
             urgency |= dict.fromkeys(rows(one.slices), (steps, one.deadline))
-        slices, expired = queue.take(places, 0.0)
-        taken = rows(slices)
+        taken = rows(queue.take(places))
         waiting = len(urgency)
         mine = [urgency.pop(row) for row in taken]
-        assert not expired
         assert len(taken) == min(places, waiting)
         most_urgent = min(urgency.values(), default=(99, math.inf))
         assert all(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, Draining, ModelFailure, QueueFull
+from service.domain.errors import ModelFailure, QueueFull
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import Result, SchedulingParams, StepParams, StreamProgress
@@ -24,10 +24,8 @@ from tests.helpers.serving import (
     marked,
     params,
     play,
-    release,
     serving,
     streamed,
-    submitted,
     until_running,
 )
 
@@ -53,10 +51,10 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        short: list[asyncio.Task[Result]] = []
+        short: list[asyncio.Future[Result]] = []
 
         def join(admitted: threading.Event) -> None:
-            short.append(submitted(scheduler, marked(2), params()))
+            short.append(scheduler.run(marked(2), params()))
             # in the next turn: after it was handed over
             loop.call_soon(loop.call_soon, admitted.set)
 
@@ -116,7 +114,7 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
     model = FakeModel(function=timed)
 
     async def main(scheduler: Scheduler) -> None:
-        long = submitted(scheduler, marked(*range(1, 7)), params(steps=10**6))
+        long = scheduler.run(marked(*range(1, 7)), params(steps=10**6))
         await until_running(model)
         for value in range(100):
             result = await scheduler.run(marked(value), params())
@@ -178,29 +176,6 @@ def test_a_mask_puts_pixels_back_after_every_step_of_an_exact_model_too() -> Non
     assert len(model.sizes) == 3
 
 
-def test_the_log_says_why_the_model_failed_and_for_which_requests(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model = FakeModel(
-        gate=threading.Event(),
-        failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"},
-    )
-    names = [(1, "fine"), (14, "other"), *((13, f"r{i}") for i in range(20))]
-    calls = [(marked(value), params(2, request_id=name)) for value, name in names]
-    fine, *failures = play(
-        lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=32
-    )
-    assert isinstance(fine, Result)
-    assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
-    assert all("CUBLAS" not in failure.detail for failure in failures)
-    first, second = [
-        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
-    ]
-    assert first.endswith("failed on 1 of 22 rows: disk full; requests other")
-    assert "failed on 20 of 22 rows: CUBLAS failure 13; requests r0, r1, " in second
-    assert second.endswith("r15 and 4 more")
-
-
 def test_out_of_memory_lowers_the_largest_batch() -> None:
     model = FakeModel(memory_rows=3, buckets=(1, 2, 4, 8))
     reports = Reports()
@@ -244,27 +219,6 @@ def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list
     assert model.sizes[: len(sizes) - 1] == sizes[:-1]
 
 
-def test_close_fails_what_is_left() -> None:
-    """From another thread, which waits for the step that runs."""
-    model = FakeModel(gate=threading.Event())
-    reports = Reports()
-
-    async def main(scheduler: Scheduler) -> None:
-        call = submitted(scheduler, marked(1, 2), params(5))
-        await until_running(model)
-        closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
-        with pytest.raises(Draining):
-            await call
-        with pytest.raises(Draining):
-            await scheduler.run(marked(1), params())
-        release(model)
-        await closing
-
-    play(main, model, max_batch_rows=1, observe=reports)
-    assert len(model.sizes) == 1
-    assert reports.ended() == [(2, "draining")]
-
-
 def test_room_is_promised_once() -> None:
     """Rows that are being made count, whether their requests came together or one after the
     other.
@@ -287,39 +241,6 @@ def test_room_is_promised_once() -> None:
 
     play(main, FakeModel(), queue_rows=10, observe=reports)
     assert reports.all("rejected") == ["queue_full"] * 2
-
-
-def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The rows of one that is gone may lie in memory that another request uses: no failure of the
-    model.
-    """
-
-    def half(rows: FloatRows) -> FloatRows:
-        return np.where(rows == 3, np.float32(np.nan), rows / 2)
-
-    clock = Clock()
-    reports = Reports()
-    model = FakeModel(function=half, gate=threading.Event())
-
-    async def main(scheduler: Scheduler) -> None:
-        stays = submitted(scheduler, marked(1), params())
-        gone = submitted(scheduler, marked(3), params())
-        late = submitted(scheduler, marked(4), params(deadline=clock.now + 0.05))
-        await until_running(model)
-        gone.cancel()
-        clock.now += 0.1
-        with pytest.raises(DeadlineExceeded):
-            await late
-        release(model)
-        np.testing.assert_array_equal((await stays).rows, marked(0.5))
-
-    play(main, model, clock=clock, loop_clock=clock, observe=reports)
-    assert model.sizes == [3]
-    assert reports.all("cancelled") == [1]
-    assert reports.ended() == [(1, "deadline_exceeded"), (1, "ok")]
-    assert not caplog.records
 
 
 def test_progress_comes_at_least_once_a_second() -> None:
@@ -380,7 +301,7 @@ def test_a_defect_on_the_event_loop_leaves_nobody_waiting(
         nonlocal failing
         if place == "events":
             scheduler.submit([(marked(2), params())], fail)
-        calls = [submitted(scheduler, marked(i), params(3)) for i in range(20)]
+        calls = [scheduler.run(marked(i), params(3)) for i in range(20)]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         kinds = {type(each) for each in ended}
         assert kinds == {ModelFailure if place == "batch" else Result}

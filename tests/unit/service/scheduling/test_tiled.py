@@ -5,8 +5,6 @@ them.
 import asyncio
 import threading
 from collections.abc import Callable
-from itertools import count
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -37,55 +35,35 @@ def tiled(scheduler: Scheduler, asked: SchedulingParams | None = None) -> TiledR
     )
 
 
-def played(number: int, error: IgnError) -> Result:
-    """The result, if the scheduler rejects the request with this number."""
-    numbers = count(1)
+def played(number: int, error: IgnError) -> tuple[Result, list[int]]:
+    """The result, if the scheduler rejects the request with this number, and how many tiles each
+    request said to follow.
+    """
+    later = list[int]()
 
     async def main(scheduler: Scheduler) -> Result:
-        start = scheduler.start_run
+        run = scheduler.run
 
-        def start_run(rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
-            if next(numbers) == number:
+        def run_or_raise(rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
+            later.append(params.later_rows)
+            if len(later) == number:
                 raise error
-            return start(rows, params)
+            return run(rows, params)
 
-        with patch.object(scheduler, "start_run", start_run):
+        with patch.object(scheduler, "run", run_or_raise):
             return await tiled(scheduler).run()
 
-    return play(main, FakeModel((1, 8, 8)), max_batch_rows=1, max_rows=10)
-
-
-def test_every_request_says_how_many_tiles_follow() -> None:
-    later = list[tuple[int, int]]()
-
-    class Both:
-        batch_rows = 1
-
-        def start_run(self, rows: FloatRows, params: SchedulingParams) -> Any:
-            later.append((rows.shape[-1], params.later_rows))
-            result = asyncio.get_running_loop().create_future()
-            result.set_result(SimpleNamespace(rows=rows / 2, queue_s=0.0))
-            return result
-
-    both: Any = Both()
-    images = [(IMAGE[:, :3, :4], Tiling((3, 4), (4, 4), overlap=4), None), (IMAGE, TILING, None)]
-    result = asyncio.run(
-        TiledRun(images, params, scheduler_for=lambda _: both, run_codec=in_thread).run()
-    )
-    for row, (image, *_) in zip(result.rows, images, strict=True):
-        np.testing.assert_allclose(row, image / 2, rtol=1e-6)
-    assert [side for side, _ in later] == [4, *[8] * TILING.count]
-    follow = [rows for _, rows in later]
-    assert follow == sorted(follow, reverse=True)
-    assert follow[0] == TILING.count
-    assert follow[-1] <= 1  # another one may still run
+    return play(main, FakeModel((1, 8, 8)), max_batch_rows=1, max_rows=10), later
 
 
 def test_a_full_queue_rejects_the_first_tile_and_delays_the_others() -> None:
     with pytest.raises(QueueFull):
         played(1, QueueFull("full", retry_after=1.0))
-    result = played(3, QueueFull("full", retry_after=1.0))  # two are open at a time
+    result, later = played(3, QueueFull("full", retry_after=1.0))  # two are open at a time
     np.testing.assert_allclose(result.rows[0], IMAGE / 2, rtol=1e-6)
+    assert later == sorted(later, reverse=True)
+    assert later[0] == TILING.count - 1
+    assert later[-1] <= 1  # another one may still run
 
 
 @pytest.mark.parametrize(("number", "kind"), [(1, DeadlineUnreachable), (3, DeadlineExceeded)])
