@@ -17,7 +17,7 @@ import ctypes
 import io
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,12 +66,10 @@ _MAX_SEQUENTIAL_SCANS: Final = 1000
 _KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
 
 _TURNED: Final = (  # which exchange width and height
-    *(
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-    ),
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
 )
 _CONVERTED: Final = {
     "1": "L",
@@ -82,7 +80,6 @@ _CONVERTED: Final = {
     "YCbCr": "RGB",
     "RGBa": "RGBA",
 }
-_BMP_HEADERS: Final = (12, 40, 52, 56, 64, 108, 124)  # bytes
 # none, and none with masks of bits; Pillow decodes run lengths in Python
 _BMP_COMPRESSIONS: Final = (0, 3)
 # pixels of AV1 frames beyond the image: tiles of a grid overlap its border
@@ -317,18 +314,7 @@ def _open(data: bytes, field: str) -> _Opened:
 
 
 def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
-    if data.startswith(untrusted.PNG_SIGNATURE):
-        return _open_png
-    if data.startswith(b"\xff\xd8\xff"):
-        return _open_jpeg
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _open_webp
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return _open_avif
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
-        return _open_bmp
-    others = {b"GIF87a": _open_gif, b"GIF89a": _open_gif}
-    return _open_tiff if is_tiff(data) else others.get(data[:6])
+    return next((opener for pattern, opener in _SIGNATURES if re.match(pattern, data)), None)
 
 
 def _open_webp(data: bytes) -> _Opened:
@@ -436,6 +422,18 @@ def _open_png(data: bytes) -> _Opened:
     if isinstance(key, int):
         image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)
     return image.size, transpose, partial(_load, image)
+
+
+# The first bytes of each format; of a BMP they include the size of its header.
+_SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
+    (rb"\x89PNG\r\n\x1a\n", _open_png),
+    (rb"\xff\xd8\xff", _open_jpeg),
+    (rb"(?s)RIFF....WEBP", _open_webp),
+    (rb"(?s)....ftypavi[fs]", _open_avif),
+    (rb"(?s)BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", _open_bmp),
+    (rb"GIF8[79]a", _open_gif),
+    (rb"II\*\0|MM\0\*", _open_tiff),
+)
 
 
 @contextmanager
