@@ -147,14 +147,6 @@ def test_too_many_pixels_are_refused_before_decoding(form: str) -> None:
     assert time.thread_time() - began < 0.5  # decoding any of these takes longer than a second
 
 
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    data = save(smooth(16, 16), "JPEG", progressive=True)
-    scan = data[data.rindex(b"\xff\xda") : -2]
-    assert levels(data[:-2] + scan * 50 + data[-2:]).shape == (16, 16, 3)
-    with pytest.raises(InvalidContent):
-        decode_picture(data[:-2] + scan * 100 + data[-2:])
-
-
 def test_a_second_header_is_refused() -> None:
     """`is_png_of` reads the first one, and Pillow would believe the last one."""
     pixels = save(noise(8, 8))
@@ -198,7 +190,8 @@ def segment(code: int, content: bytes = b"") -> bytes:
 
 
 PARTS = {
-    "empty APP segments": (jpeg, segment(0xE5)),
+    "comments like scans": (jpeg, segment(0xFE, b"\xff\xda\xff\xc0")),
+    "profiles and restarts": (jpeg, segment(0xE2, b"ICC_PROFILE\0\1\1") + b"\xff\xd0"),
     "padding": (jpeg, b"\xff"),
     "empty text": (png, chunk(b"tEXt")),
     "unknown WebP chunks": (webp, b"abcd\0\0\0\0"),
@@ -210,7 +203,7 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_are_bounded(name: str) -> None:
     build, part = PARTS[name]
-    assert levels(build(part * 2000)).shape[:2] == (16, 16)
+    assert np.array_equal(levels(build(part * 2000)), levels(build(b"")))
     with pytest.raises(InvalidContent, match="image"):
         decode_picture(build(part * (MAX_PARTS + 1)))
 
@@ -317,6 +310,8 @@ REJECTED = {
     "a box beyond the end": FTYP + b"\0\1\0\0meta",
 }
 REJECTED["a BMP with run lengths"] = resized("BMP", b"BM", 30, b"\1")
+SCANS = save(smooth(16, 16), "JPEG", progressive=True)
+REJECTED["a JPEG of endless scans"] = SCANS[:-2] + SCANS[SCANS.rindex(b"\xff\xda") : -2] * 100
 # libavif would decode all of them, and scale them down
 REJECTED["an AVIF of more pixels than it says"] = resized(
     "AVIF", b"ispe", 8, struct.pack(">II", 16, 16), Image.new("L", (3000, 3000))
