@@ -170,8 +170,7 @@ class Shards:
         options = self._job.options
         if isinstance(options, GenerateRequest):
             return [Item(options.offset + index) for index in range(start, stop)]
-        images = await self._source.fetch(start, stop) if self._source else []
-        return [Item(image.content, image.name) for image in images]
+        return await self._source.fetch(start, stop) if self._source else []
 
     def _record(self, shard: int, index: int, item: Item) -> Record:
         """The line of an image in the manifest, with its file name or its error."""

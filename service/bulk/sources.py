@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from itertools import accumulate, islice, repeat
 from typing import IO, Any, Final, NamedTuple
 
+from service.bulk.pipeline import Item
 from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
@@ -33,13 +34,13 @@ _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, Value
 Rows = list[tuple[str, int]]  # names and sizes in bytes
 
 
-class SourceItem(NamedTuple):
-    """One image of a source: its name there, and its encoded bytes or the error that prevents
-    reading them.
-    """
+class _Group(NamedTuple):
+    """A row group of a table."""
 
-    name: str
-    content: bytes | RequestError
+    file: str
+    number: int
+    rows: int
+    bytes: int  # before compression
 
 
 class Listing:
@@ -137,20 +138,20 @@ class Files:
         self.digest = listing.digest
         self._each = listing.place.each
 
-    async def fetch(self, start: int, stop: int) -> list[SourceItem]:
+    async def fetch(self, start: int, stop: int) -> list[Item]:
         """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
         rows = self._rows[start:stop]
         count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
         return await self._each(self._item, rows[: max(1, count)])
 
-    def _item(self, row: tuple[str, int]) -> SourceItem:
+    def _item(self, row: tuple[str, int]) -> Item:
         name, size = row
         content = (
             self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
         )
         grown = not isinstance(content, RequestError) and len(content) > size
-        return SourceItem(
-            name, _unreadable(name, "it has more bytes than are listed") if grown else content
+        return Item(
+            _unreadable(name, "it has more bytes than are listed") if grown else content, name
         )
 
     def _content(self, name: str, size: int) -> bytes | RequestError:
@@ -209,68 +210,65 @@ class Table(Files):
         self._column = column
         self._sizes = dict(listing.rows)
         self._lock = threading.Lock()
-        self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
+        self._readers: dict[int, Iterator[Item]] = {}  # by the row that comes next
         require_pyarrow(source)
         self._metadata = {
             name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes
         }
-        self.images = sum(metadata.num_rows for metadata in self._metadata.values())
-        self.digest = _digest(
-            (name, number, group.num_rows, group.total_byte_size, column)
-            for name in self._metadata
-            for number, group in self._groups(name)
-        )
+        self._groups = [
+            _Group(
+                name,
+                number,
+                metadata.row_group(number).num_rows,
+                metadata.row_group(number).total_byte_size,
+            )
+            for name, metadata in self._metadata.items()
+            for number in range(metadata.num_row_groups)
+        ]
+        self.images = sum(group.rows for group in self._groups)
+        self.digest = _digest((*group, column) for group in self._groups)
         if not self.images:
             raise StartupError(f"{source}: holds no rows")
 
-    def _groups(self, name: str) -> Iterator[tuple[int, Any]]:
-        metadata = self._metadata[name]
-        return ((number, metadata.row_group(number)) for number in range(metadata.num_row_groups))
-
-    async def fetch(self, start: int, stop: int) -> list[SourceItem]:
+    async def fetch(self, start: int, stop: int) -> list[Item]:
         """As that of `Files`; cheapest where an earlier call has ended."""
         return await asyncio.to_thread(self._read, start, stop)
 
-    def _read(self, start: int, stop: int) -> list[SourceItem]:
-        items = list[SourceItem]()
+    def _read(self, start: int, stop: int) -> list[Item]:
+        items = list[Item]()
         size = 0
         with self._lock:
             rows = self._readers.pop(start, None) or self._rows_from(start)
             while start + len(items) < stop and size <= _AT_ONCE:
-                items.append(self._row(*next(rows)))
-                size += len(content) if isinstance(content := items[-1].content, bytes) else 0
+                items.append(next(rows))
+                source = items[-1].source
+                size += len(source) if isinstance(source, bytes) else 0
             self._readers[start + len(items)] = rows
             for oldest in [*self._readers][:-_MAX_READERS]:
                 del self._readers[oldest]
         return items
 
-    def _rows_from(self, start: int) -> Iterator[tuple[str, Any]]:
-        """Names and values from a row on."""
-        first = 0
-        for name in self._metadata:
-            row = 0
-            for number, group in self._groups(name):
-                end = row + group.num_rows
-                if start < first + end:
-                    values = islice(self._values(name, number, group), group.num_rows)
-                    for at, value in enumerate(values, row):
-                        if first + at >= start:
-                            yield f"{name}#{at}", value
-                row = end
-            first += row
+    def _rows_from(self, start: int) -> Iterator[Item]:
+        passed = 0  # rows
+        in_file = dict.fromkeys(self._sizes, 0)
+        for group in self._groups:
+            if start < passed + group.rows:
+                values = islice(self._values(group), max(0, start - passed), group.rows)
+                for row, value in enumerate(values, in_file[group.file] + max(0, start - passed)):
+                    yield self._row(f"{group.file}#{row}", value)
+            passed += group.rows
+            in_file[group.file] += group.rows
 
-    def _row(self, name: str, value: Any) -> SourceItem:
+    def _row(self, name: str, value: Any) -> Item:
         if isinstance(value, dict):
             path = value.get("path") or name
             value = value.get("bytes")
             if not isinstance(path, str):
-                return SourceItem(name, _unreadable(name, "its path is no text"))
+                return Item(_unreadable(name, "its path is no text"), name)
             name = path
         if not isinstance(value, bytes):
-            return SourceItem(name, _unreadable(name, value or "the value is null"))
-        return SourceItem(
-            name, value if len(value) <= self._limit else _too_large(name, self._limit)
-        )
+            return Item(_unreadable(name, value or "the value is null"), name)
+        return Item(value if len(value) <= self._limit else _too_large(name, self._limit), name)
 
     def _open(self, name: str) -> IO[bytes]:
         return self.listing.place.open(name, self._sizes[name])
@@ -286,22 +284,24 @@ class Table(Files):
         except (ArrowException, OSError) as exc:
             raise StartupError(f"{where}: not Parquet, damaged, or unreadable: {exc}") from exc
 
-    def _values(self, name: str, number: int, group: Any) -> Iterator[Any]:
+    def _values(self, group: _Group) -> Iterator[Any]:
         """The values of a row group, one after the other; in place of one that cannot be read,
         why.
         """
         from pyarrow import ArrowException, parquet
 
-        if group.total_byte_size > _MAX_GROUP:
+        if group.bytes > _MAX_GROUP:
             yield from repeat(f"its part of the table has more than {_MAX_GROUP} bytes")
         try:
-            with closing(self._open(name)) as file:
+            with closing(self._open(group.file)) as file:
                 opened = parquet.ParquetFile(
-                    file, metadata=self._metadata[name], buffer_size=_BUFFER
+                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
                 )
                 # One row at a time: a few bytes of a file can say that every row has the same large
                 # value.
-                for batch in opened.iter_batches(1, row_groups=[number], columns=[self._column]):
+                for batch in opened.iter_batches(
+                    1, row_groups=[group.number], columns=[self._column]
+                ):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, ValueError):  # ValueError: of a text that is no UTF-8
             pass

@@ -26,8 +26,6 @@ def test_every_field_is_documented_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("deterministic", "TRUE", True),
-        ("deterministic", "0", False),
         ("max_batch_rows", " 16 ", 16),
         ("rate_limit", "off", None),
         ("rate_limit", "20/s", Rate(20, 1.0)),
