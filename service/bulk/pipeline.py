@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -43,7 +42,6 @@ from service.images.decode import (
     DecodeLimits,
     EncodedImage,
     ImageBytes,
-    Picture,
     memory_for,
 )
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
@@ -89,7 +87,6 @@ class Item:
     measures: dict[str, Any] = field(default_factory=dict)  # as in responses
     error: IgnError | None = None
 
-    picture: Picture | None = None
     resolution: Resolution | None = None
     row: FloatRow | None = None  # (C, H, W) in the model's units
     chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
@@ -103,7 +100,6 @@ class Item:
         except (ModelFailure, RequestError) as exc:
             self.error = exc.with_traceback(None)
             self.row = None
-            self.picture = None
 
 
 class Pipeline:
@@ -167,49 +163,44 @@ class Pipeline:
 
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:
-            await self._codec.run("decode", partial(self._decode, items))
+            if self._is_tiled:  # else the row is small, whatever the size of the image
+                await self._codec.run("decode", partial(self._open, items))
             async with self._two_large if any(map(_is_large, items)) else nullcontext():
-                if self._is_tiled:  # else the row is small, and the picture may be large
-                    await self._codec.run("decode", lambda _: self._prepare(items))
+                await self._codec.run("decode", partial(self._decode, items))
                 await self._run_isolating([item for item in items if item.row is not None])
+
+    def _open(self, items: Iterable[Item], thread: CodecThread) -> None:
+        for item in items:
+            if isinstance(item.source, bytes):
+                item.resolution = resolution_of(item.source) if self._is_tiled else None
+                with item.failing():
+                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
 
     def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
         for item in items:
+            self._open([item], thread)
             with item.failing():
-                self._open(item, thread)
-                if isinstance(item.source, EncodedImage):
-                    with memory_for(item.source.pixels):
-                        item.picture = item.source.decode(thread)
-                        item.source = b""  # it holds the pixels, too
-            if not self._is_tiled:
-                self._prepare([item])
+                self._prepare(item, thread)
 
-    def _open(self, item: Item, thread: CodecThread) -> None:
-        if isinstance(item.source, RequestError):
-            raise item.source
-        if self._mask is None and self._mask_file is not None:
-            self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
-        if isinstance(item.source, bytes):
-            item.resolution = resolution_of(item.source) if self._is_tiled else None
-            item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
-
-    def _prepare(self, items: Iterable[Item]) -> None:
+    def _prepare(self, item: Item, thread: CodecThread) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
-        for item in items:
-            if isinstance(item.source, int) and isinstance(made, GenerateRequest):
-                (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
-            elif (picture := item.picture) is not None and self._upload is not None:
-                item.picture = None
-                card = self.model.card.sized(picture.image.size[::-1])
-                resize = self._upload.resize
-                with item.failing():
-                    if self._mask is not None:
-                        item.keep = keep_mask(
-                            self._mask, picture, card, resize=resize, field="mask"
-                        )
-                    prepared = prepare(picture, card, resize=resize, invert=self._upload.invert)
-                    item.row, item.measures["inverted"], item.chroma = prepared
+        upload = self._upload
+        if isinstance(item.source, RequestError):
+            raise item.source
+        if isinstance(item.source, int) and isinstance(made, GenerateRequest):
+            (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
+        elif isinstance(item.source, EncodedImage) and upload is not None:
+            if self._mask is None and self._mask_file is not None:
+                self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
+            with memory_for(item.source.pixels):
+                picture = item.source.decode(thread)
+                item.source = b""  # it holds the pixels, too
+            card = self.model.card.sized(picture.image.size[::-1])
+            if self._mask is not None:
+                item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
+            prepared = prepare(picture, card, resize=upload.resize, invert=upload.invert)
+            item.row, item.measures["inverted"], item.chroma = prepared
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row
@@ -266,4 +257,4 @@ class Pipeline:
 
 
 def _is_large(item: Item) -> bool:
-    return item.picture is not None and prod(item.picture.image.size) > _LARGE
+    return isinstance(item.source, EncodedImage) and item.source.pixels > _LARGE
