@@ -40,12 +40,12 @@ from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, blend, with_chroma
 from service.images.decode import (
     DecodeLimits,
+    Dpi,
     EncodedImage,
     ImageBytes,
     memory_for,
 )
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
-from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
@@ -87,7 +87,7 @@ class Item:
     measures: dict[str, Any] = field(default_factory=dict)  # as in responses
     error: IgnError | None = None
 
-    resolution: Resolution | None = None
+    dpi: Dpi | None = None
     row: FloatRow | None = None  # (C, H, W) in the model's units
     chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
     keep: KeepMask | None = None
@@ -172,7 +172,6 @@ class Pipeline:
     def _open(self, items: Iterable[Item], thread: CodecThread) -> None:
         for item in items:
             if isinstance(item.source, bytes):
-                item.resolution = resolution_of(item.source) if self._is_tiled else None
                 with item.failing():
                     item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
 
@@ -196,6 +195,7 @@ class Pipeline:
             with memory_for(item.source.pixels):
                 picture = item.source.decode(thread)
                 item.source = b""  # it holds the pixels, too
+            item.dpi = picture.dpi if self._is_tiled else None
             card = self.model.card.sized(picture.image.size[::-1])
             if self._mask is not None:
                 item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
@@ -248,12 +248,8 @@ class Pipeline:
         pixels = to_uint8(row, self.model.card)
         if pixels.size * made.scale**2 > self._limits.max_pixels * 3:
             raise InvalidContent.field("scale", "the image would have too many pixels")
-        content = encode(enlarge(pixels, made.scale, made.resample), made.format)
-        return (
-            with_resolution(content, item.resolution)
-            if item.resolution and made.scale == 1
-            else content
-        )
+        dpi = item.dpi if made.scale == 1 else None
+        return encode(enlarge(pixels, made.scale, made.resample), made.format, dpi)
 
 
 def _is_large(item: Item) -> bool:

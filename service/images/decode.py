@@ -16,6 +16,7 @@ cannot be silenced for one thread.
 import ctypes
 import io
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -80,6 +81,9 @@ _CONVERTED: Final = {
     "YCbCr": "RGB",
     "RGBa": "RGBA",
 }
+# The resolution is no metadata of a person, and without it a scan has no size.
+_WITH_DPI: Final = ("PNG", "JPEG")
+INCH_M: Final = 0.0254
 # none, and none with masks of bits; Pillow decodes run lengths in Python
 _BMP_COMPRESSIONS: Final = (0, 3)
 # pixels of AV1 frames beyond the image: tiles of a grid overlap its border
@@ -96,6 +100,7 @@ _MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/t
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Size = tuple[int, int]  # (width, height)
+Dpi = tuple[float, ...]  # horizontal and vertical
 
 
 _LARGE: Final = 1 << 21  # pixels
@@ -134,6 +139,12 @@ class Picture:
     image: Image.Image  # upright; mode L, LA, RGB or RGBA
     stored_size: Size  # (width, height) in the file, before the transpose
     transpose: Image.Transpose | None = None  # the one that EXIF asked for and that was applied
+
+    @property
+    def dpi(self) -> Dpi | None:
+        """The resolution that a PNG or JPEG states."""
+        dpi: Dpi = self.image.info.get("dpi", ())
+        return dpi if all(dpi) and dpi else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -386,16 +397,9 @@ def _load_tiff(page: TiffPage) -> Image.Image:
     return ImageChops.invert(levels) if is_white_zero else levels
 
 
-class _Jpeg(JpegImageFile):
-    def getexif(self) -> Image.Exif:
-        # Pillow calls this when it opens a file, to read the resolution, and warns if the EXIF
-        # block is damaged.
-        return Image.Exif()
-
-
 def _open_jpeg(data: bytes) -> _Opened:
     needed, exif = untrusted.jpeg_without_metadata(data)
-    image = _Jpeg(io.BytesIO(needed))
+    image = JpegImageFile(io.BytesIO(needed))
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
@@ -404,6 +408,8 @@ def _open_jpeg(data: bytes) -> _Opened:
 
 def _load(image: ImageFile) -> Image.Image:
     image.load()
+    if image.format not in _WITH_DPI:
+        image.info.pop("dpi", None)
     mode = _CONVERTED.get(image.mode, image.mode)
     if "transparency" in image.info and mode in ("L", "RGB"):  # a level or a place in the palette
         mode += "A"
@@ -411,10 +417,14 @@ def _load(image: ImageFile) -> Image.Image:
 
 
 def _open_png(data: bytes) -> _Opened:
-    parts, exif = untrusted.png_chunks(data)
-    transpose = exif_transpose(exif)
+    parts, others = untrusted.png_chunks(data)
+    transpose = exif_transpose(others.get(b"eXIf", b""))
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
+    density = others.get(b"pHYs", b"")
+    if len(density) == 9 and density[8] == 1:  # pixels per metre
+        across, down = struct.unpack_from(">II", density)
+        image.info["dpi"] = (across * INCH_M, down * INCH_M)
     raw = str(image.tile[0].args)
     if raw.endswith(";16B"):
         return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)

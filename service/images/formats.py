@@ -10,7 +10,6 @@ A page of a TIFF, and the first frame of a GIF, are written anew with only what 
 """
 
 import io
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 
 from PIL.Image import Transpose
 
-from service.images.untrusted import EXIF, MAX_PARTS, PNG_SIGNATURE, Unsupported, png_chunk
+from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
 
 TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -84,21 +83,6 @@ _MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
 _SEQUENCE_HEADER = 1
 _FRAME_HEADER = 3
 _FRAME = 6
-
-# The resolution of PNG and JPEG is no metadata of a person, and without it a scan has no size.
-_HEAD: Final = 1 << 16  # bytes in which it is looked for
-_INCH_M: Final = 0.0254
-_STATED: Final = (  # horizontal and vertical number, and the length in m that they are of
-    (re.compile(rb"\x89PNG(?:(?!IDAT).)*?\0\0\0\x09pHYs(.{4})(.{4})\x01", re.DOTALL), 1.0),
-    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x01(..)(..)", re.DOTALL), _INCH_M),
-    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x02(..)(..)", re.DOTALL), 0.01),
-)
-_IHDR_END: Final = 33
-# places in a JFIF header
-_UNIT = 13
-_THUMBNAIL = 18
-
-Resolution = tuple[float, ...]  # pixels per metre, horizontal and vertical
 
 
 class TiffPage(NamedTuple):
@@ -416,23 +400,3 @@ def _av1_pixels(header: bytes) -> int:
     if not is_reduced and sizes != (max(1, width.bit_length()), max(1, height.bit_length())):
         raise Unsupported("is an AVIF whose frames may be larger than it says")
     return (width + 1) * (height + 1)
-
-
-def resolution_of(data: bytes) -> Resolution | None:
-    """The resolution that a file states, if it is a PNG or JPEG that does."""
-    for pattern, metres in _STATED:
-        if found := pattern.match(data[:_HEAD]):
-            resolution = tuple(int.from_bytes(number, "big") / metres for number in found.groups())
-            return resolution if all(resolution) else None
-    return None
-
-
-def with_resolution(data: bytes, resolution: Resolution) -> bytes:
-    """A PNG or JPEG as `encode` makes it, with a resolution; other files stay as they are."""
-    if data.startswith(PNG_SIGNATURE):
-        chunk = png_chunk(b"pHYs", struct.pack(">IIB", *map(round, resolution), 1))
-        return data[:_IHDR_END] + chunk + data[_IHDR_END:]
-    if data.startswith(b"\xff\xd8"):
-        inches = [min(round(each * _INCH_M), 0xFFFF) for each in resolution]
-        return data[:_UNIT] + struct.pack(">BHH", 1, *inches) + data[_THUMBNAIL:]
-    return data
