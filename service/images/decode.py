@@ -34,7 +34,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.artifact.files import read_npy
@@ -44,7 +44,6 @@ from service.domain.tiles import MAX_SIDE
 from service.images import untrusted
 from service.images.formats import (
     ORIENTATION,
-    PHOTOMETRIC,
     TRANSPOSES,
     TiffPage,
     avif_still,
@@ -393,7 +392,9 @@ def _load_tiff(page: TiffPage) -> Image.Image:
         return _load(image)
     image.load()
     levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
-    is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
+    is_white_zero = (
+        page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0
+    )  # Pillow inverts images of up to 8 bits only
     return ImageChops.invert(levels) if is_white_zero else levels
 
 

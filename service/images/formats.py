@@ -17,6 +17,22 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from PIL.Image import Transpose
+from PIL.TiffImagePlugin import (
+    COMPRESSION,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    JPEGTABLES,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    ROWSPERSTRIP,
+    SAMPLESPERPIXEL,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILELENGTH,
+    TILEOFFSETS,
+    TILEWIDTH,
+)
 
 from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
 
@@ -31,22 +47,8 @@ TRANSPOSES: Final = {
 }
 """What makes an image with this orientation upright."""
 
-PHOTOMETRIC = 262
 ORIENTATION = 274
 _REDUCED = 254
-_WIDTH = 256
-_LENGTH = 257
-_COMPRESSION = 259
-_SAMPLES = 277
-_STRIPS = 273
-_ROWS = 278
-_STRIP_BYTES = 279
-_PLANAR = 284
-_TILE_WIDTH = 322
-_TILE_LENGTH = 323
-_TILES = 324
-_TILE_BYTES = 325
-_JPEG_TABLES = 347
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
 # tables and subsampling.
 _SINGLE: Final = frozenset(
@@ -99,18 +101,18 @@ class TiffPage(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, as stored."""
-        return self.value(_WIDTH, 0), self.value(_LENGTH, 0)
+        return self.value(IMAGEWIDTH, 0), self.value(IMAGELENGTH, 0)
 
     def file(self) -> bytes:
         """A TIFF file of this page alone, without its orientation."""
         offsets = tuple(accumulate(map(len, self.parts[:-1]), initial=_HEADER))
-        tags = self.tags | {_TILES if _TILES in self.tags else _STRIPS: offsets}
+        tags = self.tags | {TILEOFFSETS if TILEOFFSETS in self.tags else STRIPOFFSETS: offsets}
         tags.pop(ORIENTATION, None)
         # The values of each tag follow the pixels, and then comes the directory.
         content = bytearray(b"".join(self.parts))
         directory = struct.pack(self.order + "H", len(tags))
         for tag, numbers in sorted(tags.items()):
-            kind = _UNDEFINED if tag == _JPEG_TABLES else _LONG
+            kind = _UNDEFINED if tag == JPEGTABLES else _LONG
             packed = struct.pack(f"{self.order}{len(numbers)}{_TYPES[kind]}", *numbers)
             directory += struct.pack(self.order + "HHI", tag, kind, len(numbers))
             place = struct.pack(self.order + "I", _HEADER + len(content))
@@ -198,9 +200,9 @@ def exif_transpose(exif: bytes) -> Transpose | None:
 def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage:
     """The page that a directory describes."""
     page = TiffPage(order, tags, [])
-    compression = page.value(_COMPRESSION, 1)
-    photometric = page.value(PHOTOMETRIC, 1)
-    bands = page.value(_SAMPLES, 1)
+    compression = page.value(COMPRESSION, 1)
+    photometric = page.value(PHOTOMETRIC_INTERPRETATION, 1)
+    bands = page.value(SAMPLESPERPIXEL, 1)
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
@@ -219,19 +221,19 @@ def _parts(data: bytes, page: TiffPage) -> list[bytes]:
     """The content of the strips or tiles, if there are as many as the size of the image needs."""
     tags = page.tags
     width, height = page.size
-    if _TILES in tags:
-        across = page.value(_TILE_WIDTH, 0)
-        down = page.value(_TILE_LENGTH, 0)
-        offsets = tags[_TILES]
-        counts = tags[_TILE_BYTES]
+    if TILEOFFSETS in tags:
+        across = page.value(TILEWIDTH, 0)
+        down = page.value(TILELENGTH, 0)
+        offsets = tags[TILEOFFSETS]
+        counts = tags[TILEBYTECOUNTS]
     else:
         across = width
-        down = min(height, page.value(_ROWS, height))
-        tags[_ROWS] = (down,)
-        offsets = tags[_STRIPS]
-        counts = tags[_STRIP_BYTES]
-    planes = page.value(_SAMPLES, 1) if page.value(_PLANAR, 1) > 1 else 1
-    if not width * height * across * down or (_TILES in tags and across * down > _MAX_TILE):
+        down = min(height, page.value(ROWSPERSTRIP, height))
+        tags[ROWSPERSTRIP] = (down,)
+        offsets = tags[STRIPOFFSETS]
+        counts = tags[STRIPBYTECOUNTS]
+    planes = page.value(SAMPLESPERPIXEL, 1) if page.value(PLANAR_CONFIGURATION, 1) > 1 else 1
+    if not width * height * across * down or (TILEOFFSETS in tags and across * down > _MAX_TILE):
         raise ValueError("no pixels, or large tiles")
     if len(offsets) != -(-width // across) * -(-height // down) * planes or sum(counts) > len(data):
         raise ValueError("another number of strips than the size says")
