@@ -22,7 +22,6 @@ from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-_PART: Final = 1 << 16  # names in one file of a listing
 _MAX_READERS: Final = 2  # of tables, as so many shards are processed at a time
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
@@ -46,8 +45,8 @@ class _Group(NamedTuple):
 class Listing:
     """The files of one kind of a source, without hidden ones, in the order of their names.
 
-    It is made once, and its `parts` go into the output. From there ``get`` reads them for workers
-    and later runs, which have ``known``, what `summary` was.
+    It is made once, and written into a `file` of the output. From there ``get`` reads it for
+    workers and later runs, which have ``known``, what `summary` was.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Listing:
             self.place, single = locate(source)
             if known:
                 self.digest: str = known["digest"]
-                self.rows = self._recorded(known["files"], get)
+                self.rows = self._recorded(get)
             else:
                 self.rows = self._found(single)
                 self.digest = _digest(self.rows)
@@ -70,22 +69,20 @@ class Listing:
             ) from exc
         self.summary = {"files": len(self.rows), "digest": self.digest}
 
-    def parts(self) -> Iterator[tuple[str, bytes]]:
-        """The files for the output."""
-        for start in range(0, len(self.rows), _PART):
-            rows = self.rows[start : start + _PART]
-            yield self._name(start), "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    @property
+    def file(self) -> str:
+        """The name of the file in the output."""
+        return f"source-{self.digest[:12]}/000000.jsonl"
 
-    def _name(self, start: int) -> str:
-        return f"source-{self.digest[:12]}/{start // _PART:06}.jsonl"
+    def write(self, file: IO[bytes]) -> None:
+        """Write that file: a line for each name."""
+        file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
 
-    def _recorded(self, files: int, get: Callable[[str], bytes | None]) -> Rows:
-        rows: Rows = []
-        for name in map(self._name, range(0, files, _PART)):
-            if (content := get(name)) is None:
-                raise FileNotFoundError(f"{name}: is gone from the output; use another folder")
-            rows += map(tuple, map(json.loads, content.splitlines()))
-        return rows
+    def _recorded(self, get: Callable[[str], bytes | None]) -> Rows:
+        content = get(self.file)
+        if content is None:
+            raise FileNotFoundError(f"{self.file}: is gone from the output; use another folder")
+        return [(name, size) for name, size in map(json.loads, content.splitlines())]
 
     def _found(self, single: str) -> Rows:
         """The files of the first kind of which there is one; sorted, as stores differ in their
@@ -97,8 +94,7 @@ class Listing:
             else [(name, size) for name, size, _ in self.place.files()]
         )
         for ends in (IMAGES, (".parquet",), (".zip",) if single else ()):
-            rows = [row for row in found if row[0].lower().endswith(ends)]
-            if rows := sorted(row for row in rows if not _is_hidden(row[0])):
+            if rows := _visible(found, ends):
                 return rows
         holds = f"holds no {' '.join(IMAGES)} .parquet, and is no .zip"
         raise StartupError(
@@ -177,14 +173,9 @@ class Archive(Files):
             raise StartupError(
                 f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}"
             ) from exc
-        members = {
-            info.filename: info
-            for info in self._zip.infolist()
-            if info.filename.lower().endswith(IMAGES)
-        }
-        names = [name for name in sorted(members) if not _is_hidden(name)]
-        self._rows = [(name, members[name].file_size) for name in names]
-        self.images = len(names)
+        members = {info.filename: info for info in self._zip.infolist()}
+        self._rows = _visible(((name, info.file_size) for name, info in members.items()), IMAGES)
+        self.images = len(self._rows)
         self.digest = _digest((*row, members[row[0]].CRC) for row in self._rows)
         if not self.images:
             raise StartupError(f"{listing.source}: holds no {' '.join(IMAGES)}")
@@ -330,6 +321,11 @@ def _check_column(where: str, schema: Any, column: str) -> None:
     held = kind.field("bytes").type if is_struct else kind
     if not (types.is_binary(held) or types.is_large_binary(held)):
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
+
+
+def _visible(rows: Iterable[tuple[str, int]], ends: tuple[str, ...]) -> Rows:
+    """The files whose names end so, without hidden ones, in order."""
+    return sorted(row for row in rows if row[0].lower().endswith(ends) and not _is_hidden(row[0]))
 
 
 def _is_hidden(name: str) -> bool:

@@ -197,7 +197,6 @@ def test_parts_make_what_one_worker_makes(
             "pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet"
         )
     Path("in/bad.png").write_bytes(b"bad")
-    monkeypatch.setattr("service.bulk.sources._PART", 3)  # names in a file of the listing
     command = f"project in out --shard 2 --pack {pack}"
     assert bulk(command.replace(" out", " whole")).status == 1
     waits: list[float] = []
