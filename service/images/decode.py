@@ -123,7 +123,6 @@ class DecodeLimits:
     """Limits on one image."""
 
     max_pixels: int  # width × height
-    max_side: int = MAX_SIDE  # pixels
     max_chars: int = 16 * 1024 * 1024  # of base64 text
 
 
@@ -288,10 +287,8 @@ class ImageBytes:
 
 def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
     size, transpose, load = opened
-    if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = (
-            f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
-        )
+    if max(size) > MAX_SIDE or size[0] * size[1] > limits.max_pixels:
+        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {MAX_SIDE} a side"
         way_out = "reduce the image, or scan the page at 400 dpi or less"
         raise TooLarge(
             f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large"
