@@ -142,7 +142,7 @@ class Picture:
     def dpi(self) -> Dpi | None:
         """The resolution that a PNG or JPEG states."""
         dpi: Dpi = self.image.info.get("dpi", ())
-        return dpi if all(dpi) and dpi else None
+        return dpi if dpi and all(dpi) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -263,7 +263,7 @@ def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Imag
         if key is not None:
             strip[:, :, -1][(samples == key).all(axis=2)] = 0
     decoded = Image.fromarray(levels.squeeze(2) if bands == 1 else levels)
-    decoded.info = image.info
+    decoded.info["dpi"] = image.info.get("dpi", ())
     return decoded
 
 
