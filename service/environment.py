@@ -65,15 +65,7 @@ def available_cpus(*, root: Path = Path("/")) -> int:
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    quota = cgroup_quota(root)
-    return max(1, available if quota is None else min(available, math.floor(quota)))
-
-
-def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """The smallest CPU quota of this process's control group (v2) and its ancestors; None if there
-    is no limit.
-    """
-    return min(_limits(root, "cpu.max"), default=None)
+    return max(1, math.floor(min([available, *_limits(root, "cpu.max")])))
 
 
 def memory_limit(*, root: Path = Path("/")) -> int:

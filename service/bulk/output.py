@@ -1,7 +1,7 @@
 """The output of a run, on this machine or in an object store.
 
     OUTPUT/run.json               fingerprint of the job; a run with another job is rejected
-    OUTPUT/source-…/000000.jsonl  names in the source, in parts
+    OUTPUT/source-…/000000.jsonl  names in the source
     OUTPUT/000000/…               the images of a shard; or 000000.tar, or 000000.parquet
     OUTPUT/shards/000000.jsonl    one line for each image of a shard, which is complete with it
     OUTPUT/manifest.jsonl         one line for each image of all shards; or manifest.parquet
@@ -17,7 +17,7 @@ import re
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -136,8 +136,8 @@ class Output:
         previous = self.previous_job()
         if previous is None:
             try:
-                for part in listing.parts() if listing else ():
-                    self.place.put(*part)
+                if listing is not None:
+                    self._put_written(listing.file, listing.write, new=True)
                 if not self.place.put(_JOB, (json.dumps(fingerprint, indent=2) + "\n").encode()):
                     previous = self.previous_job()
             except OSError as exc:
@@ -153,6 +153,13 @@ class Output:
                     raise StartupError(
                         f"the output holds another run: {change}; use another folder"
                     )
+
+    def _put_written(self, name: str, write: Callable[[IO[bytes]], None], *, new: bool) -> None:
+        """Put a file that need not fit into memory."""
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            file.seek(0)
+            self.place.put(name, file, new=new)
 
     def complete(self) -> dict[int, float]:
         """Complete shards, and when they were."""
@@ -208,13 +215,13 @@ class Output:
                         failed += sum(record["error"] is not None for record in records or [])
                         yield records or []
 
-        with tempfile.TemporaryFile() as file:
+        def write(file: IO[bytes]) -> None:
             if manifest_format == "parquet":
                 _write_parquet(file, parts())
             else:
                 file.writelines(_lines(records).encode() for records in parts())
-            file.seek(0)
-            self.place.put(name, file, new=False)
+
+        self._put_written(name, write, new=False)
         if isinstance(self.place, Folder):
             self.place.clean()
         return f"{self.url.rstrip('/')}/{name}", images, failed

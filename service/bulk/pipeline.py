@@ -8,11 +8,10 @@ model has tiles while one of them begins or ends.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -41,14 +40,12 @@ from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepParams, shown_row
 from service.images.decode import (
     DecodeLimits,
+    Dpi,
     EncodedImage,
     ImageBytes,
-    Picture,
-    Pixels,
     memory_for,
 )
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
-from service.images.formats import Resolution, resolution_of, with_resolution
 from service.images.pool import CodecThread
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
@@ -68,11 +65,10 @@ _MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
     """The options of a task, of ``values`` that may hold others and None; raises StartupError."""
-    names = {name for schema in SCHEMAS.values() for name in schema.model_fields}
+    schema = SCHEMAS[task]
+    given = {name: values[name] for name in schema.model_fields if values.get(name) is not None}
     try:
-        return SCHEMAS[task].model_validate(
-            {k: v for k, v in values.items() if k in names and v is not None}
-        )
+        return schema.model_validate(given)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])
@@ -91,18 +87,19 @@ class Item:
     measures: dict[str, Any] = field(default_factory=dict)  # as in responses
     error: IgnError | None = None
 
-    picture: Picture | None = None
-    resolution: Resolution | None = None
-    row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output
+    dpi: Dpi | None = None
+    row: FloatRow | None = None  # (C, H, W) in the model's units
     chroma: FloatRow | None = None  # (3, H, W) of a colour image whose luma is the row
     keep: KeepMask | None = None
-    pixels: Pixels | None = None
 
-    def fail(self, error: IgnError) -> None:
-        """Keep the error, without what its frames hold."""
-        self.error = error.with_traceback(None)
-        self.row = None
-        self.picture = None
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Keep what is wrong with the image, without what the frames of the error hold."""
+        try:
+            yield
+        except (ModelFailure, RequestError) as exc:
+            self.error = exc.with_traceback(None)
+            self.row = None
 
 
 class Pipeline:
@@ -166,115 +163,94 @@ class Pipeline:
 
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:
-            await self._codec.run("decode", partial(self._decode, items))
+            if self._is_tiled:  # else the row is small, whatever the size of the image
+                await self._codec.run("decode", partial(self._open, items))
             async with self._two_large if any(map(_is_large, items)) else nullcontext():
-                if self._is_tiled:  # else the row is small, and the picture may be large
-                    await self._codec.run("decode", lambda _: self._prepare(items))
+                await self._codec.run("decode", partial(self._decode, items))
                 await self._run_isolating([item for item in items if item.row is not None])
-            await self._codec.run("encode", lambda _: self._encode(items))
+
+    def _open(self, items: Iterable[Item], thread: CodecThread) -> None:
+        for item in items:
+            if isinstance(item.source, bytes):
+                with item.failing():
+                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
 
     def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
         for item in items:
-            try:
-                if isinstance(item.source, RequestError):
-                    raise item.source
-                if self._mask is None and self._mask_file is not None:
-                    self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
-                if isinstance(item.source, bytes):
-                    item.resolution = resolution_of(item.source) if self._is_tiled else None
-                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
-                if isinstance(item.source, EncodedImage):
-                    with memory_for(item.source.pixels):
-                        item.picture = item.source.decode(thread)
-                        item.source = b""  # it holds the pixels, too
-            except RequestError as exc:
-                item.fail(exc)
-            if not self._is_tiled:
-                self._prepare([item])
+            self._open([item], thread)
+            with item.failing():
+                self._prepare(item, thread)
 
-    def _prepare(self, items: Iterable[Item]) -> None:
+    def _prepare(self, item: Item, thread: CodecThread) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
-        for item in items:
-            if isinstance(item.source, int) and isinstance(made, GenerateRequest):
-                (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
-            elif (picture := item.picture) is not None and self._upload is not None:
-                card = self.model.card.sized(picture.image.size[::-1])
-                resize = self._upload.resize
-                try:
-                    if self._mask is not None:
-                        item.keep = keep_mask(
-                            self._mask, picture, card, resize=resize, field="mask"
-                        )
-                    prepared = prepare(picture, card, resize=resize, invert=self._upload.invert)
-                    item.row, item.measures["inverted"], item.chroma = prepared
-                except RequestError as exc:
-                    item.fail(exc)
-                item.picture = None
+        upload = self._upload
+        if isinstance(item.source, RequestError):
+            raise item.source
+        if isinstance(item.source, int) and isinstance(made, GenerateRequest):
+            (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
+        elif isinstance(item.source, EncodedImage) and upload is not None:
+            if self._mask is None and self._mask_file is not None:
+                self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
+            with memory_for(item.source.pixels):
+                picture = item.source.decode(thread)
+                item.source = b""  # it holds the pixels, too
+            item.dpi = picture.dpi if self._is_tiled else None
+            card = self.model.card.sized(picture.image.size[::-1])
+            if self._mask is not None:
+                item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
+            prepared = prepare(picture, card, resize=upload.resize, invert=upload.invert)
+            item.row, item.measures["inverted"], item.chroma = prepared
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row
         gets the error.
         """
-        if not items:
-            return
-        try:
-            result = await self._applied(items)
-        except (ModelFailure, RequestError) as exc:
-            if len(items) == 1:
-                items[0].fail(exc)
-            else:
+        if len(items) == 1:
+            with items[0].failing():
+                await self._apply(items)
+        elif items:
+            try:
+                await self._apply(items)
+            except (ModelFailure, RequestError):
                 for item in items:
                     await self._run_isolating([item])
-            return
-        await self._codec.run("encode", lambda _: self._take(items, result))
 
-    async def _applied(self, items: Sequence[Item]) -> Result:
+    async def _apply(self, items: Sequence[Item]) -> None:
         rows = [item.row for item in items if item.row is not None]
         keep = [item.keep for item in items if item.keep is not None]
         params = SchedulingParams(step_params=self.steps)
         if self._is_tiled:
-            return await self.model.run_tiles(rows, keep or None, lambda: params, self._codec.run)
-        return await self.model.scheduler.run(
-            np.stack(rows), replace(params, keep_mask=np.stack(keep) if keep else None)
-        )
+            result = await self.model.run_tiles(rows, keep or None, lambda: params, self._codec.run)
+        else:
+            params = replace(params, keep_mask=np.stack(keep) if keep else None)
+            result = await self.model.scheduler.run(np.stack(rows), params)
+        del rows
+        await self._codec.run("encode", lambda _: self._finish(items, result))
 
-    def _take(self, items: Sequence[Item], result: Result) -> None:
-        """Give the items their measures, and their pixels instead of their rows."""
-        strength = self._made.strength if isinstance(self._made, ProjectOptions) else 1.0
+    def _finish(self, items: Sequence[Item], result: Result) -> None:
+        """Give the items their measures and files, instead of their rows."""
         for index, item in enumerate(items):
             item.measures |= measures(result, index)
             item.measures |= in_distribution_fields(self.model.card, float(result.distance[index]))
-            if self._made and item.row is not None:
-                item.row = shown_row(item.row, result.rows[index], strength, item.chroma)
-                if self._made.format != "npy":
-                    item.pixels = to_uint8(item.row, self.model.card)
-                    item.row = None
-            item.chroma = item.keep = None
+            if self._made is not None and item.row is not None:
+                with item.failing():
+                    item.content = self._file(item, item.row, result.rows[index], self._made)
+            item.row = item.chroma = item.keep = None
 
-    def _encode(self, items: Iterable[Item]) -> None:
-        """Encode the images, in place of their pixels."""
-        for item in items:
-            try:
-                item.content = self._file(item)
-            except RequestError as exc:
-                item.fail(exc)
-            item.row = item.pixels = None
-
-    def _file(self, item: Item) -> bytes:
-        made = self._made
-        pixels = item.pixels
-        if pixels is None or made is None or made.format == "npy":
-            return b"" if item.row is None or made is None else encode_npy(item.row)
+    def _file(
+        self, item: Item, start: FloatRow, end: FloatRow, made: GenerateRequest | ProjectOptions
+    ) -> bytes:
+        strength = made.strength if isinstance(made, ProjectOptions) else 1.0
+        row = shown_row(start, end, strength, item.chroma)
+        if made.format == "npy":
+            return encode_npy(row)
+        pixels = to_uint8(row, self.model.card)
         if pixels.size * made.scale**2 > self._limits.max_pixels * 3:
             raise InvalidContent.field("scale", "the image would have too many pixels")
-        content = encode(enlarge(pixels, made.scale, made.resample), made.format)
-        return (
-            with_resolution(content, item.resolution)
-            if item.resolution and made.scale == 1
-            else content
-        )
+        dpi = item.dpi if made.scale == 1 else None
+        return encode(enlarge(pixels, made.scale, made.resample), made.format, dpi)
 
 
 def _is_large(item: Item) -> bool:
-    return item.picture is not None and prod(item.picture.image.size) > _LARGE
+    return isinstance(item.source, EncodedImage) and item.source.pixels > _LARGE

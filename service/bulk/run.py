@@ -26,7 +26,7 @@ from service.bulk.output import COLUMNS, Fingerprint, Made, Output, Pack, Record
 from service.bulk.pipeline import SCHEMAS, Item, Options, Pipeline
 from service.bulk.places import gather_all, is_url
 from service.bulk.sources import Files, open_source
-from service.domain.errors import IgnError, StartupError
+from service.domain.errors import IgnError, StartupError, printable
 from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
@@ -65,21 +65,35 @@ class ShardPlan(NamedTuple):
     completed: int  # images in complete shards
 
 
-class Shards:
-    """Processes shards of one job, whose ``source`` may be open already; raises StartupError as
-    `Pipeline`.
-    """
+class Latents:
+    """The source of `generate`, which reads nothing."""
 
-    def __init__(self, job: Job, services: AppState, output: Output, source: Files | None) -> None:
+    digest = ""
+    listing = None
+
+    def __init__(self, options: GenerateRequest) -> None:
+        self.images = options.n
+        self._first = options.offset
+
+    async def fetch(self, start: int, stop: int) -> list[Item]:
+        """Latents ``start`` … ``stop − 1``."""
+        return [Item(self._first + index) for index in range(start, stop)]
+
+
+Source = Files | Latents
+
+
+class Shards:
+    """Processes shards of one job, whose ``source`` is open; raises StartupError as `Pipeline`."""
+
+    def __init__(self, job: Job, services: AppState, output: Output, source: Source) -> None:
         self._job = job
         self._services = services
         self._output = output
         self._source = source
         self._pipeline = Pipeline(job.options, services)
         options = job.options
-        self.images = (
-            options.n if isinstance(options, GenerateRequest) else (source.images if source else 0)
-        )
+        self.images = source.images
         self._format = (
             options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
         )
@@ -89,7 +103,7 @@ class Shards:
         """Record the job in the output folder, or check that it continues the recorded one; returns
         what is missing.
         """
-        self._output.start(self._fingerprint(), self._source.listing if self._source else None)
+        self._output.start(self._fingerprint(), self._source.listing)
         size = self._job.shard
         (part, parts) = self._job.part
         count = -(-self.images // size)
@@ -116,8 +130,8 @@ class Shards:
             "digest": f"sha256:{model.digest}",
             "options": options,
             "pictures": self.images,
-            "source": self._source.digest if self._source else "",
-            "listing": self._source.listing.summary if self._source else None,
+            "source": self._source.digest,
+            "listing": self._source.listing and self._source.listing.summary,
             "shard": job.shard,
             "pack": job.pack,
         }
@@ -137,7 +151,7 @@ class Shards:
                 tasks = []
                 while start < stop:
                     await self._ahead.acquire()
-                    items = await self._items(start, min(start + _AT_ONCE, stop))
+                    items = await self._source.fetch(start, min(start + _AT_ONCE, stop))
                     tasks.append(group.create_task(self._process(number, start, items)))
                     start += len(items)
         except ExceptionGroup as failed:
@@ -166,13 +180,6 @@ class Shards:
         self._ahead.release()
         return made
 
-    async def _items(self, start: int, stop: int) -> list[Item]:
-        options = self._job.options
-        if isinstance(options, GenerateRequest):
-            return [Item(options.offset + index) for index in range(start, stop)]
-        images = await self._source.fetch(start, stop) if self._source else []
-        return [Item(image.content, image.name) for image in images]
-
     def _record(self, shard: int, index: int, item: Item) -> Record:
         """The line of an image in the manifest, with its file name or its error."""
         record = dict.fromkeys(COLUMNS) | item.measures | {"index": index}
@@ -200,9 +207,7 @@ def _detail(item: Item) -> str:
         if detail.startswith(item.name) or isinstance(item.source, int)
         else f"{item.name}: {detail}"
     )
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
+    return printable(text)
 
 
 def _file_name(record: Record, image_format: Format) -> str:
@@ -248,15 +253,15 @@ class Progress:
             _LOG.info("%d/%d images, %d failed, %s", self._done, total, self._failed, speed)
 
 
-def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Files | None:
-    """The source of a job that has one, of which this process does a part or all."""
-    if not job.source:
-        return None
+def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -> Source:
+    """The source of a job, of which this process does a part or all."""
+    if isinstance(job.options, GenerateRequest):
+        return Latents(job.options)
     listing = output.listing(job.source, is_part=is_part)
     return open_source(listing, column=job.column, limit=settings.max_body_bytes)
 
 
-def run_local(job: Job, source: Files | None, output: Output, settings: Settings) -> ShardPlan:
+def run_local(job: Job, source: Source, output: Output, settings: Settings) -> ShardPlan:
     """Process the missing shards of a job in this process, to a locked output; returns the plan at
     the start.
 
@@ -283,7 +288,7 @@ def run_local(job: Job, source: Files | None, output: Output, settings: Settings
 
 
 def run_on_ray(
-    job: Job, source: Files | None, output: Output, settings: Settings, *, actors: int | None = None
+    job: Job, source: Source, output: Output, settings: Settings, *, actors: int | None = None
 ) -> ShardPlan:
     """As `run_local`, on a Ray cluster. Input, output and models must have the same paths on all
     nodes.

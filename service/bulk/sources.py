@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from itertools import accumulate, islice, repeat
 from typing import IO, Any, Final, NamedTuple
 
+from service.bulk.pipeline import Item
 from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-_PART: Final = 1 << 16  # names in one file of a listing
 _MAX_READERS: Final = 2  # of tables, as so many shards are processed at a time
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
@@ -33,20 +33,20 @@ _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, Value
 Rows = list[tuple[str, int]]  # names and sizes in bytes
 
 
-class SourceItem(NamedTuple):
-    """One image of a source: its name there, and its encoded bytes or the error that prevents
-    reading them.
-    """
+class _Group(NamedTuple):
+    """A row group of a table."""
 
-    name: str
-    content: bytes | RequestError
+    file: str
+    number: int
+    rows: int
+    bytes: int  # before compression
 
 
 class Listing:
     """The files of one kind of a source, without hidden ones, in the order of their names.
 
-    It is made once, and its `parts` go into the output. From there ``get`` reads them for workers
-    and later runs, which have ``known``, what `summary` was.
+    It is made once, and written into a `file` of the output. From there ``get`` reads it for
+    workers and later runs, which have ``known``, what `summary` was.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Listing:
             self.place, single = locate(source)
             if known:
                 self.digest: str = known["digest"]
-                self.rows = self._recorded(known["files"], get)
+                self.rows = self._recorded(get)
             else:
                 self.rows = self._found(single)
                 self.digest = _digest(self.rows)
@@ -69,22 +69,20 @@ class Listing:
             ) from exc
         self.summary = {"files": len(self.rows), "digest": self.digest}
 
-    def parts(self) -> Iterator[tuple[str, bytes]]:
-        """The files for the output."""
-        for start in range(0, len(self.rows), _PART):
-            rows = self.rows[start : start + _PART]
-            yield self._name(start), "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    @property
+    def file(self) -> str:
+        """The name of the file in the output."""
+        return f"source-{self.digest[:12]}/000000.jsonl"
 
-    def _name(self, start: int) -> str:
-        return f"source-{self.digest[:12]}/{start // _PART:06}.jsonl"
+    def write(self, file: IO[bytes]) -> None:
+        """Write that file: a line for each name."""
+        file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
 
-    def _recorded(self, files: int, get: Callable[[str], bytes | None]) -> Rows:
-        rows: Rows = []
-        for name in map(self._name, range(0, files, _PART)):
-            if (content := get(name)) is None:
-                raise FileNotFoundError(f"{name}: is gone from the output; use another folder")
-            rows += map(tuple, map(json.loads, content.splitlines()))
-        return rows
+    def _recorded(self, get: Callable[[str], bytes | None]) -> Rows:
+        content = get(self.file)
+        if content is None:
+            raise FileNotFoundError(f"{self.file}: is gone from the output; use another folder")
+        return [(name, size) for name, size in map(json.loads, content.splitlines())]
 
     def _found(self, single: str) -> Rows:
         """The files of the first kind of which there is one; sorted, as stores differ in their
@@ -96,8 +94,7 @@ class Listing:
             else [(name, size) for name, size, _ in self.place.files()]
         )
         for ends in (IMAGES, (".parquet",), (".zip",) if single else ()):
-            rows = [row for row in found if row[0].lower().endswith(ends)]
-            if rows := sorted(row for row in rows if not _is_hidden(row[0])):
+            if rows := _visible(found, ends):
                 return rows
         holds = f"holds no {' '.join(IMAGES)} .parquet, and is no .zip"
         raise StartupError(
@@ -137,20 +134,20 @@ class Files:
         self.digest = listing.digest
         self._each = listing.place.each
 
-    async def fetch(self, start: int, stop: int) -> list[SourceItem]:
+    async def fetch(self, start: int, stop: int) -> list[Item]:
         """Images ``start`` … ``stop − 1``; fewer, but at least one, if they have many bytes."""
         rows = self._rows[start:stop]
         count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
         return await self._each(self._item, rows[: max(1, count)])
 
-    def _item(self, row: tuple[str, int]) -> SourceItem:
+    def _item(self, row: tuple[str, int]) -> Item:
         name, size = row
         content = (
             self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
         )
         grown = not isinstance(content, RequestError) and len(content) > size
-        return SourceItem(
-            name, _unreadable(name, "it has more bytes than are listed") if grown else content
+        return Item(
+            _unreadable(name, "it has more bytes than are listed") if grown else content, name
         )
 
     def _content(self, name: str, size: int) -> bytes | RequestError:
@@ -176,14 +173,9 @@ class Archive(Files):
             raise StartupError(
                 f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}"
             ) from exc
-        members = {
-            info.filename: info
-            for info in self._zip.infolist()
-            if info.filename.lower().endswith(IMAGES)
-        }
-        names = [name for name in sorted(members) if not _is_hidden(name)]
-        self._rows = [(name, members[name].file_size) for name in names]
-        self.images = len(names)
+        members = {info.filename: info for info in self._zip.infolist()}
+        self._rows = _visible(((name, info.file_size) for name, info in members.items()), IMAGES)
+        self.images = len(self._rows)
         self.digest = _digest((*row, members[row[0]].CRC) for row in self._rows)
         if not self.images:
             raise StartupError(f"{listing.source}: holds no {' '.join(IMAGES)}")
@@ -209,68 +201,65 @@ class Table(Files):
         self._column = column
         self._sizes = dict(listing.rows)
         self._lock = threading.Lock()
-        self._readers: dict[int, Iterator[tuple[str, Any]]] = {}  # by the row that comes next
+        self._readers: dict[int, Iterator[Item]] = {}  # by the row that comes next
         require_pyarrow(source)
         self._metadata = {
             name: self._read_metadata(f"{source}: {name}", name) for name in self._sizes
         }
-        self.images = sum(metadata.num_rows for metadata in self._metadata.values())
-        self.digest = _digest(
-            (name, number, group.num_rows, group.total_byte_size, column)
-            for name in self._metadata
-            for number, group in self._groups(name)
-        )
+        self._groups = [
+            _Group(
+                name,
+                number,
+                metadata.row_group(number).num_rows,
+                metadata.row_group(number).total_byte_size,
+            )
+            for name, metadata in self._metadata.items()
+            for number in range(metadata.num_row_groups)
+        ]
+        self.images = sum(group.rows for group in self._groups)
+        self.digest = _digest((*group, column) for group in self._groups)
         if not self.images:
             raise StartupError(f"{source}: holds no rows")
 
-    def _groups(self, name: str) -> Iterator[tuple[int, Any]]:
-        metadata = self._metadata[name]
-        return ((number, metadata.row_group(number)) for number in range(metadata.num_row_groups))
-
-    async def fetch(self, start: int, stop: int) -> list[SourceItem]:
+    async def fetch(self, start: int, stop: int) -> list[Item]:
         """As that of `Files`; cheapest where an earlier call has ended."""
         return await asyncio.to_thread(self._read, start, stop)
 
-    def _read(self, start: int, stop: int) -> list[SourceItem]:
-        items = list[SourceItem]()
+    def _read(self, start: int, stop: int) -> list[Item]:
+        items = list[Item]()
         size = 0
         with self._lock:
             rows = self._readers.pop(start, None) or self._rows_from(start)
             while start + len(items) < stop and size <= _AT_ONCE:
-                items.append(self._row(*next(rows)))
-                size += len(content) if isinstance(content := items[-1].content, bytes) else 0
+                items.append(next(rows))
+                source = items[-1].source
+                size += len(source) if isinstance(source, bytes) else 0
             self._readers[start + len(items)] = rows
             for oldest in [*self._readers][:-_MAX_READERS]:
                 del self._readers[oldest]
         return items
 
-    def _rows_from(self, start: int) -> Iterator[tuple[str, Any]]:
-        """Names and values from a row on."""
-        first = 0
-        for name in self._metadata:
-            row = 0
-            for number, group in self._groups(name):
-                end = row + group.num_rows
-                if start < first + end:
-                    values = islice(self._values(name, number, group), group.num_rows)
-                    for at, value in enumerate(values, row):
-                        if first + at >= start:
-                            yield f"{name}#{at}", value
-                row = end
-            first += row
+    def _rows_from(self, start: int) -> Iterator[Item]:
+        passed = 0  # rows
+        in_file = dict.fromkeys(self._sizes, 0)
+        for group in self._groups:
+            if start < passed + group.rows:
+                values = islice(self._values(group), max(0, start - passed), group.rows)
+                for row, value in enumerate(values, in_file[group.file] + max(0, start - passed)):
+                    yield self._row(f"{group.file}#{row}", value)
+            passed += group.rows
+            in_file[group.file] += group.rows
 
-    def _row(self, name: str, value: Any) -> SourceItem:
+    def _row(self, name: str, value: Any) -> Item:
         if isinstance(value, dict):
             path = value.get("path") or name
             value = value.get("bytes")
             if not isinstance(path, str):
-                return SourceItem(name, _unreadable(name, "its path is no text"))
+                return Item(_unreadable(name, "its path is no text"), name)
             name = path
         if not isinstance(value, bytes):
-            return SourceItem(name, _unreadable(name, value or "the value is null"))
-        return SourceItem(
-            name, value if len(value) <= self._limit else _too_large(name, self._limit)
-        )
+            return Item(_unreadable(name, value or "the value is null"), name)
+        return Item(value if len(value) <= self._limit else _too_large(name, self._limit), name)
 
     def _open(self, name: str) -> IO[bytes]:
         return self.listing.place.open(name, self._sizes[name])
@@ -286,22 +275,24 @@ class Table(Files):
         except (ArrowException, OSError) as exc:
             raise StartupError(f"{where}: not Parquet, damaged, or unreadable: {exc}") from exc
 
-    def _values(self, name: str, number: int, group: Any) -> Iterator[Any]:
+    def _values(self, group: _Group) -> Iterator[Any]:
         """The values of a row group, one after the other; in place of one that cannot be read,
         why.
         """
         from pyarrow import ArrowException, parquet
 
-        if group.total_byte_size > _MAX_GROUP:
+        if group.bytes > _MAX_GROUP:
             yield from repeat(f"its part of the table has more than {_MAX_GROUP} bytes")
         try:
-            with closing(self._open(name)) as file:
+            with closing(self._open(group.file)) as file:
                 opened = parquet.ParquetFile(
-                    file, metadata=self._metadata[name], buffer_size=_BUFFER
+                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
                 )
                 # One row at a time: a few bytes of a file can say that every row has the same large
                 # value.
-                for batch in opened.iter_batches(1, row_groups=[number], columns=[self._column]):
+                for batch in opened.iter_batches(
+                    1, row_groups=[group.number], columns=[self._column]
+                ):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, ValueError):  # ValueError: of a text that is no UTF-8
             pass
@@ -330,6 +321,11 @@ def _check_column(where: str, schema: Any, column: str) -> None:
     held = kind.field("bytes").type if is_struct else kind
     if not (types.is_binary(held) or types.is_large_binary(held)):
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
+
+
+def _visible(rows: Iterable[tuple[str, int]], ends: tuple[str, ...]) -> Rows:
+    """The files whose names end so, without hidden ones, in order."""
+    return sorted(row for row in rows if row[0].lower().endswith(ends) and not _is_hidden(row[0]))
 
 
 def _is_hidden(name: str) -> bool:

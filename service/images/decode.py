@@ -16,8 +16,9 @@ cannot be silenced for one thread.
 import ctypes
 import io
 import re
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.artifact.files import read_npy
@@ -43,7 +44,6 @@ from service.domain.tiles import MAX_SIDE
 from service.images import untrusted
 from service.images.formats import (
     ORIENTATION,
-    PHOTOMETRIC,
     TRANSPOSES,
     TiffPage,
     avif_still,
@@ -66,12 +66,10 @@ _MAX_SEQUENTIAL_SCANS: Final = 1000
 _KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
 
 _TURNED: Final = (  # which exchange width and height
-    *(
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-    ),
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
 )
 _CONVERTED: Final = {
     "1": "L",
@@ -82,7 +80,9 @@ _CONVERTED: Final = {
     "YCbCr": "RGB",
     "RGBa": "RGBA",
 }
-_BMP_HEADERS: Final = (12, 40, 52, 56, 64, 108, 124)  # bytes
+# The resolution is no metadata of a person, and without it a scan has no size.
+_WITH_DPI: Final = ("PNG", "JPEG")
+INCH_M: Final = 0.0254
 # none, and none with masks of bits; Pillow decodes run lengths in Python
 _BMP_COMPRESSIONS: Final = (0, 3)
 # pixels of AV1 frames beyond the image: tiles of a grid overlap its border
@@ -99,6 +99,7 @@ _MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/t
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Size = tuple[int, int]  # (width, height)
+Dpi = tuple[float, ...]  # horizontal and vertical
 
 
 _LARGE: Final = 1 << 21  # pixels
@@ -122,7 +123,6 @@ class DecodeLimits:
     """Limits on one image."""
 
     max_pixels: int  # width × height
-    max_side: int = MAX_SIDE  # pixels
     max_chars: int = 16 * 1024 * 1024  # of base64 text
 
 
@@ -137,6 +137,12 @@ class Picture:
     image: Image.Image  # upright; mode L, LA, RGB or RGBA
     stored_size: Size  # (width, height) in the file, before the transpose
     transpose: Image.Transpose | None = None  # the one that EXIF asked for and that was applied
+
+    @property
+    def dpi(self) -> Dpi | None:
+        """The resolution that a PNG or JPEG states."""
+        dpi: Dpi = self.image.info.get("dpi", ())
+        return dpi if dpi and all(dpi) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,10 +287,8 @@ class ImageBytes:
 
 def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
     size, transpose, load = opened
-    if max(size) > limits.max_side or size[0] * size[1] > limits.max_pixels:
-        limit = (
-            f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {limits.max_side} a side"
-        )
+    if max(size) > MAX_SIDE or size[0] * size[1] > limits.max_pixels:
+        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {MAX_SIDE} a side"
         way_out = "reduce the image, or scan the page at 400 dpi or less"
         raise TooLarge(
             f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large"
@@ -317,18 +321,7 @@ def _open(data: bytes, field: str) -> _Opened:
 
 
 def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
-    if data.startswith(untrusted.PNG_SIGNATURE):
-        return _open_png
-    if data.startswith(b"\xff\xd8\xff"):
-        return _open_jpeg
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _open_webp
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return _open_avif
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
-        return _open_bmp
-    others = {b"GIF87a": _open_gif, b"GIF89a": _open_gif}
-    return _open_tiff if is_tiff(data) else others.get(data[:6])
+    return next((opener for pattern, opener in _SIGNATURES if re.match(pattern, data)), None)
 
 
 def _open_webp(data: bytes) -> _Opened:
@@ -396,20 +389,15 @@ def _load_tiff(page: TiffPage) -> Image.Image:
         return _load(image)
     image.load()
     levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
-    is_white_zero = page.value(PHOTOMETRIC, 1) == 0  # Pillow inverts images of up to 8 bits only
+    is_white_zero = (
+        page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0
+    )  # Pillow inverts images of up to 8 bits only
     return ImageChops.invert(levels) if is_white_zero else levels
-
-
-class _Jpeg(JpegImageFile):
-    def getexif(self) -> Image.Exif:
-        # Pillow calls this when it opens a file, to read the resolution, and warns if the EXIF
-        # block is damaged.
-        return Image.Exif()
 
 
 def _open_jpeg(data: bytes) -> _Opened:
     needed, exif = untrusted.jpeg_without_metadata(data)
-    image = _Jpeg(io.BytesIO(needed))
+    image = JpegImageFile(io.BytesIO(needed))
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
@@ -418,6 +406,8 @@ def _open_jpeg(data: bytes) -> _Opened:
 
 def _load(image: ImageFile) -> Image.Image:
     image.load()
+    if image.format not in _WITH_DPI:
+        image.info.pop("dpi", None)
     mode = _CONVERTED.get(image.mode, image.mode)
     if "transparency" in image.info and mode in ("L", "RGB"):  # a level or a place in the palette
         mode += "A"
@@ -425,10 +415,14 @@ def _load(image: ImageFile) -> Image.Image:
 
 
 def _open_png(data: bytes) -> _Opened:
-    parts, exif = untrusted.png_chunks(data)
-    transpose = exif_transpose(exif)
+    parts, others = untrusted.png_chunks(data)
+    transpose = exif_transpose(others.get(b"eXIf", b""))
     chunks = b"".join(parts)
     image = PngImageFile(io.BytesIO(chunks))
+    density = others.get(b"pHYs", b"")
+    if len(density) == 9 and density[8] == 1:  # pixels per metre
+        across, down = struct.unpack_from(">II", density)
+        image.info["dpi"] = (across * INCH_M, down * INCH_M)
     raw = str(image.tile[0].args)
     if raw.endswith(";16B"):
         return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)
@@ -436,6 +430,18 @@ def _open_png(data: bytes) -> _Opened:
     if isinstance(key, int):
         image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)
     return image.size, transpose, partial(_load, image)
+
+
+# The first bytes of each format; of a BMP they include the size of its header.
+_SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
+    (rb"\x89PNG\r\n\x1a\n", _open_png),
+    (rb"\xff\xd8\xff", _open_jpeg),
+    (rb"(?s)RIFF....WEBP", _open_webp),
+    (rb"(?s)....ftypavi[fs]", _open_avif),
+    (rb"(?s)BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", _open_bmp),
+    (rb"GIF8[79]a", _open_gif),
+    (rb"II\*\0|MM\0\*", _open_tiff),
+)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ same size.
 import binascii
 import io
 import math
+import struct
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from typing import Any, Final, Literal
@@ -22,7 +23,7 @@ from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Images
-from service.images.decode import Pixels
+from service.images.decode import INCH_M, Dpi, Pixels
 from service.images.prepare import as_pixels, background_levels
 from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 
@@ -117,19 +118,20 @@ def check_sides(file_format: str, width: int, height: int) -> None:
         raise InvalidContent(message, code="image_too_large")
 
 
-def encode(pixels: Pixels, image_format: ImageFormat) -> bytes:
+def encode(pixels: Pixels, image_format: ImageFormat, dpi: Dpi | None = None) -> bytes:
     """As `encode_many`, for one image: uint8 (H, W) grey or (H, W, 3) RGB."""
-    return encode_many(pixels[None], image_format)[0]
+    return encode_many(pixels[None], image_format, dpi)[0]
 
 
-def encode_many(pixels: Pixels, image_format: ImageFormat) -> list[bytes]:
+def encode_many(pixels: Pixels, image_format: ImageFormat, dpi: Dpi | None = None) -> list[bytes]:
     """Encode images as PNG at level 1, lossless WebP, or JPEG of quality 95 without chroma
     subsampling.
 
-    ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. Raises as `check_sides`.
+    ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. PNG and JPEG state the ``dpi``, at most
+    65 535 in a JPEG. Raises as `check_sides`.
     """
     if image_format == "png":  # no image in memory reaches the limit of PNG
-        return _pngs(pixels)
+        return _pngs(pixels, dpi)
     check_sides(image_format, pixels.shape[2], pixels.shape[1])
     files: list[bytes] = []
     for picture in pixels:
@@ -140,12 +142,13 @@ def encode_many(pixels: Pixels, image_format: ImageFormat) -> list[bytes]:
             # gives 23 % more bytes.
             image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
         else:
-            image.save(buffer, "JPEG", quality=95, subsampling=0)
+            density = tuple(min(each, 65_535) for each in dpi or (0, 0))
+            image.save(buffer, "JPEG", quality=95, subsampling=0, dpi=density)
         files.append(buffer.getvalue())
     return files
 
 
-def _pngs(pixels: Pixels) -> list[bytes]:
+def _pngs(pixels: Pixels, dpi: Dpi | None) -> list[bytes]:
     count, height, width = pixels.shape[:3]
     lines = pixels.reshape(count, height, -1)
     scanlines = np.empty((count, height, 1 + lines.shape[2]), dtype=np.uint8)
@@ -157,6 +160,9 @@ def _pngs(pixels: Pixels) -> list[bytes]:
         scanlines[:, 0, 1:] = lines[:, 0]
         np.subtract(lines[:, 1:], lines[:, :-1], out=scanlines[:, 1:, 1:])
     head = PNG_SIGNATURE + png_header(width, height, _GREY if pixels.ndim == 3 else _RGB)
+    if dpi is not None:
+        across, down = (round(each / INCH_M) for each in dpi)
+        head += png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
     return [head + png_chunk(b"IDAT", _compress(content.data)) + PNG_END for content in scanlines]
 
 

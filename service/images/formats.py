@@ -9,7 +9,7 @@
 A page of a TIFF, and the first frame of a GIF, are written anew with only what decoding needs.
 """
 
-import re
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +17,24 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from PIL.Image import Transpose
+from PIL.TiffImagePlugin import (
+    COMPRESSION,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    JPEGTABLES,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    ROWSPERSTRIP,
+    SAMPLESPERPIXEL,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILELENGTH,
+    TILEOFFSETS,
+    TILEWIDTH,
+)
 
-from service.images.untrusted import EXIF, MAX_PARTS, PNG_SIGNATURE, Unsupported, png_chunk
+from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
 
 TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -31,21 +47,8 @@ TRANSPOSES: Final = {
 }
 """What makes an image with this orientation upright."""
 
-PHOTOMETRIC = 262
 ORIENTATION = 274
 _REDUCED = 254
-_WIDTH = 256
-_LENGTH = 257
-_COMPRESSION = 259
-_SAMPLES = 277
-_STRIPS = 273
-_ROWS = 278
-_STRIP_BYTES = 279
-_PLANAR = 284
-_TILE_WIDTH = 322
-_TILE_LENGTH = 323
-_TILES = 324
-_TILE_BYTES = 325
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
 # tables and subsampling.
 _SINGLE: Final = frozenset(
@@ -54,7 +57,10 @@ _SINGLE: Final = frozenset(
 _KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
 _UPRIGHT: Final = frozenset({ORIENTATION})
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
-_LONG: Final = 4
+_LONG = 4
+_UNDEFINED = 7
+_HEADER = 8  # bytes of a file before the first strip
+_ENTRY = 12  # bytes
 _COMPRESSIONS: Final = {
     1: "none",
     3: "G3",
@@ -80,61 +86,41 @@ _SEQUENCE_HEADER = 1
 _FRAME_HEADER = 3
 _FRAME = 6
 
-# The resolution of PNG and JPEG is no metadata of a person, and without it a scan has no size.
-_HEAD: Final = 1 << 16  # bytes in which it is looked for
-_INCH_M: Final = 0.0254
-_STATED: Final = (  # horizontal and vertical number, and the length in m that they are of
-    (re.compile(rb"\x89PNG(?:(?!IDAT).)*?\0\0\0\x09pHYs(.{4})(.{4})\x01", re.DOTALL), 1.0),
-    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x01(..)(..)", re.DOTALL), _INCH_M),
-    (re.compile(rb"\xff\xd8.{4}JFIF\0..\x02(..)(..)", re.DOTALL), 0.01),
-)
-_IHDR_END: Final = 33
-# places in a JFIF header
-_UNIT = 13
-_THUMBNAIL = 18
-
-Resolution = tuple[float, ...]  # pixels per metre, horizontal and vertical
-
 
 class TiffPage(NamedTuple):
     """One image of a TIFF file: its directory, checked, and its strips or tiles."""
 
     order: str  # of bytes, for `struct`
-    tags: dict[int, tuple[int, tuple[int, ...]]]  # type and values
+    tags: dict[int, tuple[int, ...]]
     parts: list[bytes]
 
     def value(self, tag: int, default: int) -> int:
         """The first value of a tag."""
-        return self.tags[tag][1][0] if tag in self.tags else default
+        return self.tags.get(tag, (default,))[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, as stored."""
-        return self.value(_WIDTH, 0), self.value(_LENGTH, 0)
+        return self.value(IMAGEWIDTH, 0), self.value(IMAGELENGTH, 0)
 
     def file(self) -> bytes:
         """A TIFF file of this page alone, without its orientation."""
-        tags = dict(self.tags)
-        offsets = tuple(accumulate(map(len, self.parts[:-1]), initial=8))
-        tags[_TILES if _TILES in tags else _STRIPS] = _LONG, offsets
+        offsets = tuple(accumulate(map(len, self.parts[:-1]), initial=_HEADER))
+        tags = self.tags | {TILEOFFSETS if TILEOFFSETS in self.tags else STRIPOFFSETS: offsets}
         tags.pop(ORIENTATION, None)
-        pixels = b"".join(self.parts)
-        pixels += bytes(len(pixels) % 2)
-        start = 8 + len(pixels)  # of the directory; then come the values that have no room in it
-        place = start + 2 + 12 * len(tags) + 4
-        entries = b""
-        values = b""
-        for tag, (kind, numbers) in sorted(tags.items()):
+        # The values of each tag follow the pixels, and then comes the directory.
+        content = bytearray(b"".join(self.parts))
+        directory = struct.pack(self.order + "H", len(tags))
+        for tag, numbers in sorted(tags.items()):
+            kind = _UNDEFINED if tag == JPEGTABLES else _LONG
             packed = struct.pack(f"{self.order}{len(numbers)}{_TYPES[kind]}", *numbers)
-            if len(packed) > 4:
-                at = place + len(values)
-                values += packed + bytes(len(packed) % 2)
-                packed = struct.pack(self.order + "I", at)
-            entries += struct.pack(self.order + "HHI4s", tag, kind, len(numbers), packed)
+            directory += struct.pack(self.order + "HHI", tag, kind, len(numbers))
+            place = struct.pack(self.order + "I", _HEADER + len(content))
+            directory += packed.ljust(4, b"\0") if len(packed) <= 4 else place
+            content += packed
         mark = b"II" if self.order == "<" else b"MM"
-        head = struct.pack(self.order + "2sHI", mark, 42, start)
-        count = struct.pack(self.order + "H", len(tags))
-        return b"".join((head, pixels, count, entries, bytes(4), values))
+        head = struct.pack(self.order + "2sHI", mark, 42, _HEADER + len(content))
+        return b"".join((head, content, directory, bytes(4)))
 
 
 def is_tiff(data: bytes) -> bool:
@@ -151,18 +137,18 @@ def tiff_pages(data: bytes) -> Iterator[TiffPage]:
     """
     order, offset = _start(data)
     values = stored = 0
-    visited = set[int]()
     while offset:
-        if offset in visited:
-            raise ValueError("a directory that comes back")
-        visited.add(offset)
-        page, entries, offset = _page(data, order, offset)
-        values += entries + sum(len(numbers) for _, numbers in page.tags.values())
-        stored += 12 * entries + sum(map(len, page.parts))
-        if not entries or values > _MAX_VALUES or stored > len(data):
+        tags, end = _directory(data, order, offset, _KEPT)
+        page = _page(data, order, tags)
+        entries = end - offset
+        values += entries // _ENTRY + sum(map(len, tags.values()))
+        stored += entries + sum(map(len, page.parts))
+        # A directory that follows itself ends here, too.
+        if entries < _ENTRY or values > _MAX_VALUES or stored > len(data):
             raise ValueError("too many values, or strips or directories overlap")
         if not page.value(_REDUCED, 0) & 1:
             yield page
+        (offset,) = struct.unpack_from(order + "I", data, end)
 
 
 def _start(data: bytes) -> tuple[str, int]:
@@ -171,23 +157,29 @@ def _start(data: bytes) -> tuple[str, int]:
     return order, struct.unpack_from(order + "I", data, 4)[0]
 
 
-def _tags(
+def _directory(
     data: bytes, order: str, offset: int, kept: frozenset[int]
-) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """Those tags of a directory that are kept, the first of each: number, type and values."""
-    wanted = set(kept)
+) -> tuple[dict[int, tuple[int, ...]], int]:
+    """The values of those tags of a directory that are kept, the first of each; and where its
+    entries end.
+    """
     (entries,) = struct.unpack_from(order + "H", data, offset)
-    for at in range(offset + 2, offset + 2 + 12 * min(entries, MAX_PARTS), 12):
+    start = offset + 2
+    end = start + _ENTRY * min(entries, MAX_PARTS)
+    tags: dict[int, tuple[int, ...]] = {}
+    for at in range(start, end, _ENTRY):
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
-        if tag in wanted:
-            wanted.remove(tag)
-            if kind not in _TYPES or not 0 < count <= MAX_PARTS:
-                raise ValueError("unexpected type or number of values")
-            form = f"{order}{count}{_TYPES[kind]}"
-            place = at + 8
-            if struct.calcsize(form) > 4:
-                (place,) = struct.unpack_from(order + "I", data, place)
-            yield tag, kind, struct.unpack_from(form, data, place)
+        if tag not in kept or tag in tags:
+            continue
+        if kind not in _TYPES or not 0 < count <= MAX_PARTS:
+            raise ValueError("unexpected type or number of values")
+        form = f"{order}{count}{_TYPES[kind]}"
+        place = at + 8
+        if struct.calcsize(form) > 4:
+            (place,) = struct.unpack_from(order + "I", data, place)
+        numbers = struct.unpack_from(form, data, place)
+        tags[tag] = numbers[:1] if tag in _SINGLE else numbers  # Pillow warns of more
+    return tags, end
 
 
 def exif_transpose(exif: bytes) -> Transpose | None:
@@ -197,23 +189,20 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which
     # cannot be silenced for one thread. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
     tiff = exif.removeprefix(EXIF)
+    if not is_tiff(tiff):
+        return None
     with suppress(struct.error, ValueError):
-        for _, _, numbers in _tags(tiff, *_start(tiff), _UPRIGHT) if is_tiff(tiff) else ():
-            return TRANSPOSES.get(numbers[0])
+        tags, _ = _directory(tiff, *_start(tiff), _UPRIGHT)
+        return TRANSPOSES.get(tags.get(ORIENTATION, (1,))[0])
     return None
 
 
-def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
-    """A page, the number of its tags, also of those that are dropped, and the offset of the next
-    directory or 0.
-    """
-    (entries,) = struct.unpack_from(order + "H", data, offset)
-    page = TiffPage(order, {}, [])
-    for tag, kind, numbers in _tags(data, order, offset, _KEPT):
-        # Pillow warns of more
-        page.tags[tag] = (kind, numbers[:1] if tag in _SINGLE else numbers)
-    compression = page.value(_COMPRESSION, 1)
-    photometric = page.value(PHOTOMETRIC, 1)
+def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage:
+    """The page that a directory describes."""
+    page = TiffPage(order, tags, [])
+    compression = page.value(COMPRESSION, 1)
+    photometric = page.value(PHOTOMETRIC_INTERPRETATION, 1)
+    bands = page.value(SAMPLESPERPIXEL, 1)
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
@@ -222,30 +211,29 @@ def _page(data: bytes, order: str, offset: int) -> tuple[TiffPage, int, int]:
             f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, "
             f"palette or CMYK"
         )
-    if page.value(_SAMPLES, 1) > _MAX_BANDS:
-        raise Unsupported(
-            f"is a TIFF of {page.value(_SAMPLES, 1)} bands; expected at most {_MAX_BANDS}"
-        )
+    if bands > _MAX_BANDS:
+        raise Unsupported(f"is a TIFF of {bands} bands; expected at most {_MAX_BANDS}")
     page.parts.extend(_parts(data, page))
-    end = offset + 2 + 12 * min(entries, MAX_PARTS)
-    return page, entries, struct.unpack_from(order + "I", data, end)[0]
+    return page
 
 
 def _parts(data: bytes, page: TiffPage) -> list[bytes]:
     """The content of the strips or tiles, if there are as many as the size of the image needs."""
     tags = page.tags
-    (width, height) = page.size
-    if _TILES in tags:
-        across = page.value(_TILE_WIDTH, 0)
-        down = page.value(_TILE_LENGTH, 0)
+    width, height = page.size
+    if TILEOFFSETS in tags:
+        across = page.value(TILEWIDTH, 0)
+        down = page.value(TILELENGTH, 0)
+        offsets = tags[TILEOFFSETS]
+        counts = tags[TILEBYTECOUNTS]
     else:
         across = width
-        down = min(height, page.value(_ROWS, height))
-        tags[_ROWS] = _LONG, (down,)
-    _, offsets = tags[_TILES if _TILES in tags else _STRIPS]
-    _, counts = tags[_TILE_BYTES if _TILES in tags else _STRIP_BYTES]
-    planes = page.value(_SAMPLES, 1) if page.value(_PLANAR, 1) > 1 else 1
-    if not width * height * across * down or (_TILES in tags and across * down > _MAX_TILE):
+        down = min(height, page.value(ROWSPERSTRIP, height))
+        tags[ROWSPERSTRIP] = (down,)
+        offsets = tags[STRIPOFFSETS]
+        counts = tags[STRIPBYTECOUNTS]
+    planes = page.value(SAMPLESPERPIXEL, 1) if page.value(PLANAR_CONFIGURATION, 1) > 1 else 1
+    if not width * height * across * down or (TILEOFFSETS in tags and across * down > _MAX_TILE):
         raise ValueError("no pixels, or large tiles")
     if len(offsets) != -(-width // across) * -(-height // down) * planes or sum(counts) > len(data):
         raise ValueError("another number of strips than the size says")
@@ -332,23 +320,22 @@ def _items(data: bytes, start: int, inner: list[int]) -> Iterator[bytes]:
     """The content of the items that the iloc box at ``start`` lists; some are in the idat box at
     ``inner``.
     """
-    reader = _Bits(data[start : start + _MAX_META])
+    version, sizes, more = struct.unpack_from(">B3xBB", data, start)
+    wide = 4 if version == 2 else 2
+    index = more & 15 if version else 0
+    # number, method, reference, base, number of extents; and of one: index, offset, length
+    entry = struct.Struct(
+        f">{wide}x{2 if version else 0}s2x{more >> 4}s2s{index}x{sizes >> 4}s{sizes & 15}s"
+    )
+    first = start + 6 + wide
+    length_of_all = entry.size * int.from_bytes(data[start + 6 : first], "big")
     total = 0
-    version = reader.read(8)
-    _ = reader.read(24)
-    offset_bits, length_bits, base_bits, index_bits = (8 * reader.read(4) for _ in range(4))
-    for _ in range(reader.read(32 if version == 2 else 16)):
-        reader.read(32 if version == 2 else 16)
-        method = reader.read(16) & 15 if version else 0
-        reader.read(16)
-        base = reader.read(base_bits)
-        extents = reader.read(16)
-        if method > len(inner) or extents != 1:
+    for fields in entry.iter_unpack(data[first : first + min(length_of_all, _MAX_META)]):
+        method, base, extents, offset, length = (int.from_bytes(each, "big") for each in fields)
+        if method & 15 > len(inner) or extents != 1:
             raise Unsupported("is an AVIF whose images are stored in pieces")
-        reader.read(index_bits if version else 0)
-        offset = base + reader.read(offset_bits) + sum(inner[:method])
-        length = reader.read(length_bits)
-        item = data[offset : offset + length] if length else data[offset:]
+        at = base + offset + (inner[0] if method & 15 else 0)
+        item = data[at : at + length] if length else data[at:]
         total += len(item)
         if total > len(data):
             raise ValueError("images overlap")
@@ -366,7 +353,7 @@ def _av1_frames(item: bytes) -> Iterator[int]:
             size, position = _leb128(item, position)
         kind = head >> 3 & 15
         if kind == _SEQUENCE_HEADER:
-            pixels = max(pixels, _av1_pixels(_Bits(item[position : position + min(size, 64)])))
+            pixels = max(pixels, _av1_pixels(item[position : position + min(size, 64)]))
         elif kind in (_FRAME_HEADER, _FRAME):
             frames += 1
             yield pixels
@@ -388,64 +375,30 @@ def _leb128(data: bytes, position: int) -> tuple[int, int]:
     return number, position
 
 
-def _av1_pixels(bits: "_Bits") -> int:
+def _av1_pixels(header: bytes) -> int:
     """The most pixels of a frame after this sequence header (AV1 specification, section 5.5)."""
-    _ = bits.read(4)
-    is_reduced = bits.read(1)
+    bits = io.StringIO("".join(f"{byte:08b}" for byte in header))
+
+    def read(count: int) -> int:
+        return int(bits.read(count), 2)
+
+    read(4)
+    is_reduced = read(1)
     if is_reduced:
-        bits.read(5)
+        read(5)
     else:
-        if bits.read(1):
+        if read(1):
             raise Unsupported("is an AVIF with timing information")
-        has_delay = bits.read(1)
-        for _ in range(bits.read(5) + 1):
-            _ = bits.read(12)
-            level = bits.read(5)
-            bits.read(1 if level > 7 else 0)
-            if has_delay and bits.read(1):
-                bits.read(4)
-    sizes = bits.read(4) + 1, bits.read(4) + 1
-    width, height = (bits.read(size) for size in sizes)
+        has_delay = read(1)
+        for _ in range(read(5) + 1):
+            read(12)
+            if read(5) > 7:
+                read(1)
+            if has_delay and read(1):
+                read(4)
+    sizes = read(4) + 1, read(4) + 1
+    width, height = map(read, sizes)
     # A frame may say another size with as many bits.
     if not is_reduced and sizes != (max(1, width.bit_length()), max(1, height.bit_length())):
         raise Unsupported("is an AVIF whose frames may be larger than it says")
     return (width + 1) * (height + 1)
-
-
-class _Bits:
-    """Reads unsigned numbers, most significant bit first; raises ValueError at the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._place = 0  # in bits
-
-    def read(self, count: int) -> int:
-        """A number of ``count`` bits."""
-        # Only the bytes of the number: one large number for all of the data would be shifted as a
-        # whole each time.
-        end = self._place + count
-        part = self._data[self._place // 8 : -(-end // 8)]
-        if end > 8 * len(self._data):
-            raise ValueError("the data ends early")
-        self._place = end
-        return int.from_bytes(part, "big") >> -end % 8 & (1 << count) - 1
-
-
-def resolution_of(data: bytes) -> Resolution | None:
-    """The resolution that a file states, if it is a PNG or JPEG that does."""
-    for pattern, metres in _STATED:
-        if found := pattern.match(data[:_HEAD]):
-            resolution = tuple(int.from_bytes(number, "big") / metres for number in found.groups())
-            return resolution if all(resolution) else None
-    return None
-
-
-def with_resolution(data: bytes, resolution: Resolution) -> bytes:
-    """A PNG or JPEG as `encode` makes it, with a resolution; other files stay as they are."""
-    if data.startswith(PNG_SIGNATURE):
-        chunk = png_chunk(b"pHYs", struct.pack(">IIB", *map(round, resolution), 1))
-        return data[:_IHDR_END] + chunk + data[_IHDR_END:]
-    if data.startswith(b"\xff\xd8"):
-        inches = [min(round(each * _INCH_M), 0xFFFF) for each in resolution]
-        return data[:_UNIT] + struct.pack(">BHH", 1, *inches) + data[_THUMBNAIL:]
-    return data

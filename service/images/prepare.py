@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 
 from service.artifact import pixels as levels
 from service.artifact.card import Card
@@ -145,9 +145,9 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
     alpha = image.getchannel("A")
     if alpha.getextrema()[0] == 255:
         return False
-    counts = np.array(image.convert(mode).histogram(alpha)).reshape(-1, 256).sum(axis=0)
-    visible = int(counts.sum())
-    return visible > 0 and float(counts @ np.arange(256)) / visible < levels.MID_GREY
+    visible = ImageStat.Stat(image.convert(mode), alpha)
+    count = sum(visible.count)
+    return count > 0 and sum(visible.sum) / count < levels.MID_GREY
 
 
 def fit_to_canvas(

@@ -200,9 +200,9 @@ def png_header(width: int, height: int, colour: int) -> bytes:
     return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
 
 
-def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
-    """Split a PNG file: the signature and the chunks of the first image; and the content of the
-    chunk eXIf, or b"".
+def png_chunks(data: bytes) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Split a PNG file: the signature and the chunks of the first image; and the contents of the
+    chunks eXIf and pHYs.
 
     Raises ValueError for more than `MAX_PARTS` chunks, or an IHDR that is not the first of the
     chunks of the image.
@@ -210,7 +210,7 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
     # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports
     # the damage.
     parts = [data[:8]]
-    exif = b""
+    others: dict[bytes, bytes] = {}
     start = 8
     size = len(data)
     chunks = 0
@@ -226,12 +226,12 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
             if chunk_type == b"IHDR" and len(parts) > 1:
                 raise ValueError("more than one IHDR")
             parts.append(data[start:end])
-        elif chunk_type == b"eXIf":
-            exif = data[start + 8 : end - 4]
+        elif chunk_type in (b"eXIf", b"pHYs"):
+            others[chunk_type] = data[start + 8 : end - 4]
         if chunk_type == b"IEND":
             break
         start = end
-    return parts, exif
+    return parts, others
 
 
 def eight_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -262,7 +262,9 @@ def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Imag
         strip[:, :, : samples.shape[2]] = eight_bits(samples)
         if key is not None:
             strip[:, :, -1][(samples == key).all(axis=2)] = 0
-    return Image.fromarray(levels.squeeze(2) if bands == 1 else levels)
+    decoded = Image.fromarray(levels.squeeze(2) if bands == 1 else levels)
+    decoded.info["dpi"] = image.info.get("dpi", ())
+    return decoded
 
 
 def _samples(strips: list[NDArray[Any]]) -> NDArray[np.uint16]:

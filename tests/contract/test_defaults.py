@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import MAX_FRAMES, MAX_PICTURES
-from service.images.decode import DecodeLimits
 from service.settings import load_settings
 from tests.contract.data import b64
 from tests.contract.harness import Service, problem
@@ -108,7 +107,6 @@ def test_settings() -> None:
     found = load_settings({})
     assert {name: getattr(found, name) for name in SETTINGS} == SETTINGS
     assert (MAX_FRAMES, MAX_PICTURES) == (256, 1024)
-    assert DecodeLimits(max_pixels=found.max_pixels).max_side == 16_384
 
 
 def test_the_longest_side_there_may_be(service: Service) -> None:

@@ -19,15 +19,14 @@ from tests.unit.service.bulk.conftest import picture, write
 LIST: Final = """
 import pathlib, re, tempfile
 from service.bulk import __main__
-from service.bulk.places import Folder
+from service.bulk.output import Output
 from service.bulk.sources import Listing
 def resident(): return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 start = resident()
 with tempfile.TemporaryDirectory() as folder:
-    out = Folder(folder)
-    listing = Listing("s3://models/in", None, out.get)
-    for part in listing.parts():
-        out.put(*part)
+    out = Output(folder)
+    listing = Listing("s3://models/in", None, out.place.get)
+    out.start({}, listing)
 print(len(listing.rows), resident() - start >> 10)
 """
 ENTRY: Final = "<Key>in/{:09}-of-a-scan.png</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>9</Size>"

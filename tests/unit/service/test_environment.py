@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 
 from service.domain.errors import StartupError
-from service.environment import available_cpus, cgroup_quota, memory_limit, prepare_process
+from service.environment import available_cpus, memory_limit, prepare_process
 
 HERE = {"proc/self/cgroup": "0::/\n"}
-CPU = "sys/fs/cgroup/cpu.max"
 MEMORY = "sys/fs/cgroup/memory.max"
 MACHINE = "proc/meminfo"
 
@@ -21,39 +20,25 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "quota"),
+    ("groups", "quotas", "cpus"),
     [
-        ("0::/\n", {}, None),
-        ("0::/\n", {CPU: "max 100000\n"}, None),
-        ("0::/\n", {CPU: "damaged\n"}, None),
-        (
-            "0::/a/b\n",
-            {
-                "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
-                "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n",
-            },
-            1.0,
-        ),
-        ("0::/of/the/host\n", {CPU: "200000 100000\n"}, 2.0),
-        ("2:cpu,cpuacct:/box\n0::/\n", {CPU: "250000 100000\n"}, 2.5),
-        ("1:cpu:/\n", {CPU: "250000 100000\n"}, None),  # version 1 alone
+        ("0::/\n", {}, 8),
+        ("0::/\n", {"": "max 100000\n"}, 8),
+        ("0::/\n", {"": "damaged\n"}, 8),
+        ("0::/\n", {"": "50000 100000\n"}, 1),
+        ("0::/\n", {"": "900000 100000\n"}, 8),
+        ("0::/a/b\n", {"a/": "100000 100000\n", "a/b/": "300000 100000\n"}, 1),
+        ("0::/of/the/host\n", {"": "200000 100000\n"}, 2),
+        ("2:cpu,cpuacct:/box\n0::/\n", {"": "250000 100000\n"}, 2),
+        ("1:cpu:/\n", {"": "250000 100000\n"}, 8),  # version 1 alone
     ],
 )
-def test_quota_of_the_control_groups(
-    tmp_path: Path, groups: str, files: dict[str, str], quota: float | None
+def test_cpus_are_what_quotas_and_affinity_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, quotas: dict[str, str], cpus: int
 ) -> None:
-    assert cgroup_quota(tree(tmp_path, files | {"proc/self/cgroup": groups})) == quota
-
-
-@pytest.mark.parametrize(
-    ("quota", "cpus", "threads"),
-    [("max", 8, 8), ("250000", 8, 2), ("50000", 8, 1), ("900000", 4, 4)],
-)
-def test_threads_are_what_quota_and_affinity_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int, threads: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
-    assert available_cpus(root=tree(tmp_path, HERE | {CPU: f"{quota} 100000\n"})) == threads
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    files = {f"sys/fs/cgroup/{group}cpu.max": quota for group, quota in quotas.items()}
+    assert available_cpus(root=tree(tmp_path, files | {"proc/self/cgroup": groups})) == cpus
 
 
 @pytest.mark.parametrize(

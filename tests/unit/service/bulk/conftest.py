@@ -75,6 +75,11 @@ def service_environment(models: Path) -> dict[str, str]:
         "IGN_MAX_BATCH_ROWS": "3",  # so that a shard is more than a batch
         "IGN_MAX_BODY_BYTES": "4096",
         "IGN_MAX_PIXELS": "1000",
+        # of a server, and ignored
+        "IGN_WORKERS": "4",
+        "IGN_PRIVATE_ENDPOINTS": "page",
+        "IGN_QUEUE_ROWS": "2",
+        "IGN_API_KEYS_FILE": "nothing.json",
     }
 
 

@@ -1,7 +1,6 @@
 """Runs that write what the endpoints return, are stopped, continued, repeated or rejected."""
 
 import errno
-import io
 import json
 import os
 import tarfile
@@ -15,14 +14,12 @@ import pytest
 
 from service.bulk.__main__ import main
 from service.bulk.output import Output
-from service.bulk.places import Bucket
 from service.bulk.run import Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
 from tests.helpers.onnx_models import write_model
 from tests.unit.service.bulk.conftest import (
     Run,
-    errors,
     manifest,
     output_files,
     output_images,
@@ -200,7 +197,6 @@ def test_parts_make_what_one_worker_makes(
             "pyarrow", reason="pyarrow is not installed, so nothing was written to Parquet"
         )
     Path("in/bad.png").write_bytes(b"bad")
-    monkeypatch.setattr("service.bulk.sources._PART", 3)  # names in a file of the listing
     command = f"project in out --shard 2 --pack {pack}"
     assert bulk(command.replace(" out", " whole")).status == 1
     waits: list[float] = []
@@ -228,32 +224,3 @@ def test_parts_make_what_one_worker_makes(
         ]
     elif pack == "parquet":  # is itself an input
         assert bulk("project out/000000.parquet again").status == 0
-
-
-def test_settings_of_the_server_are_ignored(bulk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """… and a queue may be smaller than a shard."""
-    changes = {
-        "WORKERS": "4",
-        "PRIVATE_ENDPOINTS": "page",
-        "QUEUE_ROWS": "2",
-        "API_KEYS_FILE": "nothing.json",
-    }
-    for name, value in changes.items():
-        monkeypatch.setenv(f"IGN_{name}", value)
-    assert bulk("generate out -n 9").status == 0
-    assert errors() == [None] * 9
-
-
-def test_a_write_whose_connection_ends_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    obstore = pytest.importorskip("obstore", reason="nothing was written to a store")
-    written: list[bytes] = []
-
-    def put(store: Any, name: str, file: io.BytesIO, *, mode: str) -> None:
-        written.append(file.read())
-        if len(written) < 3:
-            raise obstore.exceptions.GenericError("error sending request")
-        raise obstore.exceptions.AlreadyExistsError("the first of them was done")
-
-    monkeypatch.setattr(obstore, "put", put)
-    assert not Bucket("s3://bucket/out").put("a.tar", io.BytesIO(b"all of it"))
-    assert written == [b"all of it"] * 3

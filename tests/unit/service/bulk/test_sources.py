@@ -6,7 +6,6 @@ import io
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +13,8 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-from service.bulk.sources import Files, Listing, SourceItem, open_source
+from service.bulk.pipeline import Item
+from service.bulk.sources import Files, Listing, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
@@ -35,7 +35,7 @@ def opened(source: Path | str, limit: int = 4096) -> Files:
     return open_source(Listing(str(source), None, lambda *_: None), column="image", limit=limit)
 
 
-def fetch(source: Files, start: int, stop: int) -> list[SourceItem]:
+def fetch(source: Files, start: int, stop: int) -> list[Item]:
     return asyncio.run(source.fetch(start, stop))
 
 
@@ -134,17 +134,14 @@ def test_a_file_name_that_is_not_utf_8(arrow: Any, bulk: Run, tmp_path: Path) ->
     assert [line["source"] for line in manifest()] == ["a.png", "\\udcfc.png"]
 
 
-@pytest.mark.parametrize(
-    "change", [Path.unlink, lambda file: file.write_bytes(picture(1) + bytes(100))]
-)
-def test_a_file_that_is_gone_or_grows_is_a_failed_image(
-    tmp_path: Path, change: Callable[[Path], object]
-) -> None:
-    source = opened(write(tmp_path / "in", {"a.png": picture(1)}))
-    change(tmp_path / "in" / "a.png")
-    (item,) = fetch(source, 0, 1)
-    assert isinstance(item.content, RequestError)
-    assert item.content.detail.startswith("a.png: ")
+def test_files_that_are_gone_or_grow_are_failed_images(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a.png": picture(1), "b.png": picture(2)})
+    source = opened(folder)
+    (folder / "a.png").unlink()
+    (folder / "b.png").write_bytes(picture(2) + bytes(100))
+    for item in fetch(source, 0, 2):
+        assert isinstance(item.source, RequestError)
+        assert item.source.detail.startswith(f"{item.name}: ")
 
 
 def test_a_damaged_member_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
@@ -253,8 +250,8 @@ def test_no_more_than_is_listed_is_read_of_an_object(
     answer = Mock(**{"stream.side_effect": lambda **_: iter(endless, b"")})
     monkeypatch.setattr("obstore.get", Mock(return_value=answer))
     for item in fetch(source, 0, 3):
-        assert isinstance(item.content, RequestError)
-        assert "more bytes than are listed" in item.content.detail
+        assert isinstance(item.source, RequestError)
+        assert "more bytes than are listed" in item.source.detail
     assert endless.call_count == 3
 
 
@@ -312,7 +309,7 @@ def test_rows_that_share_one_large_value_are_read_one_after_the_other(
     while read < 60:
         items = fetch(source, read, 60)
         assert 1 <= len(items) <= 5
-        assert all(item.content == value for item in items)
+        assert all(item.source == value for item in items)
         read += len(items)
 
 
@@ -332,7 +329,7 @@ def test_rows_are_the_same_from_wherever_they_are_read_and_of_more_tables_than_m
     try:
         source = opened(tmp_path)
         for start, stop in ((0, 60), (30, 45), (10, 30), (45, 50), (5, 50)):
-            assert [item.content for item in fetch(source, start, stop)] == [
+            assert [item.source for item in fetch(source, start, stop)] == [
                 picture(n) for n in range(start, stop)
             ]
     finally:

@@ -2,7 +2,6 @@
 
 import io
 import struct
-from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -17,8 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from service.domain.errors import IgnError
 from service.images.decode import ImageBytes
-from service.images.formats import exif_transpose
-from service.images.untrusted import PNG_SIGNATURE, is_png_of, png_chunks
+from service.images.untrusted import png_chunks
 from tests.helpers.pictures import (
     GREY,
     PALETTE,
@@ -123,7 +121,7 @@ def test_animations_give_their_first_frame(form: str) -> None:
     assert levels(data)[5, 5, 0] > 245
 
 
-def test_gif_with_transparency() -> None:
+def test_what_is_transparent_in_a_gif_stays_so() -> None:
     grey = Image.fromarray(np.array([[0, 128, 255]], np.uint8))
     assert levels(save(grey, "GIF", transparency=128))[0, :, -1].tolist() == [255, 0, 255]
 
@@ -183,11 +181,6 @@ def test_png_is_turned_as_its_exif_says(orientation: int, stored: Any) -> None:
         assert picture.stored_size == stored.shape[::-1]
 
 
-@given(st.sampled_from([b"II*\0", b"Exif\0\0MM\0*"]), st.binary(max_size=64))
-def test_no_exif_block_raises(head: bytes, tail: bytes) -> None:
-    exif_transpose(head + tail)
-
-
 PLAIN = st.sampled_from(
     [
         *(save(noise(5, 7, bands).squeeze()) for bands in (1, 2, 3, 4)),
@@ -227,51 +220,3 @@ def test_plain_pngs_are_what_pillow_says_wherever_they_are_decoded(data: bytes) 
                 way()
     else:
         assert all(np.array_equal(way(), expected) for way in ways)
-
-
-def test_metadata_of_a_jpeg_changes_no_pixel() -> None:
-    extras = (
-        b"\xff\xfe\0\6\xff\xda\xff\xc0"
-        + b"\xff\xe2\0\x10ICC_PROFILE\0\1\1"
-        + b"\xff" * 7
-        + b"\xff\xd0"
-    )
-    turn = b"\xff\xe1" + struct.pack(">H", len(exif(6)) + 8) + b"Exif\0\0" + exif(6)
-    for options in ({}, {"progressive": True}):
-        plain = save(smooth(24, 16), "JPEG", **options)
-        expected = levels(plain)
-        for place in (2, plain.index(b"\xff\xdb"), plain.index(b"\xff\xda")):
-            assert np.array_equal(levels(plain[:place] + extras + plain[place:]), expected)
-            turned = levels(plain[:place] + turn + extras + plain[place:])
-            assert np.array_equal(turned, np.rot90(expected, -1))
-
-
-def sized(width: int, height: int) -> bytes:
-    """A small PNG whose header has another size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, GREY, 0, 0, 0)
-    return PNG_SIGNATURE + chunk(b"IHDR", header) + TINY[33:]
-
-
-TINY = save(noise(28, 28))
-
-
-@pytest.mark.parametrize(
-    ("data", "is_small"),
-    [
-        (sized(1, 16384), True),
-        (save(noise(28, 28, 4)), True),
-        (sized(129, 128), False),
-        (TINY[:32], False),
-        (TINY + bytes(1 << 14), False),
-        (TINY[:29] + bytes(4) + TINY[33:], False),
-    ],
-)
-def test_only_a_small_png_of_the_wanted_size_is_decoded_on_the_event_loop(
-    data: bytes, is_small: bool
-) -> None:
-    width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
-    text = b64encode(data).decode()
-    for form in (data, text, f"data:image/png;base64,{text}"):
-        assert is_png_of(form, (width, height)) == is_small
-        assert not is_png_of(form, (width + 1, height))
-    assert not is_png_of(f" {text}", (width, height))

@@ -132,34 +132,22 @@ def test_npy_of_other_writers(data: bytes) -> None:
     assert row.flags.writeable
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x93NUMPY\1\0\xff\xff{",
-        b"\x93NUMPY\4\0" + saved(ROW)[8:],
-        with_header("(1, 3, 4)", rest="}"),
-        with_header("(1, 3, 4)", "__import__('os')"),
-        with_header("(1, 3, 4)", rest=", 'fortran_order': False}" + " " * 2000),
-        with_header("(1, 3, 4)", "[('a', '|O')]"),
-        with_header("(10000000000, 10000000000, 4)"),
-        with_header("(-1, -3, 4)"),
-        with_header("'1,3,4'"),
-        saved(np.array([{"pickled": 1}], dtype=object)),
-        saved(ROW)[:-1],
-        saved(ROW) + b"\0",
-    ],
+OTHER = (
+    b"\x93NUMPY\1\0\xff\xff{",
+    b"\x93NUMPY\4\0" + saved(ROW)[8:],
+    with_header("(1, 3, 4)", rest="}"),
+    with_header("(1, 3, 4)", "__import__('os')"),
+    with_header("(1, 3, 4)", rest=", 'fortran_order': False}" + " " * 2000),
+    with_header("(1, 3, 4)", "[('a', '|O')]"),
+    with_header("(10000000000, 10000000000, 4)"),
+    with_header("(-1, -3, 4)"),
+    with_header("'1,3,4'"),
 )
+HEADS = st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "])
+
+
+@given(st.sampled_from(OTHER) | st.builds(bytes.__add__, HEADS, st.binary(max_size=120)))
 def test_other_npy_is_refused(data: bytes) -> None:
     """tests/contract/test_bad_uploads.py has arrays of another type, shape or range."""
     with pytest.raises(InvalidContent):
         decode_npy(data, SHAPE, field="latent")
-
-
-@given(
-    st.binary(max_size=120),
-    st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]),
-)
-def test_random_npy_raises_nothing_foreign(tail: bytes, head: bytes) -> None:
-    with pytest.raises(InvalidContent):
-        decode_npy(head + tail, SHAPE, field="latent")

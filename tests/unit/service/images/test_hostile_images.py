@@ -101,12 +101,11 @@ def test_tiff_of_both_byte_orders_strips_and_white_as_zero(
 
 
 def test_tiff_of_tiles_turned_and_with_a_reduced_copy() -> None:
-    pixels = noise(20, 40)
-    padded = np.pad(pixels, ((0, 12), (0, 8)))
-    tiles = b"".join(padded[y : y + 16, x : x + 16].tobytes() for y in (0, 16) for x in (0, 16, 32))
+    pixels = noise(16, 24)
+    tiles = pixels[:, :16].tobytes() + np.pad(pixels[:, 16:], ((0, 0), (0, 8))).tobytes()
     tags: Tags = {tag: values for tag, values in PLAIN.items() if tag not in (273, 278, 279)}
-    tags = {**tags, 256: (40,), 257: (20,), 322: (16,), 323: (16,), 325: (256,) * 6}
-    tags = {**tags, 274: (6,), 324: tuple(range(8, 8 + 6 * 256, 256))}
+    tags = {**tags, 256: (24,), 257: (16,), 274: (6,)}
+    tags = {**tags, 322: (16,), 323: (16,), 324: (8, 8 + 256), 325: (256, 256)}
     size = len(tiff("<", tags, tiles))
     copy = tiff("<", {**PLAIN, 254: (1,)}, bytes(8))
     data = tiff("<", tags, tiles, following=size + struct.unpack_from("<I", copy, 4)[0]) + copy
@@ -145,14 +144,6 @@ def test_too_many_pixels_are_refused_before_decoding(form: str) -> None:
     with pytest.raises(TooLarge, match=r"^image: "):
         decode_picture(OVERSIZED[form])
     assert time.thread_time() - began < 0.5  # decoding any of these takes longer than a second
-
-
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    data = save(smooth(16, 16), "JPEG", progressive=True)
-    scan = data[data.rindex(b"\xff\xda") : -2]
-    assert levels(data[:-2] + scan * 50 + data[-2:]).shape == (16, 16, 3)
-    with pytest.raises(InvalidContent):
-        decode_picture(data[:-2] + scan * 100 + data[-2:])
 
 
 def test_a_second_header_is_refused() -> None:
@@ -198,7 +189,8 @@ def segment(code: int, content: bytes = b"") -> bytes:
 
 
 PARTS = {
-    "empty APP segments": (jpeg, segment(0xE5)),
+    "comments like scans": (jpeg, segment(0xFE, b"\xff\xda\xff\xc0")),
+    "profiles and restarts": (jpeg, segment(0xE2, b"ICC_PROFILE\0\1\1") + b"\xff\xd0"),
     "padding": (jpeg, b"\xff"),
     "empty text": (png, chunk(b"tEXt")),
     "unknown WebP chunks": (webp, b"abcd\0\0\0\0"),
@@ -210,7 +202,7 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_are_bounded(name: str) -> None:
     build, part = PARTS[name]
-    assert levels(build(part * 2000)).shape[:2] == (16, 16)
+    assert np.array_equal(levels(build(part * 2000)), levels(build(b"")))
     with pytest.raises(InvalidContent, match="image"):
         decode_picture(build(part * (MAX_PARTS + 1)))
 
@@ -317,6 +309,8 @@ REJECTED = {
     "a box beyond the end": FTYP + b"\0\1\0\0meta",
 }
 REJECTED["a BMP with run lengths"] = resized("BMP", b"BM", 30, b"\1")
+SCANS = save(smooth(16, 16), "JPEG", progressive=True)
+REJECTED["a JPEG of endless scans"] = SCANS[:-2] + SCANS[SCANS.rindex(b"\xff\xda") : -2] * 100
 # libavif would decode all of them, and scale them down
 REJECTED["an AVIF of more pixels than it says"] = resized(
     "AVIF", b"ispe", 8, struct.pack(">II", 16, 16), Image.new("L", (3000, 3000))

@@ -7,42 +7,6 @@ from functools import partial
 from service.images.pool import CodecPool
 
 
-async def occupied(pool: CodecPool, free: threading.Event) -> list["asyncio.Task[bool]"]:
-    """Jobs that hold every thread until ``free`` is set."""
-    began = threading.Barrier(pool.threads + 1)
-
-    def hold(_: object) -> bool:
-        began.wait(300)
-        return free.wait(300)
-
-    jobs = [asyncio.create_task(pool.run("hold", hold)) for _ in range(pool.threads)]
-    await asyncio.to_thread(began.wait, 300)
-    return jobs
-
-
-def test_a_job_that_nobody_waits_for_never_runs_and_running_ones_end() -> None:
-    """tests/contract/test_nothing_outlives.py sees that jobs hold nothing."""
-
-    async def main() -> None:
-        pool = CodecPool(2, lambda *_: None)
-        free = threading.Event()
-        ran = threading.Event()
-        holding = await occupied(pool, free)
-        gone, waiting = (asyncio.create_task(pool.run("x", lambda _: ran.set())) for _ in range(2))
-        await asyncio.sleep(0)
-        assert pool.waiting == 2
-        gone.cancel()
-        await asyncio.sleep(0)
-        assert pool.waiting == 1
-        pool.close()  # cancels what waits
-        await asyncio.wait([gone, waiting])
-        free.set()
-        assert await asyncio.gather(*holding) == [True, True]
-        assert (gone.cancelled(), waiting.cancelled(), ran.is_set()) == (True, True, False)
-
-    asyncio.run(main())
-
-
 def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
     """Its jobs take all threads but one; of two callers that wait, the one that has spent less is
     next.
