@@ -2,7 +2,6 @@
 animation, or `.npy`.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from service.api.message import compact_json
 from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork
 from service.api.native.schemas import ImageOptions
 from service.api.native.stream import event
@@ -70,7 +70,7 @@ class NativeWork(RowWork):
         if self.media_type is Media.JSON:
             # `timing` includes the time of encoding the images, so the rest of the body is written
             # after them, and the encoded images are inserted as text.
-            before, marker, after = _json(self._envelope([])).partition(b'"images":[')
+            before, marker, after = compact_json(self._envelope([])).partition(b'"images":[')
             self.content = [before + marker[:-1], *self.content, after[1:]]
         return Work.respond(self)
 
@@ -139,7 +139,7 @@ def _score_content(work: NativeWork) -> list[bytes]:
             }
             for index, change in enumerate(changes)
         ]
-        return [_json(scores)]
+        return [compact_json(scores)]
     lo, hi = card.range
     limit = (
         (hi - lo) / 16
@@ -280,10 +280,6 @@ async def step_members(work: RowWork, step: StepOutput) -> Json:
     }
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
 def _json_pieces(images: list[Json]) -> list[bytes]:
     """The JSON of the images, an image a piece.
 
@@ -292,7 +288,7 @@ def _json_pieces(images: list[Json]) -> list[bytes]:
     """
     pieces = [b"["]
     for each in images:
-        pieces += [_json(each), b","]
+        pieces += [compact_json(each), b","]
     return [*pieces[:-1], b"]"]
 
 

@@ -1,13 +1,13 @@
 """Server-sent events: what happens to a request, as soon as it happens."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
 from starlette.types import Send
 
+from service.api.message import compact_json
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Event, Events
 from service.api.problems import problem_body
@@ -87,4 +87,4 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
 
 def event(name: str, members: Json) -> bytes:
     """Encode one server-sent event with JSON data."""
-    return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")
+    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), compact_json(members))

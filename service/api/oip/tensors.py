@@ -4,20 +4,19 @@ A body is JSON, or JSON followed by the bytes of the tensors (the extension "bin
 The docstrings and descriptions of the schemas are part of the OpenAPI document.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from service.api.message import MAX_VALUES, parse_as
+from service.api.message import MAX_VALUES, compact_json, parse_as
 from service.api.native.schemas import Steps, StrictModel
+from service.api.negotiation import Json
 from service.artifact.card import OUTPUT, Card
 from service.domain.errors import InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
@@ -349,22 +348,9 @@ def _check_input(x: Input, limits: Limits) -> None:
     expected = _bytes_of(tuple(x.shape))
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
-    if x.data is not None:
-        _check_length(x.data, x.shape)
     if size not in (None, expected):
         raise InvalidInference(
             f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}"
-        )
-
-
-def _check_length(data: list[Any], shape: Sequence[int]) -> None:
-    """Check flat data, or the outer list of nested data; the inner ones are checked when the
-    numbers are read.
-    """
-    expected = math.prod(shape)
-    if len(data) not in (expected, shape[0]):
-        raise InvalidInference(
-            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(data)}"
         )
 
 
@@ -378,26 +364,18 @@ def _check_size(shape: Sequence[int], max_pixels: int) -> None:
 
 
 def _from_json(data: list[Any], shape: Dims) -> FloatRows:
-    numbers = data
-    if any(type(item) is list for item in data):  # nested like the shape
-        numbers = [data]
-        for size in shape:
-            if any(type(part) is not list or len(part) != size for part in numbers):
-                raise InvalidInference("inputs.0.data: is neither flat nor nested like the shape")
-            numbers = list(chain.from_iterable(numbers))
-    if not set(map(type, numbers)) <= _NUMBERS:
+    values = np.array(data, dtype=object)
+    count = math.prod(shape)
+    if values.shape not in ((count,), shape):
         raise InvalidInference(
-            "inputs.0.data: holds something that is no number, or is not nested like the shape"
+            f"inputs.0.data: must hold {count} numbers for this shape, flat or nested like it"
         )
-    expected = math.prod(shape)
-    if len(numbers) != expected:
-        raise InvalidInference(
-            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}"
-        )
+    if not set(map(type, values.flat)) <= _NUMBERS:
+        raise InvalidInference("inputs.0.data: holds something that is no number")
     try:
         # a value beyond float32 becomes infinite, and the caller rejects it
         with np.errstate(over="ignore"):
-            return np.array(numbers, np.float64).astype(np.float32).reshape(shape)
+            return values.astype(np.float64).astype(np.float32).reshape(shape)
     except OverflowError as exc:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
 
@@ -405,9 +383,6 @@ def _from_json(data: list[Any], shape: Dims) -> FloatRows:
 # Rows to responses
 
 _SLICE: Final = 4096  # numbers that become JSON in one call
-_to_json: Final = json.JSONEncoder(
-    separators=(",", ":")
-).encode  # `json.dumps` would make an encoder for each call
 
 
 def write_response(
@@ -416,29 +391,21 @@ def write_response(
     """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends
     in a view of rows.
     """
-    before, after = _response_json(card.name, card.version, rows.shape, inference.binary)
+    tensor: Json = {"name": OUTPUT, "datatype": DATATYPE, "shape": rows.shape}
+    if inference.binary:
+        tensor["parameters"] = {"binary_data_size": _bytes_of(rows.shape)}
+    else:
+        tensor["data"] = []
+    answer: Json = {"model_name": card.name, "model_version": card.version}
     if inference.id is not None:
-        before += b'"id":%s,' % _to_json(inference.id).encode("ascii")
+        answer["id"] = inference.id
+    head = compact_json(answer | {"outputs": [tensor]})
     values = np.ascontiguousarray(rows, _WIRE)
     if inference.binary:
-        return [before + after, values.data.cast("B")], len(before) + len(after)
+        return [head, values.data.cast("B")], len(head)
     flat = values.ravel()
     # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour
     # rows, half a second.
     slices = (flat[start : start + _SLICE].tolist() for start in range(0, len(flat), _SLICE))
-    texts = [_to_json(each)[1:-1] for each in slices]
-    return [before + after, ",".join(texts).encode("ascii"), b"]}]}"], None
-
-
-@lru_cache(maxsize=256)
-def _response_json(name: str, version: str, shape: Dims, binary: bool) -> tuple[bytes, bytes]:
-    """The JSON of a response: before the id, and after it; the latter ends where the numbers begin,
-    unless binary.
-    """
-    before = _to_json({"model_name": name, "model_version": version})[:-1] + ","
-    tensor: dict[str, Any] = (
-        {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}
-    )
-    output = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape} | tensor
-    after = '"outputs":' + _to_json([output]) + "}"
-    return before.encode("ascii"), (after if binary else after.removesuffix("]}]}")).encode("ascii")
+    numbers = b",".join(compact_json(each)[1:-1] for each in slices)
+    return [head.removesuffix(b"]}]}"), numbers, b"]}]}"], None
