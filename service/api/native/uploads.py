@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from service.api.message import parse_as, parse_json, printable_name
-from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
+from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
 from service.api.native.schemas import (
     PointRequest,
     ProjectOptions,
@@ -56,6 +56,9 @@ Options = TypeVar("Options", bound=ScoreOptions)
 Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
+_MUST_BE_A_FILE: Final = (
+    "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
+)
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 # no model here has a use for them
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
@@ -308,26 +311,35 @@ def read_form(
     """The files named ``images``, at most one ``mask``, and the options of a form; raises as
     `parse_upload`.
     """
-    content_type = api.headers.get(b"content-type", "")
     names = (*images, "mask") if mask else images
-    limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
-    fields, files = parse_multipart(content_type, body, file_names=names, **limits)
+    fields, files = parse_multipart(
+        api.headers.get(b"content-type", ""),
+        body,
+        max_files=api.services.settings.max_images + 1,
+        max_fields=_MAX_FIELDS,
+    )
     for name in files:
         if name not in names:
             several = f"; for several, repeat `{name[:-1]}`" if name[:-1] in names else ""
             raise InvalidContent.field(
                 printable_name(name), f"unknown file; expected {' or '.join(names)}{several}"
             )
-    if "image" in fields:
-        raise InvalidContent.field("image", MUST_BE_A_FILE)
-    mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too
-    masks = [*files.get("mask", ()), *mask_texts]
+    masks: list[bytes | str] = [*files.get("mask", ())]
+    texts: list[tuple[str, str]] = []
+    for name, value in fields:
+        if name in images:
+            raise InvalidContent.field(name, _MUST_BE_A_FILE)
+        text = decode_utf8(value, printable_name(name))
+        if name in names:  # a mask may come as base64, too
+            masks.append(text)
+        else:
+            texts.append((name, text))
     if len(masks) > 1:
         raise InvalidContent.field("mask", "given more than once")
     uploaded = [data for name in images for data in files.get(name, ())]
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(parse_fields(fields), strict=False)
+    options = schema.model_validate(parse_options(texts), strict=False)
     return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
