@@ -1,7 +1,6 @@
 """`/openapi.json`, made from the table of endpoints."""
 
 import asyncio
-import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import to_json
+from pydantic_core.core_schema import NullableSchema
 from starlette.responses import Response
 
 from service import __version__
@@ -61,7 +62,7 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
     keyed = ("key", "admin", *settings.private_endpoints)
-    base: Json = copy.deepcopy(_read("parts.json")["document"])
+    base: Json = _read("parts.json")["document"]
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
     base["components"] = {"schemas": definitions["$defs"]}
@@ -80,7 +81,6 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     return limited
 
 
-@cache
 def _read(name: str) -> Json:
     """A file with what the table does not say."""
     content: Json = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
@@ -261,12 +261,17 @@ def _parameter(name: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
 
 
+class _NotNull(GenerateJsonSchema):
+    def nullable_schema(self, schema: NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
 def _text_options(request: type[BaseModel]) -> Json:
     """Schemas of the options in forms and queries, which omit a missing option instead of sending
     null.
     """
-    fields = request.model_json_schema()["properties"]
-    options = {name: _without_null(schema) for name, schema in fields.items() if name not in _FILES}
+    fields = request.model_json_schema(schema_generator=_NotNull)["properties"]
+    options: Json = {name: schema for name, schema in fields.items() if name not in _FILES}
     if "record" in options:
         options["record"] = {
             "type": "string",
@@ -275,11 +280,3 @@ def _text_options(request: type[BaseModel]) -> Json:
             "pattern": "^[0-9]+(,[0-9]+)*$",
         }
     return options
-
-
-def _without_null(schema: Json) -> Json:
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
-    if len(options) != 1:
-        return schema
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    return {**options[0], **rest}

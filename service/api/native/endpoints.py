@@ -20,7 +20,7 @@ from service.api.native.answers import (
     ScoreAnswer,
 )
 from service.api.native.responses import NativeWork
-from service.api.native.rows import InPool, RowWork
+from service.api.native.rows import RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
     ArithmeticRequest,
@@ -56,7 +56,6 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
-from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
@@ -94,7 +93,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     size = image_size(options, model.card, settings)
     sizes = [] if size is None else [size] * options.n
 
-    def make_rows() -> InputRows:
+    def make_rows(_: object) -> InputRows:
         noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if sizes else rows)
@@ -236,7 +235,7 @@ def _latent_work(
         settings=api.services.settings,
     )
 
-    def make_rows(thread: CodecThread) -> InputRows:
+    def make_rows(thread: Any) -> InputRows:
         rows = mix(read_points(thread, api, model, field, points), noise)
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
@@ -250,7 +249,7 @@ def _latent_work(
         model=model,
         options=options,
         params=StepParams(steps=steps),
-        source=InPool(make_rows),
+        source=make_rows,
         is_large=True,
         **shown,
     )

@@ -40,7 +40,6 @@ METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0
 # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
 _WHITE: Final = 8
-_LINES: Final = 64
 
 
 class NativeWork(RowWork):
@@ -100,7 +99,7 @@ def _is_plain_png(work: NativeWork) -> bool:
     """Whether its images are PNGs that can be encoded together with those of others."""
     options = work.options
     media = work.api.media
-    if options.scale > 1 or work.sizes or work.inputs.chroma or work.shows_change:
+    if options.scale > 1 or work.is_tiled or work.inputs.chroma or work.shows_change:
         return False
     return (media is Media.JSON and options.format == "png") or (
         media is Media.PNG and len(work.labels) == 1
@@ -167,19 +166,17 @@ def worst_box(change: NDArray[np.float32]) -> Json:
     side = max(1, min(height, width) // 4)
     sums = np.zeros((height + 1, width + 1))
     change.cumsum(axis=0, dtype=np.float64, out=sums[1:, 1:])
-    # Some lines at a time: one image can have 40 megapixels.
-    for top in range(0, height + 1, _LINES):
-        sums[top : top + _LINES].cumsum(axis=1, out=sums[top : top + _LINES])
+    sums.cumsum(axis=1, out=sums)
     worst = -1.0
     place = (0, 0)
-    for top in range(0, height - side + 1, _LINES):
-        above = sums[top : min(top + _LINES, height - side + 1)]
-        below = sums[top + side : top + side + len(above)]
-        windows = below[:, side:] - above[:, side:] - below[:, :-side] + above[:, :-side]
-        y, x = divmod(int(windows.argmax()), windows.shape[1])
-        if windows[y, x] > worst:
-            worst = float(windows[y, x])
-            place = (top + y, x)
+    # A line at a time: one image can have 40 megapixels.
+    for y in range(height - side + 1):
+        columns = sums[y + side] - sums[y]
+        windows = columns[side:] - columns[:-side]
+        x = int(windows.argmax())
+        if windows[x] > worst:
+            worst = float(windows[x])
+            place = (y, x)
     y, x = place
     return {
         "x": x,
@@ -205,7 +202,7 @@ def _image(work: RowWork, result: Result, index: int, data: str | None) -> Json:
     """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent
     it already.
     """
-    height, width = work.sizes[index] if work.sizes else work.model.card.shape[1:]
+    height, width = work.sizes[index]
     return {
         **work.labels[index],
         "data": data,

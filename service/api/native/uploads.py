@@ -3,8 +3,7 @@ rows.
 """
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -41,6 +40,7 @@ from service.images.decode import (
 from service.images.pool import CodecThread
 from service.images.prepare import (
     Invert,
+    Mask,
     Prepared,
     Resize,
     keep_mask,
@@ -77,11 +77,6 @@ class Upload(Generic[Form]):
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     has_pages: bool = True  # a TIFF of several pages is as many images
-
-    @property
-    def field(self) -> str:
-        """What errors call the images."""
-        return self.images[0].field.partition(".")[0]
 
     @property
     def must_open(self) -> bool:
@@ -132,7 +127,7 @@ def parse_upload(
         upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.field, len(upload.images), settings.max_images)
+    check_count(upload.images[0].field.partition(".")[0], len(upload.images), settings.max_images)
     return upload
 
 
@@ -214,36 +209,10 @@ def decode_large(
     """The rows of any upload. Images and masks are decoded one at a time: each of them can have
     `IGN_MAX_PIXELS`.
     """
-    keep = list[KeepMask]()
-    with closing(_decode(thread, api, upload, opened, card, keep)) as pictures:
-        if card.tiles is None and card.color is None:
-            rows, inverted = prepare_many(pictures, card)
-            return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
-        made = list[Prepared]()
-        for picture, resize, invert in pictures:
-            width, height = picture.image.size
-            made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
-            del picture
-    each, inverted_each, chroma = zip(*made, strict=True)
-    join: Callable[..., Any] = np.stack if card.tiles is None else list
-    return InputRows(
-        rows=join(each), keep=join(keep) if keep else None, inverted=inverted_each, chroma=chroma
-    )
-
-
-def _decode(
-    thread: CodecThread,
-    api: ApiRequest,
-    upload: Upload[Any],
-    opened: OpenUpload,
-    card: Card,
-    keep: list[KeepMask],
-) -> Generator[tuple[Picture, Resize, Invert], None, None]:
-    """Decode the images of an upload, one at a time, and add the masks that belong to them to
-    ``keep``.
-    """
     options = upload.options
-    mask = None
+    prepared = list[Prepared]()
+    keep = list[KeepMask]()
+    mask: Mask | None = None
     mask_field = ""
     while opened.images:
         api.check_not_over()
@@ -257,14 +226,21 @@ def _decode(
         with memory_for(encoded.pixels):
             api.check_not_over()
             picture = encoded.decode(thread)
-            del encoded  # it holds the pixels, too
+            sized = card.sized(picture.image.size[::-1])
             if mask is not None:
-                sized = card.sized(picture.image.size[::-1])
-                keep.append(
-                    keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
-                )
-            yield picture, options.resize, options.invert
-            del picture  # it holds the pixels while the next image is decoded
+                fitted = keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
+                keep.append(fitted)
+            prepared.append(prepare(picture, sized, resize=options.resize, invert=options.invert))
+            # both hold the pixels while the next image is decoded
+            del picture, encoded
+    rows, inverted, chroma = zip(*prepared, strict=True)
+    join: Callable[..., Any] = np.stack if card.tiles is None else list
+    return InputRows(
+        rows=join(rows),
+        keep=join(keep) if keep else None,
+        inverted=inverted,
+        chroma=chroma if card.color else (),
+    )
 
 
 def read_points(
