@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
@@ -86,13 +85,10 @@ class Endpoint(NamedTuple):
 
 
 def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
-    """Let FastAPI answer those that run no model. Their exceptions pass to
-    `service.api.application`.
-    """
+    """Let FastAPI's router answer those that run no model."""
     for endpoint in endpoints:
         if not isinstance(endpoint.run, Stages):
             app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
-    app.add_exception_handler(Exception, _no_response)
 
 
 def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -103,17 +99,6 @@ def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
         return Response(to_json(answer), media_type="application/json")
 
     return respond
-
-
-async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this
-    "response".
-    """
-
-    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-    return send_nothing
 
 
 class RouteTable:

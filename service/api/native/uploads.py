@@ -161,7 +161,17 @@ def open_upload(
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
     masks = _open(thread, api, upload.masks, settings)
-    _check_sizes([*images, *masks], settings)
+    # a single image within its own limit always passes
+    limit = max(settings.max_request_pixels, settings.max_pixels)
+    total = 0
+    for image in (*images, *masks):
+        total += image.pixels
+        if total > limit:
+            message = (
+                f"{image.field}: with it the request has {total} pixels; the limit, "
+                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
+            )
+            raise TooLarge(message, code="image_too_large")
     return OpenUpload(images, masks)
 
 
@@ -255,14 +265,13 @@ def read_points(
     Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too
     large.
     """
-    settings = api.services.settings.for_images(model.card.tiles)
     images = [
         ImageBytes(f"{field}.{number}.image", point.image)
         for number, point in enumerate(points)
         if point.image is not None
     ]
-    opened = _open(thread, api, images, settings)
-    _check_sizes(opened, settings)
+    upload = Upload[Any](options=None, images=images, has_pages=False)
+    opened = open_upload(thread, api, upload, model.card).images
     rows = list[FloatRow]()
     for number, point in enumerate(points):
         api.check_not_over()
@@ -276,7 +285,8 @@ def read_points(
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
-            data = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
+            most = api.services.settings.max_body_bytes
+            data = decode_base64(point.latent or "", field=name, max_chars=most)
             rows.append(decode_npy(data, model.card.shape, field=name))
     return rows
 
@@ -354,21 +364,6 @@ def _from_json(request: Any) -> Upload[Any]:
 def _from_query(schema: type[Options], query: bytes) -> Options:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
-
-
-def _check_sizes(images: Iterable[EncodedImage], settings: Settings) -> None:
-    """Raise `TooLarge` if all images together, by their headers, have too many pixels."""
-    # a single image within its own limit always passes
-    limit = max(settings.max_request_pixels, settings.max_pixels)
-    total = 0
-    for image in images:
-        total += image.pixels
-        if total > limit:
-            message = (
-                f"{image.field}: with it the request has {total} pixels; the limit, "
-                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
-            )
-            raise TooLarge(message, code="image_too_large")
 
 
 def _named(field: str, items: Sequence[bytes | str]) -> list[ImageBytes]:

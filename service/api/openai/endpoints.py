@@ -143,21 +143,17 @@ class ImagesWork(RowWork):
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
-        """Encode the body, an image a piece."""
+        """Encode the body."""
         for work in works:
             rows = work.shown().rows
             head = {"created": int(time.time()), "usage": _USAGE, **work.described(rows[0])}
-            note = json.dumps(work.note)
-            before = json.dumps(head)[:-1] + ', "data": ['
-            pieces = list[bytes]()
+            pieces = list[str]()
             for row in rows:
                 work.api.check_not_over()
                 data = picture(row, work.model.card, work.options)
-                pieces.append(
-                    f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii")
-                )
-                before = ", "
-            work.content = [*pieces, b"]}"]
+                pieces.append(json.dumps({"b64_json": data, "revised_prompt": work.note}))
+            before = json.dumps(head | {"data": []}).removesuffix("]}")
+            work.content = [f"{before}{', '.join(pieces)}]}}".encode("ascii")]
 
 
 def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:
