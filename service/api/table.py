@@ -110,18 +110,15 @@ class RouteTable:
         self._routes: dict[re.Pattern[str], Route] = {}
         for endpoint in endpoints:
             access = endpoint.access
-            route = Route(
+            known = self._routes.get(endpoint.pattern, Route()).endpoints
+            self._routes[endpoint.pattern] = Route(
                 endpoint.template,
-                dict.fromkeys(endpoint.methods, endpoint),
+                {**known, **dict.fromkeys(endpoint.methods, endpoint)},
                 is_probe=access in ("health", "metrics"),
                 is_admin=access == "admin",
                 is_paced=access == "metrics",
                 needs_key=access in ("key", "admin", *private),
                 has_rate=access in ("key", "admin"),
-            )
-            same = self._routes.get(endpoint.pattern, route)
-            self._routes[endpoint.pattern] = route._replace(
-                endpoints={**same.endpoints, **route.endpoints}
             )
         self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""

@@ -7,6 +7,7 @@ and the card, and resolves the model. Its docstring is the description in `/open
 import inspect
 import secrets
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -91,26 +92,24 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
     size = image_size(options, model.card, settings)
-    sizes = [] if size is None else [size] * options.n
+    is_tiled = size != model.card.shape[1:]
 
     def make_rows(_: object) -> InputRows:
-        noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
+        noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
-        return InputRows(rows=[*rows] if sizes else rows)
+        return InputRows(rows=[*rows] if is_tiled else rows)
 
-    channels, height, width = model.card.shape
-    large = bool(sizes) or options.n * channels * height * width > _LARGE_NOISE
     return make(
         api=api,
         model=model,
         options=options,
         labels=labels,
         members={"seed": seed},
-        sizes=sizes,
-        is_tiled=bool(sizes),
+        sizes=[size] * options.n,
+        is_tiled=is_tiled,
         params=params,
         source=make_rows,
-        is_large=large,
+        is_large=is_tiled or options.n * prod(model.card.shape) > _LARGE_NOISE,
     )
 
 

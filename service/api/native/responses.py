@@ -111,9 +111,8 @@ def _encode_pngs(results: dict[NativeWork, Result]) -> dict[NativeWork, list[byt
     if not results:
         return {}
     rows = [np.asarray(result.rows) for result in results.values()]
-    together = rows[0] if len(rows) == 1 else np.concatenate(rows)
     card = next(iter(results)).model.card
-    pngs = iter(encode_many(to_uint8(together, card), "png"))
+    pngs = iter(encode_many(to_uint8(np.concatenate(rows), card), "png"))
     return {work: list(islice(pngs, len(each))) for work, each in zip(results, rows, strict=True)}
 
 

@@ -342,16 +342,14 @@ def noise_of(card: Card) -> Noise:
     return card.noise
 
 
-def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
-    """(H, W) of the images, if the model makes any size and the caller asks for another than that
-    of a tile.
-    """
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
+    """(H, W) of the images: those of the card, unless the model makes any size."""
     _, height, width = card.shape
     size = options.height or height, options.width or width
     if size == (height, width):
-        return None
+        return size
     if card.tiles is None:
-        name = "height" if options.height not in (None, height) else "width"
+        name = "height" if size[0] != height else "width"
         raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
     limit = settings.for_images(card.tiles).max_pixels
     if options.n * size[0] * size[1] > limit:
