@@ -142,16 +142,11 @@ def compact_json(value: object) -> bytes:
     return _COMPACT.encode(value).encode("ascii")
 
 
-def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
-    """Parse a Content-Type header into media type, in lower case, and parameters; ``("", {})``
-    without a header.
-    """
+def parse_content_type(header: str | None) -> str:
+    """The media type in a Content-Type header, in lower case; empty without a header."""
     if header in _PARAMETERLESS:
-        return header, {}
-    name, parameters = parse_options_header(header)
-    return name.decode("latin-1").strip(), {
-        key.decode("latin-1"): value.decode("latin-1") for key, value in parameters.items()
-    }
+        return header
+    return parse_options_header(header)[0].decode("latin-1").strip()
 
 
 def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> Json:

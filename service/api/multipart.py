@@ -14,7 +14,7 @@ from typing import Final
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import QueryParams
 
-from service.api.message import parse_content_type, printable_name
+from service.api.message import printable_name
 from service.api.negotiation import Json
 from service.domain.errors import InvalidContent, MalformedRequest
 
@@ -40,14 +40,14 @@ def parse_multipart(
     Raises `MalformedRequest` without a first or last boundary, or for a part without a name, and
     `InvalidContent` for too many files or fields.
     """
-    boundary = parse_content_type(content_type)[1].get("boundary", "")
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= _MAX_BOUNDARY:
         raise MalformedRequest("Content-Type: the boundary is missing or too long")
     fields: list[tuple[str, bytes]] = []
     files: dict[str, list[bytes]] = {}
     left = {"files": max_files, "fields": max_fields}
     # A line break belongs to the boundary that follows it. One before the first may be missing.
-    delimiter = b"\r\n--" + boundary.encode("latin-1")
+    delimiter = b"\r\n--" + boundary
     preamble, *parts = body.split(delimiter, max_files + max_fields + 1)
     if preamble.startswith(delimiter[2:]):
         parts.insert(0, preamble[len(delimiter) - 2 :])

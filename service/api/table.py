@@ -45,7 +45,8 @@ class Endpoint(NamedTuple):
     the document, which leaves out endpoints without one, and ``name`` that of its operation.
     ``request`` is the JSON of the body, ``bodies`` are media types besides it; ``answer`` is the
     JSON of the response, ``formats`` are its media types. ``parameters`` are those of the query and
-    the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``.
+    the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``, or
+    of its stage `parse`.
     """
 
     path: str
@@ -73,7 +74,8 @@ class Endpoint(NamedTuple):
     @property
     def description(self) -> str:
         """What it does; the first line is the summary."""
-        return self.text or inspect.getdoc(self.run) or ""
+        run = self.run.parse if isinstance(self.run, Stages) else self.run
+        return self.text or inspect.getdoc(run) or ""
 
     @property
     def pattern(self) -> re.Pattern[str]:

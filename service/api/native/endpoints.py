@@ -4,7 +4,6 @@ The function of each makes work of its options, once: it checks them against the
 and the card, and resolves the model. Its docstring is the description in `/openapi.json`.
 """
 
-import inspect
 import secrets
 from collections.abc import Callable, Sequence
 from math import prod
@@ -283,6 +282,7 @@ def _endpoint(
             raise UnsupportedMedia("Content-Type: expected application/json, not none")
         return make(api, parse_as(request, body))
 
+    parse.__doc__ = make.__doc__
     return Endpoint(
         f"/{make.__name__.replace('_', '-')}",
         Stages(check, parse),
@@ -293,7 +293,6 @@ def _endpoint(
         bodies=PICTURE_TYPES if options else (),
         answer=answer,
         formats=formats,
-        text=inspect.getdoc(make) or "",
         is_upload=options is not None,
     )
 

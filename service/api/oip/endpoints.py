@@ -9,7 +9,6 @@ Its rows use the same queue as those of the native endpoints. The Content-Type o
 ignored, because some clients send none.
 """
 
-import inspect
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -333,7 +332,6 @@ ENDPOINTS: Final = (
         bodies=(BINARY_TENSORS,),
         answer=tensors.InferAnswer,
         formats=(Media.JSON, BINARY_TENSORS),
-        text=inspect.getdoc(infer) or "",
     ),
     Endpoint(
         f"{_REPOSITORY}/index",
