@@ -133,7 +133,7 @@ def project(
     params = step_params(
         options, recommended=model.card.steps.project, rows=count, settings=settings
     )
-    return _upload_work(make, api, model, upload, params, options, strength=options.strength)
+    return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
 
 def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
@@ -145,10 +145,10 @@ def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
     """
     model = api.resolve(upload.options.model)
     params = StepParams(steps=1, score=True)
-    return _upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
+    return upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
 
 
-def _upload_work(
+def upload_work(
     make: MakeWork,
     api: ApiRequest,
     model: ServedModel,
@@ -157,6 +157,7 @@ def _upload_work(
     options: ImageOptions,
     **more: Any,
 ) -> RowWork:
+    """The work for images; ``more`` are fields of the work."""
     return make(
         api=api,
         model=model,
@@ -253,15 +254,16 @@ def _latent_work(
     )
 
 
-def _endpoint(
+def endpoint(
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
     answer: type[BaseModel] | None,
     formats: tuple[Media, ...],
     options: type[ScoreOptions] | None = None,
 ) -> Endpoint:
-    """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as
-    the body.
+    """An endpoint whose name, path and description are those of ``make``, which makes its work.
+
+    Its body is JSON; with ``options``, images may also come in a form, or one as the body.
     """
 
     def check(api: ApiRequest) -> None:
@@ -298,9 +300,9 @@ def _endpoint(
 
 
 ENDPOINTS: Final = (
-    _endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
-    _endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
-    _endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
-    _endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
-    _endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
+    endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
+    endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
+    endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
+    endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
+    endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
 )

@@ -201,7 +201,7 @@ def _image(work: RowWork, result: Result, index: int, data: str | None) -> Json:
     """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent
     it already.
     """
-    height, width = work.sizes[index]
+    height, width = result.rows[index].shape[-2:]
     return {
         **work.labels[index],
         "data": data,

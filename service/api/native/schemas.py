@@ -90,7 +90,7 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 # Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the
 # document.
 Steps = Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_steps"})]
-_Pictures = Annotated[
+Pictures = Annotated[
     list[Base64], Field(min_length=1, json_schema_extra={"maxItems": "max_images"})
 ]
 
@@ -209,7 +209,7 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: _Pictures
+    images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
 
 
@@ -218,11 +218,11 @@ class ProjectRequest(ProjectOptions):
 
     model_config = _either({"mask": _NULL}, {"masks": _NULL})
 
-    images: _Pictures
+    images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
     mask: Base64 | None = None
     """For all images: white = regenerate, black = keep."""
-    masks: _Pictures | None = None
+    masks: Pictures | None = None
     """One mask for each image."""
 
     @field_validator("masks")
