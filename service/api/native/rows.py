@@ -212,13 +212,12 @@ class RowWork(Work):
     def decode(cls, works: Sequence[Self]) -> None:
         """Set the inputs of small requests; uploads are prepared together."""
         start = time.perf_counter()
-        uploads = [(work, work.source) for work in works if isinstance(work.source, Upload)]
+        uploads = {work: work.source for work in works if isinstance(work.source, Upload)}
         if uploads:
-            card = works[0].model.card
-            made = decode_small([upload for _, upload in uploads], card)
-            for (work, _), inputs in zip(uploads, made, strict=True):
+            made = decode_small([*uploads.values()], works[0].model.card)
+            for work, inputs in zip(uploads, made, strict=True):
                 work._take(inputs)
-            count_codec("decode", [work for work, _ in uploads], start)
+            count_codec("decode", [*uploads], start)
         for work in works:
             if not isinstance(work.source, Upload):
                 work.inputs = work.source(None)
