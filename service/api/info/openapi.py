@@ -220,11 +220,17 @@ def _query(request: type[BaseModel]) -> list[Json]:
     """The query parameters for an image as the body, without defaults, which clients would send
     with other bodies.
     """
-    schemas = _text_options(request)
-    for schema in schemas.values():
-        schema.pop("default", None)
-        schema["description"] += " Only with an image as the body."
-    return [_parameter(name, schema) for name, schema in schemas.items()]
+    return [
+        _parameter(
+            name,
+            schema
+            | {
+                "default": None,
+                "description": f"{schema['description']} Only with an image as the body.",
+            },
+        )
+        for name, schema in _text_options(request).items()
+    ]
 
 
 def url_parameters(

@@ -103,7 +103,7 @@ class RowWork(Work):
             self.sizes = [self.model.card.shape[1:]] * len(self.labels)
         self._check_format()
         held, values = self._held()
-        is_slow = (self.fps and self.is_animation) or (options.gap > 0 and self.api.media in RASTER)
+        is_slow = options.gap > 0 or (self.fps and self.is_animation)
         is_large = values * options.scale**2 > INLINE_VALUES
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
         rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again

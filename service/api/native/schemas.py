@@ -68,12 +68,6 @@ def _any_of(*options: JsonDict) -> ConfigDict:
     return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
-def _either(*alternatives: JsonDict) -> ConfigDict:
-    """Schema in which the properties fit at least one of several sets."""
-    options: list[JsonDict] = [{"properties": properties} for properties in alternatives]
-    return _any_of(*options)
-
-
 def _base64(content: str, description: str) -> Any:
     return Field(
         min_length=1, description=description, json_schema_extra={"format": f"base64-{content}"}
@@ -216,7 +210,7 @@ class ScoreRequest(ScoreOptions):
 class ProjectRequest(ProjectOptions):
     """The JSON body of `/project`."""
 
-    model_config = _either({"mask": _NULL}, {"masks": _NULL})
+    model_config = _any_of({"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}})
 
     images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
@@ -291,13 +285,15 @@ class GridRequest(StrictModel):
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
 
-    model_config = _either(
-        {"grid": _NULL},
+    model_config = _any_of(
+        {"properties": {"grid": _NULL}},
         {
-            "points": {"minItems": 4, "maxItems": 4},
-            "frames": _NULL,
-            "loop": {"const": False},
-            "columns": _NULL,
+            "properties": {
+                "points": {"minItems": 4, "maxItems": 4},
+                "frames": _NULL,
+                "loop": {"const": False},
+                "columns": _NULL,
+            }
         },
     )
 

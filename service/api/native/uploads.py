@@ -225,7 +225,6 @@ def decode_large(
     mask: Mask | None = None
     mask_field = ""
     while opened.images:
-        api.check_not_over()
         if opened.masks:  # one mask for all images is decoded once
             encoded = opened.masks.pop(0)
             mask_field = encoded.field

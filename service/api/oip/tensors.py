@@ -201,7 +201,7 @@ class UnloadRequest(StrictModel):
 #   0                                ^ Inference-Header-Content-Length
 
 _WIRE: Final = np.dtype("<f4")
-_LENGTH: Final = re.compile(r"[0-9]{1,12}")
+_LENGTH: Final = re.compile(r"(?=.*[1-9])[0-9]{1,12}")
 _NUMBERS: Final = frozenset((int, float))
 _MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come as binary tensors
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
@@ -286,7 +286,7 @@ def read_rows(inference: Inference, body: bytes) -> FloatRows:
 
 
 def _json_length(values: Sequence[str]) -> int:
-    if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
+    if len(values) > 1 or not _LENGTH.fullmatch(values[0]):
         raise InvalidInference(
             f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0"
         )
