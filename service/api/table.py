@@ -43,7 +43,8 @@ class Endpoint(NamedTuple):
     ``path`` may have parameters: `{name}` is a segment, `{name:path}` any text, `{name:text}` at
     least a character. ``run`` is what answers: stages, if it runs a model. ``tag`` is its group in
     the document, which leaves out endpoints without one, and ``name`` that of its operation.
-    ``request`` is the JSON of the body, ``bodies`` are media types besides it; ``answer`` is the
+    ``request`` is the JSON of the body, ``bodies`` are media types besides it: if of
+    images, these may also come in a form, with the options in it or in the query; ``answer`` is the
     JSON of the response, ``formats`` are its media types. ``parameters`` are those of the query and
     the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``, or
     of its stage `parse`.
@@ -60,8 +61,6 @@ class Endpoint(NamedTuple):
     formats: tuple[str, ...] = (Media.JSON,)
     parameters: tuple[Json, ...] = ()
     text: str = ""
-    is_upload: bool = False
-    """Whether the images may come in a form, or one as the body with options in the query."""
     is_cached: bool = False
     """Whether caches may keep the response."""
     access: Access = "key"

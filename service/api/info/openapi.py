@@ -71,12 +71,11 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
         base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for each in endpoints:
         guarded = each.access in keyed
-        operation = _operation(each, schemas) | {
-            "responses": _responses(each, schemas, guarded=guarded)
+        base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = {
+            **_operation(each, schemas),
+            "responses": _responses(each, schemas, guarded=guarded),
+            "security": [{"key": []}] if guarded and has_keys else None,
         }
-        if guarded and has_keys:
-            operation["security"] = [{"key": []}]
-        base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = operation
     limited: Json = _limited(base, settings)
     return limited
 
@@ -118,17 +117,14 @@ def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
         "parameters": parameters,
     }
     if request := endpoint.request:
-        content: Json = {"application/json": {"schema": schemas[request]}}
+        examples = _read("examples.json").get(endpoint.name.removesuffix("_version"))
+        content: Json = {"application/json": {"schema": schemas[request], "examples": examples}}
         content |= dict.fromkeys(endpoint.bodies, _BINARY)
-        name = endpoint.name.removesuffix("_version")
-        if examples := _read("examples.json").get(name):
-            content["application/json"]["examples"] = examples
-        if endpoint.is_upload:
+        if Media.PNG in endpoint.bodies:
             content["multipart/form-data"] = _form(request)
             parameters += _query(request)
-        operation["requestBody"] = {"content": content}
-        if any(field.is_required() for field in request.model_fields.values()):
-            operation["requestBody"]["required"] = True
+        is_required = any(field.is_required() for field in request.model_fields.values())
+        operation["requestBody"] = {"content": content, "required": is_required or None}
     if isinstance(endpoint.run, Stages):
         parameters.append(_read("parts.json")["parameters"]["timeout"])
     if BINARY_TENSORS in endpoint.bodies:
@@ -154,16 +150,15 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
     answer = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
     contents = {"200": answer or None, "304": None}
     problem = {MEDIA_TYPE: {"schema": schemas[ProblemDocument]}}
-    responses: Json = {}
-    for status, told in parts["responses"].items():
-        if groups[told["of"]]:
-            headers = parts["headers"] | told.get("headers", {})
-            content = contents.get(status, problem)
-            responses[status] = {
-                "description": told["description"],
-                "headers": headers,
-                "content": content,
-            }
+    responses: Json = {
+        status: {
+            "description": told["description"],
+            "headers": parts["headers"] | told.get("headers", {}),
+            "content": contents.get(status, problem),
+        }
+        for status, told in parts["responses"].items()
+        if groups[told["of"]]
+    }
     if endpoint.is_cached:
         responses["200"]["headers"] |= parts["cache_headers"]
     return responses

@@ -39,7 +39,7 @@ from service.api.native.schemas import (
     step_params,
 )
 from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
-from service.api.negotiation import PICTURE_TYPES, Json, Media
+from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
@@ -177,24 +177,33 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    labels: list[Json]
-    mix: Callable[[Sequence[FloatRow]], FloatRows]
     if options.grid is not None:
         check_count("grid", options.grid.rows * options.grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
         grid = Grid(rows=options.grid.rows, cols=options.grid.cols, method=options.method)
-        labels = [
-            {"index": i, "row": row, "col": col} for i, (row, col) in enumerate(grid.coordinates())
-        ]
-        shown: Json = {"columns": grid.cols}
-        mix = grid.latents
-    else:
-        path = LatentPath(frames=options.frames or 9, method=options.method, loop=options.loop)
-        labels = [{"index": i, "t": t} for i, t in enumerate(path.times())]
-        shown = {"columns": path.frames, "fps": options.fps, "closed": path.loop}
-        mix = path.rows
+        return _latent_work(
+            api,
+            options,
+            "points",
+            options.points,
+            lambda rows, _: grid.latents(rows),
+            labels=[
+                {"index": i, "row": row, "col": col}
+                for i, (row, col) in enumerate(grid.coordinates())
+            ],
+            columns=grid.cols,
+        )
+    path = LatentPath(frames=options.frames or 9, method=options.method, loop=options.loop)
     return _latent_work(
-        api, options, "points", options.points, lambda rows, _: mix(rows), labels=labels, **shown
+        api,
+        options,
+        "points",
+        options.points,
+        lambda rows, _: path.rows(rows),
+        labels=[{"index": i, "t": t} for i, t in enumerate(path.times())],
+        columns=path.frames,
+        fps=options.fps,
+        closed=path.loop,
     )
 
 
@@ -295,7 +304,6 @@ def endpoint(
         bodies=PICTURE_TYPES if options else (),
         answer=answer,
         formats=formats,
-        is_upload=options is not None,
     )
 
 

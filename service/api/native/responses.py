@@ -69,8 +69,8 @@ class NativeWork(RowWork):
         if self.media_type is Media.JSON:
             # `timing` includes the time of encoding the images, so the rest of the body is written
             # after them, and the encoded images are inserted as text.
-            before, marker, after = compact_json(self._envelope([])).partition(b'"images":[')
-            self.content = [before + marker[:-1], *self.content, after[1:]]
+            before, images, after = compact_json(self._envelope([])).partition(b'"images":[]')
+            self.content = [before + images[:-2], *self.content, after]
         return Work.respond(self)
 
     async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:

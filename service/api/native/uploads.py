@@ -3,7 +3,7 @@ rows.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -50,7 +50,6 @@ from service.images.prepare import (
 )
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
-from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
 Form = TypeVar("Form", bound=BaseModel)
@@ -156,45 +155,31 @@ def open_upload(
     for too many pixels of all together. Other errors are left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
-    images = _open(thread, api, upload.images, settings, pages=upload.has_pages)
+    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
+    images = list[EncodedImage]()
+    for image in upload.images:
+        api.check_not_over()
+        if not upload.has_pages:
+            images.append(image.open(thread, limits))
+            continue
+        images += image.pages(thread, limits, settings.max_images)
+        check_count(image.field.partition(".")[0], len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = _open(thread, api, upload.masks, settings)
+    masks = [mask.open(thread, limits) for mask in upload.masks]
     # a single image within its own limit always passes
     limit = max(settings.max_request_pixels, settings.max_pixels)
     total = 0
-    for image in (*images, *masks):
-        total += image.pixels
+    for opened in (*images, *masks):
+        total += opened.pixels
         if total > limit:
             message = (
-                f"{image.field}: with it the request has {total} pixels; the limit, "
+                f"{opened.field}: with it the request has {total} pixels; the limit, "
                 f"IGN_MAX_REQUEST_PIXELS, is {limit}"
             )
             raise TooLarge(message, code="image_too_large")
     return OpenUpload(images, masks)
-
-
-def _open(
-    thread: CodecThread,
-    api: ApiRequest,
-    images: Iterable[ImageBytes],
-    settings: Settings,
-    *,
-    pages: bool = False,
-) -> list[EncodedImage]:
-    """Read the headers of images, with ``pages`` those of each page."""
-    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
-    most = settings.max_images
-    opened = list[EncodedImage]()
-    for image in images:
-        api.check_not_over()
-        if not pages:
-            opened.append(image.open(thread, limits))
-            continue
-        opened += image.pages(thread, limits, most)
-        check_count(image.field.partition(".")[0], len(opened), most)
-    return opened
 
 
 def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:

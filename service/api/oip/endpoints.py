@@ -164,14 +164,11 @@ class InferWork(Work):
         """Read the rows of several requests."""
         start = time.perf_counter()
         for work in works:
-            work._read()
+            work.decode_large(None)
         count_codec("decode", works, start)
 
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self, _: CodecThread | None) -> None:
         """Read the rows of one request."""
-        self._read()
-
-    def _read(self) -> None:
         self.inputs = InputRows(rows=tensors.read_rows(self.inference, self.body))
 
     @classmethod
