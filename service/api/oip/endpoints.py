@@ -156,7 +156,7 @@ _MAX_TIMEOUT_US: Final = 10**15
 class InferWork(Work):
     """An inference request whose JSON has been read."""
 
-    inference: tensors.Inference
+    inference: tensors.InferRequest
     body: bytes
 
     @classmethod
@@ -169,7 +169,7 @@ class InferWork(Work):
 
     def decode_large(self, _: CodecThread | None) -> None:
         """Read the rows of one request."""
-        self.inputs = InputRows(rows=tensors.read_rows(self.inference, self.body))
+        self.inputs = InputRows(rows=tensors.read_rows(self.inference.x, self.body))
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
@@ -210,11 +210,12 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         _row_shape(model.card), settings.max_images, settings.max_steps, settings.max_pixels
     )
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), limits)
-    values = prod(inference.shape)
-    binary = inference.binary
+    x = inference.x
+    values = prod(x.shape)
+    binary = inference.is_binary
     is_tiled = model.card.tiles is not None
-    rows, _, *size = inference.shape
-    is_json = inference.data is not None
+    rows, _, *size = x.shape
+    is_json = x.data is not None
     held = values * (
         _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
     )
@@ -222,13 +223,13 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         tiles = model.plan_tiles([(size[0], size[1])] * rows)
         rows = tiles.rows
         held += tiles.bytes
-    if inference.timeout_us:
-        timeout = min(inference.timeout_us, _MAX_TIMEOUT_US) / 1e6
+    if inference.parameters.timeout:
+        timeout = min(inference.parameters.timeout, _MAX_TIMEOUT_US) / 1e6
         api.deadline = min(api.deadline, api.arrival + timeout)
     return InferWork(
         api=api,
         model=model,
-        params=StepParams(steps=inference.steps),
+        params=StepParams(steps=inference.parameters.steps),
         inference=inference,
         body=body,
         plan=Plan(rows=rows, bytes=held),

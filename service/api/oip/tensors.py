@@ -99,6 +99,17 @@ class InferRequest(StrictModel):
         | None
     ) = None
 
+    @property
+    def x(self) -> Input:
+        """The input."""
+        return self.inputs[0]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the rows of the response follow its JSON as bytes."""
+        wanted = self.outputs[0].parameters.binary_data if self.outputs else None
+        return self.parameters.binary_data_output if wanted is None else wanted
+
 
 class Output(BaseModel):
     """The output rows: N×C×H×W."""
@@ -207,7 +218,6 @@ _MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
 Schema = TypeVar("Schema", bound=BaseModel)
-Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
@@ -216,32 +226,19 @@ class Limits(NamedTuple):
     ``pixels`` is how many all rows together may have.
     """
 
-    shape: Dims
+    shape: tuple[int, int, int]
     rows: int
     steps: int
     pixels: int
-
-
-class Inference(NamedTuple):
-    """A validated request, but for the values of its rows, which are ``data`` or begin at ``start``
-    of the body.
-    """
-
-    id: str | None
-    shape: Dims
-    steps: int
-    timeout_us: int  # 0 for none
-    binary: bool  # the rows of the response follow its JSON as bytes
-    data: list[Any] | None
-    start: int
 
 
 def read_head(
     body: bytes,
     lengths: Sequence[str],
     limits: Limits,
-) -> Inference:
-    """Parse and validate the JSON of a request; ``lengths`` are the headers `HEADER_LENGTH`.
+) -> InferRequest:
+    """Parse and validate a request, but for the values of its rows; ``lengths`` are the headers
+    `HEADER_LENGTH`.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
@@ -252,29 +249,30 @@ def read_head(
             f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}"
         )
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
-    inference = read(body[:length], limits)
-    if inference.data is not None:
+    request = read(body[:length], limits)
+    if request.x.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
     elif not lengths:
         raise InvalidInference(
             f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}"
         )
-    elif rest != (size := _bytes_of(inference.shape)):
+    elif rest != (size := _bytes_of(request.x.shape)):
         raise InvalidInference(f"{rest} bytes follow the JSON, but inputs.0 says {size}")
-    return inference
+    return request
 
 
-def read_rows(inference: Inference, body: bytes) -> FloatRows:
+def read_rows(x: Input, body: bytes) -> FloatRows:
     """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are
     aligned in it.
 
     Raises `InvalidInference`: no numbers, too many or too few of them, not finite or too large.
     """
-    if inference.data is not None:
-        rows = _from_json(inference.data, inference.shape)
+    if x.data is not None:
+        rows = _from_json(x.data, x.shape)
     else:
-        rows = np.frombuffer(body, _WIRE, offset=inference.start).reshape(inference.shape)
+        start = len(body) - _bytes_of(x.shape)
+        rows = np.frombuffer(body, _WIRE, offset=start).reshape(x.shape)
         # numpy computes with unaligned values several times as slowly as it copies them
         if not rows.flags.aligned:
             rows = rows.copy()
@@ -293,7 +291,7 @@ def _json_length(values: Sequence[str]) -> int:
     return int(values[0])
 
 
-def _read_json(head: bytes, limits: Limits) -> Inference:
+def _read_json(head: bytes, limits: Limits) -> InferRequest:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows,
     # channels and lines.
     channels, height, width = limits.shape
@@ -301,25 +299,13 @@ def _read_json(head: bytes, limits: Limits) -> Inference:
     if width > 0:
         values = limits.rows * (1 + channels * (1 + height * (1 + width)))
     request = parse_as(InferRequest, head, max_values=MAX_VALUES + values)
-    parameters = request.parameters
-    if parameters.steps > limits.steps:
+    if request.parameters.steps > limits.steps:
         raise InvalidInference(f"parameters.steps: must be at most {limits.steps}")
     for name, given in (("inputs", request.inputs), ("outputs", request.outputs or ())):
         if len(given) > 1:
             raise InvalidInference(f"{name}.1.name: given twice")
-    x = request.inputs[0]
-    wanted = request.outputs[0].parameters.binary_data if request.outputs else None
-    binary = parameters.binary_data_output if wanted is None else wanted
-    _check_input(x, limits)
-    return Inference(
-        request.id,
-        tuple(x.shape),
-        parameters.steps,
-        parameters.timeout,
-        binary,
-        x.data,
-        start=len(head),
-    )
+    _check_input(request.x, limits)
+    return request
 
 
 # With binary tensors a client sends the same JSON with every request, and what is read of it never
@@ -327,7 +313,7 @@ def _read_json(head: bytes, limits: Limits) -> Inference:
 _read_cached: Final = lru_cache(maxsize=256)(_read_json)
 
 
-def _bytes_of(shape: Dims) -> int:
+def _bytes_of(shape: Sequence[int]) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
@@ -345,7 +331,7 @@ def _check_input(x: Input, limits: Limits) -> None:
     if -1 in row_shape:
         _check_size(x.shape, limits.pixels)
     size = x.parameters.binary_data_size
-    expected = _bytes_of(tuple(x.shape))
+    expected = _bytes_of(x.shape)
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
     if size not in (None, expected):
@@ -363,10 +349,10 @@ def _check_size(shape: Sequence[int], max_pixels: int) -> None:
         raise InvalidInference(f"inputs.0.shape: at most {max_pixels} pixels (IGN_MAX_PIXELS)")
 
 
-def _from_json(data: list[Any], shape: Dims) -> FloatRows:
+def _from_json(data: list[Any], shape: list[int]) -> FloatRows:
     values = np.array(data, dtype=object)
     count = math.prod(shape)
-    if values.shape not in ((count,), shape):
+    if [*values.shape] not in ([count], shape):
         raise InvalidInference(
             f"inputs.0.data: must hold {count} numbers for this shape, flat or nested like it"
         )
@@ -386,22 +372,22 @@ _SLICE: Final = 4096  # numbers that become JSON in one call
 
 
 def write_response(
-    inference: Inference, card: Card, rows: FloatRows
+    request: InferRequest, card: Card, rows: FloatRows
 ) -> tuple[list[Piece], int | None]:
     """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends
     in a view of rows.
     """
     tensor: Json = {"name": OUTPUT, "datatype": DATATYPE, "shape": rows.shape}
-    if inference.binary:
+    if request.is_binary:
         tensor["parameters"] = {"binary_data_size": _bytes_of(rows.shape)}
     else:
         tensor["data"] = []
     answer: Json = {"model_name": card.name, "model_version": card.version}
-    if inference.id is not None:
-        answer["id"] = inference.id
+    if request.id is not None:
+        answer["id"] = request.id
     head = compact_json(answer | {"outputs": [tensor]})
     values = np.ascontiguousarray(rows, _WIRE)
-    if inference.binary:
+    if request.is_binary:
         return [head, values.data.cast("B")], len(head)
     flat = values.ravel()
     # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour
