@@ -19,7 +19,7 @@ from service.api.info.openapi import url_parameters
 from service.api.message import is_known
 from service.api.multipart import parse_query
 from service.api.native.endpoints import generate, latent_interpolate
-from service.api.native.rows import ANIMATED, RASTER, RowWork
+from service.api.native.rows import RowWork
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
 from service.api.pipeline import Stages
@@ -29,9 +29,9 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_SEED_TEXT, seed_of
 
 # the first is the default
-IMAGES: Final = {name: media for media, name in RASTER.items()}
+IMAGES: Final = {"png": Media.PNG, "webp": Media.WEBP, "jpeg": Media.JPEG}
 SUFFIXES: Final = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}
-ANIMATIONS: Final = {name: media for media, name in ANIMATED.items()}
+ANIMATIONS: Final = {"webp": Media.WEBP, "gif": Media.GIF, "apng": Media.APNG}
 _SEED: Final = {
     "description": "A number, or a text that stands for one; random if absent.",
     "maxLength": MAX_SEED_TEXT,
