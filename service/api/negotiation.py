@@ -39,7 +39,6 @@ PICTURE_TYPES: Final = tuple(
 _PATTERNS: Final = {media: (media.value, f"{media.partition('/')[0]}/*", "*/*") for media in Media}
 
 MAX_LENGTH: Final = 4096  # characters of the Accept header; browsers send about 150
-
 _MAX_RANGE: Final = 256  # characters of a media range with its parameters
 
 # A bare `*` and weights without a leading zero (`q=.2`) are allowed: Java's URLConnection sends
