@@ -139,7 +139,8 @@ class Application:
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
             else:
-                await self.fastapi(scope, receive, send)
+                # without FastAPI's middleware, which answers exceptions
+                await self.fastapi.router(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:

@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.domain.errors import MalformedRequest
@@ -55,13 +56,16 @@ class CorsMiddleware(CORSMiddleware):
             expose_headers=EXPOSED_HEADERS,
         )
 
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The response to a preflight; raises `MalformedRequest` for a bad one."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            raise MalformedRequest(bytes(response.body).decode())
+        return response
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a preflight, or pass the request on."""
-        if scope["type"] == "http" and scope["method"] == "OPTIONS":
-            headers = Headers(scope=scope)
-            if "origin" in headers and "access-control-request-method" in headers:
-                response = self.preflight_response(headers)
-                if response.status_code >= 400:
-                    await self._reject(scope, send, MalformedRequest(bytes(response.body).decode()))
-                    return
-        await super().__call__(scope, receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        except MalformedRequest as exc:
+            await self._reject(scope, send, exc)

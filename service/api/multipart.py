@@ -6,18 +6,18 @@ text, decodes text that is not UTF-8 as latin-1, accepts a body without its last
 answers too many files or fields with 400 and without a field name instead of 422.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import QueryParams
 
-from service.api.message import parse_content_type, printable_name
+from service.api.message import printable_name
+from service.api.negotiation import Json
 from service.domain.errors import InvalidContent, MalformedRequest
 
-MUST_BE_A_FILE: Final = (
-    "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
-)
 _MAX_BOUNDARY: Final = 256
 _MAX_HEAD: Final = 1 << 12  # bytes of the header fields of a part
 _MAX_ITEMS: Final = 64  # of a list; more are an error
@@ -29,27 +29,25 @@ def parse_multipart(
     *,
     max_files: int,
     max_fields: int,
-    file_names: Collection[str] = (),
-) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
-    """Split a `multipart/form-data` body into fields and files, each as a mapping from name to its
-    values in order.
+) -> tuple[list[tuple[str, bytes]], dict[str, list[bytes]]]:
+    """Split a `multipart/form-data` body into fields, as pairs of name and value, and files, as a
+    mapping from name to values in order.
 
     A part with a file name, or with the content type of an image, is a file. Every other part is a
-    UTF-8 field. A file part without name and content, which browsers send for an empty file input,
-    is skipped.
+    field. A file part without name and content, which browsers send for an empty file input, is
+    skipped.
 
-    Raises `MalformedRequest` without a first or last boundary, or for a part without a name or a
-    field that is not UTF-8, and `InvalidContent` for too many files or fields, or if a part of
-    ``file_names`` is a field not in UTF-8.
+    Raises `MalformedRequest` without a first or last boundary, or for a part without a name, and
+    `InvalidContent` for too many files or fields.
     """
-    boundary = parse_content_type(content_type)[1].get("boundary", "")
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= _MAX_BOUNDARY:
         raise MalformedRequest("Content-Type: the boundary is missing or too long")
-    fields: dict[str, list[str]] = {}
+    fields: list[tuple[str, bytes]] = []
     files: dict[str, list[bytes]] = {}
     left = {"files": max_files, "fields": max_fields}
     # A line break belongs to the boundary that follows it. One before the first may be missing.
-    delimiter = b"\r\n--" + boundary.encode("latin-1")
+    delimiter = b"\r\n--" + boundary
     preamble, *parts = body.split(delimiter, max_files + max_fields + 1)
     if preamble.startswith(delimiter[2:]):
         parts.insert(0, preamble[len(delimiter) - 2 :])
@@ -64,7 +62,7 @@ def parse_multipart(
         if left[kind] < 0:
             raise InvalidContent.field(printable_name(name), f"too many {kind} in the form")
         if filename is None:
-            fields.setdefault(name, []).append(_text(name, content, file_names))
+            fields.append((name, content))
         elif filename or content:
             files.setdefault(name, []).append(content)
     raise MalformedRequest("the body is not multipart/form-data that ends with its last boundary")
@@ -84,45 +82,34 @@ def _parse_part(part: bytes) -> tuple[str, bytes | None, bytes]:
     # without one.
     is_image = headers.get(b"content-type", b"").strip().lower().startswith(b"image/")
     filename = options.get(b"filename", b"" if is_image else None)
-    return _utf8(options[b"name"], "a part's name"), filename, part[end + 4 :]
+    return decode_utf8(options[b"name"], "a part's name"), filename, part[end + 4 :]
 
 
-def _text(name: str, content: bytes, file_names: Collection[str]) -> str:
-    try:
-        return _utf8(content, printable_name(name))
-    except MalformedRequest as exc:
-        if name in file_names:  # an image whose program named no file, or named it with `filename*`
-            raise InvalidContent.field(name, MUST_BE_A_FILE) from exc
-        raise
-
-
-def _utf8(data: bytes, name: str) -> str:
+def decode_utf8(data: bytes, name: str) -> str:
+    """A text; raises `MalformedRequest` with the name of what it is."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise MalformedRequest(f"{name}: not UTF-8") from exc
 
 
-def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """One text for each field, for a schema that is not strict; raises `InvalidContent` for those
-    given twice.
+def parse_options(pairs: Sequence[tuple[str, str]]) -> Json:
+    """Options by name, for a schema that is not strict; raises `InvalidContent` for those given
+    twice.
     """
-    if repeated := [printable_name(name) for name, texts in fields.items() if len(texts) != 1]:
+    options: Json = dict(pairs)
+    if len(options) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        repeated = [printable_name(name) for name, count in counts.items() if count > 1]
         message = "given more than once"
         raise InvalidContent(
             f"{', '.join(repeated)}: {message}", fields=[(name, message) for name in repeated]
         )
-    options: dict[str, Any] = {name: text for name, (text,) in fields.items()}
     if "record" in options:  # the only list
         options["record"] = options["record"].split(",", _MAX_ITEMS)
     return options
 
 
-def parse_query(query: bytes, path: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The options in a query, and in the parameters of a ``path``, as `parse_fields` converts
-    them.
-    """
-    fields: dict[str, list[str]] = {}
-    for name, value in (*(path or {}).items(), *QueryParams(query).multi_items()):
-        fields.setdefault(name, []).append(value)
-    return parse_fields(fields)
+def parse_query(query: bytes, path: Mapping[str, str] = MappingProxyType({})) -> Json:
+    """The options in a query, and in the parameters of a ``path``, as `parse_options` has them."""
+    return parse_options((*path.items(), *QueryParams(query).multi_items()))

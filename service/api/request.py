@@ -163,7 +163,7 @@ class ApiRequest(RequestRecord):
             seconds = min(_seconds(timeout), seconds)
         self.deadline = self.arrival + seconds
         self.stream_deadline = self.arrival + settings.stream_timeout_s
-        self.content_type = parse_content_type(self.headers.get(b"content-type"))[0]
+        self.content_type = parse_content_type(self.headers.get(b"content-type"))
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the response; raises `NotAcceptable` if the caller accepts none of the

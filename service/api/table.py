@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
@@ -44,9 +43,11 @@ class Endpoint(NamedTuple):
     ``path`` may have parameters: `{name}` is a segment, `{name:path}` any text, `{name:text}` at
     least a character. ``run`` is what answers: stages, if it runs a model. ``tag`` is its group in
     the document, which leaves out endpoints without one, and ``name`` that of its operation.
-    ``request`` is the JSON of the body, ``bodies`` are media types besides it; ``answer`` is the
+    ``request`` is the JSON of the body, ``bodies`` are media types besides it: if of
+    images, these may also come in a form, with the options in it or in the query; ``answer`` is the
     JSON of the response, ``formats`` are its media types. ``parameters`` are those of the query and
-    the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``.
+    the headers, as in the document. ``text`` describes it, instead of the docstring of ``run``, or
+    of its stage `parse`.
     """
 
     path: str
@@ -60,8 +61,6 @@ class Endpoint(NamedTuple):
     formats: tuple[str, ...] = (Media.JSON,)
     parameters: tuple[Json, ...] = ()
     text: str = ""
-    is_upload: bool = False
-    """Whether the images may come in a form, or one as the body with options in the query."""
     is_cached: bool = False
     """Whether caches may keep the response."""
     access: Access = "key"
@@ -74,7 +73,8 @@ class Endpoint(NamedTuple):
     @property
     def description(self) -> str:
         """What it does; the first line is the summary."""
-        return self.text or inspect.getdoc(self.run) or ""
+        run = self.run.parse if isinstance(self.run, Stages) else self.run
+        return self.text or inspect.getdoc(run) or ""
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -86,13 +86,10 @@ class Endpoint(NamedTuple):
 
 
 def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
-    """Let FastAPI answer those that run no model. Their exceptions pass to
-    `service.api.application`.
-    """
+    """Let FastAPI's router answer those that run no model."""
     for endpoint in endpoints:
         if not isinstance(endpoint.run, Stages):
             app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
-    app.add_exception_handler(Exception, _no_response)
 
 
 def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -105,17 +102,6 @@ def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
     return respond
 
 
-async def _no_response(_: Request, exc: Exception) -> Any:
-    """Called by Starlette's outermost middleware, which raises the exception after this
-    "response".
-    """
-
-    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        return
-
-    return send_nothing
-
-
 class RouteTable:
     """Finds the endpoints of a path, for every request before it is admitted; ``private`` are those
     that everybody could use, but need a key.
@@ -125,18 +111,15 @@ class RouteTable:
         self._routes: dict[re.Pattern[str], Route] = {}
         for endpoint in endpoints:
             access = endpoint.access
-            route = Route(
+            known = self._routes.get(endpoint.pattern, Route()).endpoints
+            self._routes[endpoint.pattern] = Route(
                 endpoint.template,
-                dict.fromkeys(endpoint.methods, endpoint),
+                {**known, **dict.fromkeys(endpoint.methods, endpoint)},
                 is_probe=access in ("health", "metrics"),
                 is_admin=access == "admin",
                 is_paced=access == "metrics",
                 needs_key=access in ("key", "admin", *private),
                 has_rate=access in ("key", "admin"),
-            )
-            same = self._routes.get(endpoint.pattern, route)
-            self._routes[endpoint.pattern] = route._replace(
-                endpoints={**same.endpoints, **route.endpoints}
             )
         self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""

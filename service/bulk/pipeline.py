@@ -142,8 +142,8 @@ class Pipeline:
         if isinstance(options, ProjectOptions):
             return step_params(options, recommended=card.steps.project, rows=1, settings=settings)
         noise_of(card)
-        if size := image_size(options.model_copy(update={"n": 1}), card, settings):
-            self._noise = NoiseSource((card.shape[0], *size))
+        size = image_size(options.model_copy(update={"n": 1}), card, settings)
+        self._noise = NoiseSource((card.shape[0], *size))
         return step_params(options, recommended=card.steps.generate, rows=1, settings=settings)
 
     async def pages(self, source: bytes | int) -> list[Item]:

@@ -1,7 +1,6 @@
 """`/openapi.json`, made from the table of endpoints."""
 
 import asyncio
-import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import to_json
+from pydantic_core.core_schema import NullableSchema
 from starlette.responses import Response
 
 from service import __version__
@@ -61,7 +62,7 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
     keyed = ("key", "admin", *settings.private_endpoints)
-    base: Json = copy.deepcopy(_read("parts.json")["document"])
+    base: Json = _read("parts.json")["document"]
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
     base["components"] = {"schemas": definitions["$defs"]}
@@ -70,17 +71,15 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
         base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for each in endpoints:
         guarded = each.access in keyed
-        operation = _operation(each, schemas) | {
-            "responses": _responses(each, schemas, guarded=guarded)
+        base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = {
+            **_operation(each, schemas),
+            "responses": _responses(each, schemas, guarded=guarded),
+            "security": [{"key": []}] if guarded and has_keys else None,
         }
-        if guarded and has_keys:
-            operation["security"] = [{"key": []}]
-        base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = operation
     limited: Json = _limited(base, settings)
     return limited
 
 
-@cache
 def _read(name: str) -> Json:
     """A file with what the table does not say."""
     content: Json = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
@@ -118,17 +117,14 @@ def _operation(endpoint: Endpoint, schemas: Schemas) -> Json:
         "parameters": parameters,
     }
     if request := endpoint.request:
-        content: Json = {"application/json": {"schema": schemas[request]}}
+        examples = _read("examples.json").get(endpoint.name.removesuffix("_version"))
+        content: Json = {"application/json": {"schema": schemas[request], "examples": examples}}
         content |= dict.fromkeys(endpoint.bodies, _BINARY)
-        name = endpoint.name.removesuffix("_version")
-        if examples := _read("examples.json").get(name):
-            content["application/json"]["examples"] = examples
-        if endpoint.is_upload:
+        if Media.PNG in endpoint.bodies:
             content["multipart/form-data"] = _form(request)
             parameters += _query(request)
-        operation["requestBody"] = {"content": content}
-        if any(field.is_required() for field in request.model_fields.values()):
-            operation["requestBody"]["required"] = True
+        is_required = any(field.is_required() for field in request.model_fields.values())
+        operation["requestBody"] = {"content": content, "required": is_required or None}
     if isinstance(endpoint.run, Stages):
         parameters.append(_read("parts.json")["parameters"]["timeout"])
     if BINARY_TENSORS in endpoint.bodies:
@@ -154,16 +150,15 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
     answer = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
     contents = {"200": answer or None, "304": None}
     problem = {MEDIA_TYPE: {"schema": schemas[ProblemDocument]}}
-    responses: Json = {}
-    for status, told in parts["responses"].items():
-        if groups[told["of"]]:
-            headers = parts["headers"] | told.get("headers", {})
-            content = contents.get(status, problem)
-            responses[status] = {
-                "description": told["description"],
-                "headers": headers,
-                "content": content,
-            }
+    responses: Json = {
+        status: {
+            "description": told["description"],
+            "headers": parts["headers"] | told.get("headers", {}),
+            "content": contents.get(status, problem),
+        }
+        for status, told in parts["responses"].items()
+        if groups[told["of"]]
+    }
     if endpoint.is_cached:
         responses["200"]["headers"] |= parts["cache_headers"]
     return responses
@@ -220,11 +215,17 @@ def _query(request: type[BaseModel]) -> list[Json]:
     """The query parameters for an image as the body, without defaults, which clients would send
     with other bodies.
     """
-    schemas = _text_options(request)
-    for schema in schemas.values():
-        schema.pop("default", None)
-        schema["description"] += " Only with an image as the body."
-    return [_parameter(name, schema) for name, schema in schemas.items()]
+    return [
+        _parameter(
+            name,
+            schema
+            | {
+                "default": None,
+                "description": f"{schema['description']} Only with an image as the body.",
+            },
+        )
+        for name, schema in _text_options(request).items()
+    ]
 
 
 def url_parameters(
@@ -261,12 +262,17 @@ def _parameter(name: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": schema["description"], "schema": rest}
 
 
+class _NotNull(GenerateJsonSchema):
+    def nullable_schema(self, schema: NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
 def _text_options(request: type[BaseModel]) -> Json:
     """Schemas of the options in forms and queries, which omit a missing option instead of sending
     null.
     """
-    fields = request.model_json_schema()["properties"]
-    options = {name: _without_null(schema) for name, schema in fields.items() if name not in _FILES}
+    fields = request.model_json_schema(schema_generator=_NotNull)["properties"]
+    options: Json = {name: schema for name, schema in fields.items() if name not in _FILES}
     if "record" in options:
         options["record"] = {
             "type": "string",
@@ -275,11 +281,3 @@ def _text_options(request: type[BaseModel]) -> Json:
             "pattern": "^[0-9]+(,[0-9]+)*$",
         }
     return options
-
-
-def _without_null(schema: Json) -> Json:
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
-    if len(options) != 1:
-        return schema
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    return {**options[0], **rest}

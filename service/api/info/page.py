@@ -11,7 +11,7 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -62,11 +62,6 @@ class _File:
             "X-Content-Type-Options": "nosniff",
         }
 
-    def respond(self, api: ApiRequest) -> Response:
-        if is_known(self.headers, api.headers):
-            raise NotModified(self.headers)
-        return Response(self.content, media_type=self.media_type, headers=self.headers)
-
 
 def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
     """Those of `/`, `/page/…`, `/docs` and `/docs/…`, to GET and HEAD; with a folder of `ign site`,
@@ -89,9 +84,9 @@ def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
         )
 
     yield _endpoint("/", lambda api: document(_base_url(api)))
-    yield _endpoint("/page/{name}", _among(page))
+    yield _endpoint("/page/{name}", lambda api: page.get(api.ref))
     yield _endpoint("/docs", lambda _: docs_index, "docs")
-    yield _endpoint("/docs/{name}", _among(docs), "docs")
+    yield _endpoint("/docs/{name}", lambda api: docs.get(api.ref), "docs")
     if site is not None:
         if not os.access(site / "service-worker.js", os.R_OK):
             raise StartupError(f"IGN_SITE={site}: `ign site` has not written this folder")
@@ -100,31 +95,31 @@ def endpoints(site: Path | None = None) -> Iterator[Endpoint]:
             _File(file.content.replace(_ROOT, _BOTH, 1), ".html", policy)
             for file, policy in ((index, PAGE_POLICY), (local_index, _SITE_POLICY))
         )
-        yield _endpoint("/site/{name:path}", _among(local))
-
-
-def _among(files: Mapping[str, _File]) -> Callable[[ApiRequest], _File | None]:
-    return lambda api: files.get(api.route.parameters["name"])
+        yield _endpoint("/site/{name:path}", lambda api: local.get(api.ref))
 
 
 def _endpoint(
     path: str, find: Callable[[ApiRequest], _File | None], access: Access = "page"
 ) -> Endpoint:
     async def respond(api: ApiRequest) -> Response:
-        if file := find(api):
-            return file.respond(api)
-        raise NoEndpoint
+        file = find(api)
+        if file is None:
+            raise NoEndpoint
+        if is_known(file.headers, api.headers):
+            raise NotModified(file.headers)
+        return Response(file.content, media_type=file.media_type, headers=file.headers)
 
     return Endpoint(path, respond, methods=("GET", "HEAD"), access=access)
 
 
 def _read(policy: str, *folders: Path) -> tuple[_File, dict[str, _File]]:
     """The document `index.html` of folders, and the other files by their path."""
-    paths = [
-        (folder, path) for folder in folders for path in folder.rglob("*") if path.suffix in _TYPES
-    ]
-    files = [(path.relative_to(folder).as_posix(), path) for folder, path in paths]
-    found = {name: _File(path.read_bytes(), path.suffix, policy) for name, path in files}
+    found = {
+        path.relative_to(folder).as_posix(): _File(path.read_bytes(), path.suffix, policy)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _TYPES
+    }
     return found.pop("index.html"), found
 
 

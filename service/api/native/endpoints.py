@@ -4,11 +4,11 @@ The function of each makes work of its options, once: it checks them against the
 and the card, and resolves the model. Its docstring is the description in `/openapi.json`.
 """
 
-import inspect
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ from service.api.native.answers import (
     ScoreAnswer,
 )
 from service.api.native.responses import NativeWork
-from service.api.native.rows import InPool, RowWork
+from service.api.native.rows import RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
     ArithmeticRequest,
@@ -41,7 +41,7 @@ from service.api.native.schemas import (
     step_params,
 )
 from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
-from service.api.negotiation import PICTURE_TYPES, Json, Media
+from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
@@ -58,7 +58,6 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
-from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
@@ -94,26 +93,24 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
     size = image_size(options, model.card, settings)
-    sizes = [] if size is None else [size] * options.n
+    is_tiled = size != model.card.shape[1:]
 
-    def make_rows() -> InputRows:
-        noise = model.noise if size is None else NoiseSource((model.card.shape[0], *size))
+    def make_rows(_: object) -> InputRows:
+        noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
-        return InputRows(rows=[*rows] if sizes else rows)
+        return InputRows(rows=[*rows] if is_tiled else rows)
 
-    channels, height, width = model.card.shape
-    large = bool(sizes) or options.n * channels * height * width > _LARGE_NOISE
     return make(
         api=api,
         model=model,
         options=options,
         labels=labels,
         members={"seed": seed},
-        sizes=sizes,
-        is_tiled=bool(sizes),
+        sizes=[size] * options.n,
+        is_tiled=is_tiled,
         params=params,
         source=make_rows,
-        is_large=large,
+        is_large=is_tiled or options.n * prod(model.card.shape) > _LARGE_NOISE,
     )
 
 
@@ -138,7 +135,7 @@ def project(
     params = step_params(
         options, recommended=model.card.steps.project, rows=count, settings=settings
     )
-    return _upload_work(make, api, model, upload, params, options, strength=options.strength)
+    return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
 
 def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
@@ -150,10 +147,10 @@ def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
     """
     model = api.resolve(upload.options.model)
     params = StepParams(steps=1, score=True)
-    return _upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
+    return upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
 
 
-def _upload_work(
+def upload_work(
     make: MakeWork,
     api: ApiRequest,
     model: ServedModel,
@@ -162,6 +159,7 @@ def _upload_work(
     options: ImageOptions,
     **more: Any,
 ) -> RowWork:
+    """The work for images; ``more`` are fields of the work."""
     return make(
         api=api,
         model=model,
@@ -181,23 +179,33 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    labels: list[Json]
-    mix: Callable[[Sequence[FloatRow]], FloatRows]
     if options.grid is not None:
         grid = options.grid
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
         places = product(range(grid.rows), range(grid.cols))
-        labels = [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)]
-        shown: Json = {"columns": grid.cols}
         mix = partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method)
-    else:
-        frames = options.frames or 9
-        labels = [{"index": i, "t": i / (frames - 1)} for i in range(frames)]
-        shown = {"columns": frames, "fps": options.fps, "closed": options.loop}
-        mix = partial(path_rows, frames=frames, method=options.method, loop=options.loop)
+        return _latent_work(
+            api,
+            options,
+            "points",
+            options.points,
+            lambda rows, _: mix(rows),
+            labels=[{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)],
+            columns=grid.cols,
+        )
+    frames = options.frames or 9
+    walk = partial(path_rows, frames=frames, method=options.method, loop=options.loop)
     return _latent_work(
-        api, options, "points", options.points, lambda rows, _: mix(rows), labels=labels, **shown
+        api,
+        options,
+        "points",
+        options.points,
+        lambda rows, _: walk(rows),
+        labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
+        columns=frames,
+        fps=options.fps,
+        closed=options.loop,
     )
 
 
@@ -237,7 +245,7 @@ def _latent_work(
         settings=api.services.settings,
     )
 
-    def make_rows(thread: CodecThread) -> InputRows:
+    def make_rows(thread: Any) -> InputRows:
         rows = mix(read_points(thread, api, model, field, points), noise)
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
@@ -251,21 +259,22 @@ def _latent_work(
         model=model,
         options=options,
         params=StepParams(steps=steps),
-        source=InPool(make_rows),
+        source=make_rows,
         is_large=True,
         **shown,
     )
 
 
-def _endpoint(
+def endpoint(
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
     answer: type[BaseModel] | None,
     formats: tuple[Media, ...],
     options: type[ScoreOptions] | None = None,
 ) -> Endpoint:
-    """An endpoint whose body is JSON; with ``options``, images may also come in a form, or one as
-    the body.
+    """An endpoint whose name, path and description are those of ``make``, which makes its work.
+
+    Its body is JSON; with ``options``, images may also come in a form, or one as the body.
     """
 
     def check(api: ApiRequest) -> None:
@@ -286,6 +295,7 @@ def _endpoint(
             raise UnsupportedMedia("Content-Type: expected application/json, not none")
         return make(api, parse_as(request, body))
 
+    parse.__doc__ = make.__doc__
     return Endpoint(
         f"/{make.__name__.replace('_', '-')}",
         Stages(check, parse),
@@ -296,15 +306,13 @@ def _endpoint(
         bodies=PICTURE_TYPES if options else (),
         answer=answer,
         formats=formats,
-        text=inspect.getdoc(make) or "",
-        is_upload=options is not None,
     )
 
 
 ENDPOINTS: Final = (
-    _endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
-    _endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
-    _endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
-    _endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
-    _endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
+    endpoint(generate, GenerateRequest, GenerateAnswer, ROW_FORMATS),
+    endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
+    endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
+    endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
+    endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
 )

@@ -2,7 +2,6 @@
 animation, or `.npy`.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from service.api.message import compact_json
 from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork
 from service.api.native.schemas import ImageOptions
 from service.api.native.stream import event
@@ -40,7 +40,6 @@ METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0
 # white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
 _WHITE: Final = 8
-_LINES: Final = 64
 
 
 class NativeWork(RowWork):
@@ -70,8 +69,8 @@ class NativeWork(RowWork):
         if self.media_type is Media.JSON:
             # `timing` includes the time of encoding the images, so the rest of the body is written
             # after them, and the encoded images are inserted as text.
-            before, marker, after = _json(self._envelope([])).partition(b'"images":[')
-            self.content = [before + marker[:-1], *self.content, after[1:]]
+            before, images, after = compact_json(self._envelope([])).partition(b'"images":[]')
+            self.content = [before + images[:-2], *self.content, after]
 
     async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
         """The events `step`, `progress` and `done`."""
@@ -99,7 +98,7 @@ def _is_plain_png(work: NativeWork) -> bool:
     """Whether its images are PNGs that can be encoded together with those of others."""
     options = work.options
     media = work.api.media
-    if options.scale > 1 or work.sizes or work.inputs.chroma or work.shows_change:
+    if options.scale > 1 or work.is_tiled or work.inputs.chroma or work.shows_change:
         return False
     return (media is Media.JSON and options.format == "png") or (
         media is Media.PNG and len(work.labels) == 1
@@ -111,9 +110,8 @@ def _encode_pngs(results: dict[NativeWork, Result]) -> dict[NativeWork, list[byt
     if not results:
         return {}
     rows = [np.asarray(result.rows) for result in results.values()]
-    together = rows[0] if len(rows) == 1 else np.concatenate(rows)
     card = next(iter(results)).model.card
-    pngs = iter(encode_many(to_uint8(together, card), "png"))
+    pngs = iter(encode_many(to_uint8(np.concatenate(rows), card), "png"))
     return {work: list(islice(pngs, len(each))) for work, each in zip(results, rows, strict=True)}
 
 
@@ -138,7 +136,7 @@ def _score_content(work: NativeWork) -> list[bytes]:
             }
             for index, change in enumerate(changes)
         ]
-        return [_json(scores)]
+        return [compact_json(scores)]
     lo, hi = card.range
     limit = (
         (hi - lo) / 16
@@ -166,19 +164,17 @@ def worst_box(change: NDArray[np.float32]) -> Json:
     side = max(1, min(height, width) // 4)
     sums = np.zeros((height + 1, width + 1))
     change.cumsum(axis=0, dtype=np.float64, out=sums[1:, 1:])
-    # Some lines at a time: one image can have 40 megapixels.
-    for top in range(0, height + 1, _LINES):
-        sums[top : top + _LINES].cumsum(axis=1, out=sums[top : top + _LINES])
+    sums.cumsum(axis=1, out=sums)
     worst = -1.0
     place = (0, 0)
-    for top in range(0, height - side + 1, _LINES):
-        above = sums[top : min(top + _LINES, height - side + 1)]
-        below = sums[top + side : top + side + len(above)]
-        windows = below[:, side:] - above[:, side:] - below[:, :-side] + above[:, :-side]
-        y, x = divmod(int(windows.argmax()), windows.shape[1])
-        if windows[y, x] > worst:
-            worst = float(windows[y, x])
-            place = (top + y, x)
+    # A line at a time: one image can have 40 megapixels.
+    for y in range(height - side + 1):
+        columns = sums[y + side] - sums[y]
+        windows = columns[side:] - columns[:-side]
+        x = int(windows.argmax())
+        if windows[x] > worst:
+            worst = float(windows[x])
+            place = (y, x)
     y, x = place
     return {
         "x": x,
@@ -204,7 +200,7 @@ def _image(work: RowWork, result: Result, index: int, data: str | None) -> Json:
     """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent
     it already.
     """
-    height, width = work.sizes[index] if work.sizes else work.model.card.shape[1:]
+    height, width = result.rows[index].shape[-2:]
     return {
         **work.labels[index],
         "data": data,
@@ -279,10 +275,6 @@ async def step_members(work: RowWork, step: StepOutput) -> Json:
     }
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
 def _json_pieces(images: list[Json]) -> list[bytes]:
     """The JSON of the images, an image a piece.
 
@@ -291,7 +283,7 @@ def _json_pieces(images: list[Json]) -> list[bytes]:
     """
     pieces = [b"["]
     for each in images:
-        pieces += [_json(each), b","]
+        pieces += [compact_json(each), b","]
     return [*pieces[:-1], b"]"]
 
 

@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from starlette.types import Send
 
@@ -46,27 +46,21 @@ _CHANGE_BYTES: Final = 12  # of one value: a float32 change, and a float64 sum o
 _TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
 
 
-class InPool(NamedTuple):
-    """Makes the rows of a request in a thread of the codec pool."""
-
-    make: Callable[[CodecThread], InputRows]
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class RowWork(Work):
     """A request whose response shows its rows as images, or measures them.
 
-    ``source`` is the upload, or makes the rows. ``labels`` has for each image the members that are
-    not in the result: `index`, `inverted`, `t`, `row`, `col`. ``members`` precede `images` in the
-    JSON body. A sheet has ``columns``, or ceil(√N) for None. With ``fps`` above 0, WebP, GIF and
-    APNG are animations; if ``closed``, they repeat the first image at the end. ``strength`` is the
-    s of (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W), if they have any size
-    (``is_tiled``); those of an upload come with its headers. ``shows_change``: the response says
-    where f changes an image.
+    ``source`` is the upload, or makes the rows: in a thread of the codec pool, if ``is_large``.
+    ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`,
+    `row`, `col`. ``members`` precede `images` in the JSON body. A sheet has ``columns``, or
+    ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations; if ``closed``, they
+    repeat the first image at the end. ``strength`` is the s of (1−s)·x + s·f^k(x), 0…1. ``sizes``
+    are those of the images, (H, W); the headers of an upload tell them, if the model takes any size
+    (``is_tiled``). ``shows_change``: the response says where f changes an image.
     """
 
     options: ImageOptions
-    source: Upload[Any] | InPool | Callable[[], InputRows]
+    source: Upload[Any] | Callable[[CodecThread | None], InputRows]
     labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
@@ -98,9 +92,11 @@ class RowWork(Work):
 
     def _make_plan(self) -> Plan:
         options = self.options
+        if not self.is_tiled:
+            self.sizes = [self.model.card.shape[1:]] * len(self.labels)
         self._check_format()
         held, values = self._held()
-        is_slow = (self.fps and self.is_animation) or (options.gap > 0 and self.api.media in RASTER)
+        is_slow = options.gap > 0 or (self.fps and self.is_animation)
         is_large = values * options.scale**2 > INLINE_VALUES
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
         rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
@@ -109,13 +105,6 @@ class RowWork(Work):
             held += tile_bytes
         self.plan = Plan(rows=rows, bytes=held)
         return self.plan
-
-    @property
-    def cell(self) -> tuple[int, int]:
-        """(H, W) of the images, or of the largest sides that they have."""
-        if not self.sizes:
-            return self.model.card.shape[1:]
-        return max(height for height, _ in self.sizes), max(width for _, width in self.sizes)
 
     @property
     def is_animation(self) -> bool:
@@ -132,7 +121,8 @@ class RowWork(Work):
     def _check_format(self) -> None:
         """Raise, before the model runs, if the format cannot hold the response."""
         media = self.api.media
-        has_layout = self.options.has_layout
+        options = self.options
+        has_layout = options.has_layout
         if self.params.record and media not in _TEXTS:
             raise InvalidContent.field(
                 "record", f"only JSON and event streams carry a trajectory, not {media}"
@@ -141,50 +131,44 @@ class RowWork(Work):
             raise InvalidContent.field(
                 "image", "one .npy array holds images of one size; ask for JSON with format npy"
             )
-        if has_layout:
-            self._check_options()
-        if has_layout or self.sizes or len(self.labels) > 1:
-            self._check_size()
-
-    def _check_options(self) -> None:
-        """Raise for an option that the format cannot follow."""
-        options = self.options
         if options.scale > 1 and self.is_array:
             raise InvalidContent.field(
                 "scale", "only images of 8 bits are enlarged, not arrays and TIFF"
             )
-        for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
-            if is_given and (self.is_animation or self.api.media not in RASTER):
-                shown = "an animation" if self.is_animation else self.api.media
-                raise InvalidContent.field(
-                    name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}"
-                )
+        if has_layout or self.is_tiled or len(self.labels) > 1:
+            self._check_size(is_sheet=media in RASTER and not self.is_animation)
 
-    def _check_size(self) -> None:
-        """Raise for sides longer than the format allows, and for too many pixels."""
+    def _check_size(self, *, is_sheet: bool) -> None:
+        """Raise for options that only a sheet has, for sides longer than the format allows, and for
+        too many pixels.
+        """
         options = self.options
         media = self.api.media
         settings = self.api.services.settings
         count = len(self.labels)
         recorded = len(self.params.record)
-        height, width = self.cell
-        if media in _TEXTS and self.sizes and not self.is_array:
-            check_sides(options.format, width, height)
-        height *= options.scale
-        width *= options.scale
-        if media in RASTER and not self.is_animation:
+        height, width = (options.scale * max(sides) for sides in zip(*self.sizes, strict=True))
+        for name in ("columns", "gap"):
+            if getattr(options, name) and not is_sheet:
+                shown = "an animation" if self.is_animation else media
+                raise InvalidContent.field(
+                    name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}"
+                )
+        if is_sheet:
             columns = options.columns or self.columns
             width, height = sheet_size(count, (height, width), columns=columns, gap=options.gap)
             count = 1
-        if media not in _TEXTS and not self.is_array:
-            check_sides(ANIMATED[media] if self.is_animation else RASTER[media], width, height)
-        if options.has_layout or (len(self.sizes) > 1 and media in RASTER):
+        if media in _TEXTS and not self.is_array:
+            check_sides(options.format, width, height)
+        elif not self.is_array:
+            check_sides(RASTER[media] if is_sheet else ANIMATED[media], width, height)
+        if options.has_layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
             given = {"scale": options.scale > 1, "gap": options.gap, "columns": options.columns}
             name = next((name for name, is_given in given.items() if is_given), "image")
             limit = settings.for_images(self.model.card.tiles).max_pixels
             pixels = count * (1 + recorded) * width * height
             _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", limit)
-        if recorded:
+        if recorded and self.is_tiled:
             pixels = (1 + recorded) * sum(h * w for h, w in self.sizes)
             limit = settings.max_request_pixels
             _check_pixels("record", "trajectory", pixels, "IGN_MAX_REQUEST_PIXELS", limit)
@@ -196,8 +180,8 @@ class RowWork(Work):
         card = self.model.card
         media = self.api.media
         recorded = len(self.params.record)
-        channels, height, width = card.shape if card.color is None else card.coloured.shape
-        pixels = [h * w for h, w in self.sizes] or [height * width] * len(self.labels)
+        channels = (card if card.color is None else card.coloured).shape[0]
+        pixels = [height * width for height, width in self.sizes]
         values = channels * sum(pixels)
         encoded = values * (_FLOAT_BYTES if self.is_array else self.options.scale**2)
         # Input, result and recorded steps; chroma is kept, and blending makes a new result.
@@ -221,27 +205,24 @@ class RowWork(Work):
     def decode(cls, works: Sequence[Self]) -> None:
         """Set the inputs of small requests; uploads are prepared together."""
         start = time.perf_counter()
-        uploads = [(work, work.source) for work in works if isinstance(work.source, Upload)]
+        uploads = {work: work.source for work in works if isinstance(work.source, Upload)}
         if uploads:
-            card = works[0].model.card
-            made = decode_small([upload for _, upload in uploads], card)
-            for (work, _), inputs in zip(uploads, made, strict=True):
+            made = decode_small([*uploads.values()], works[0].model.card)
+            for work, inputs in zip(uploads, made, strict=True):
                 work._take(inputs)
-            count_codec("decode", [work for work, _ in uploads], start)
+            count_codec("decode", [*uploads], start)
         for work in works:
-            if callable(work.source):
-                work.inputs = work.source()
+            if not isinstance(work.source, Upload):
+                work.inputs = work.source(None)
 
     def decode_large(self, thread: CodecThread) -> None:
         """Set the inputs of one request."""
         source = self.source
-        if isinstance(source, InPool):
-            self.inputs = source.make(thread)
-        elif isinstance(source, Upload):
-            opened = self.opened or open_upload(thread, self.api, source, self.model.card)
-            self._take(decode_large(thread, self.api, source, opened, self.model.card))
-        else:
-            self.inputs = source()
+        if not isinstance(source, Upload):
+            self.inputs = source(thread)
+            return
+        opened = self.opened or open_upload(thread, self.api, source, self.model.card)
+        self._take(decode_large(thread, self.api, source, opened, self.model.card))
 
     def _take(self, inputs: InputRows) -> None:
         self.inputs = inputs

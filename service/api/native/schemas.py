@@ -68,12 +68,6 @@ def _any_of(*options: JsonDict) -> ConfigDict:
     return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
-def _either(*alternatives: JsonDict) -> ConfigDict:
-    """Schema in which the properties fit at least one of several sets."""
-    options: list[JsonDict] = [{"properties": properties} for properties in alternatives]
-    return _any_of(*options)
-
-
 def _base64(content: str, description: str) -> Any:
     return Field(
         min_length=1, description=description, json_schema_extra={"format": f"base64-{content}"}
@@ -90,7 +84,7 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 # Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the
 # document.
 Steps = Annotated[int, Field(ge=1, json_schema_extra={"maximum": "max_steps"})]
-_Pictures = Annotated[
+Pictures = Annotated[
     list[Base64], Field(min_length=1, json_schema_extra={"maxItems": "max_images"})
 ]
 
@@ -209,20 +203,20 @@ class ProjectOptions(ScoreOptions, StepOptions):
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: _Pictures
+    images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
 
 
 class ProjectRequest(ProjectOptions):
     """The JSON body of `/project`."""
 
-    model_config = _either({"mask": _NULL}, {"masks": _NULL})
+    model_config = _any_of({"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}})
 
-    images: _Pictures
+    images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
     mask: Base64 | None = None
     """For all images: white = regenerate, black = keep."""
-    masks: _Pictures | None = None
+    masks: Pictures | None = None
     """One mask for each image."""
 
     @field_validator("masks")
@@ -291,13 +285,15 @@ class GridRequest(StrictModel):
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
 
-    model_config = _either(
-        {"grid": _NULL},
+    model_config = _any_of(
+        {"properties": {"grid": _NULL}},
         {
-            "points": {"minItems": 4, "maxItems": 4},
-            "frames": _NULL,
-            "loop": {"const": False},
-            "columns": _NULL,
+            "properties": {
+                "points": {"minItems": 4, "maxItems": 4},
+                "frames": _NULL,
+                "loop": {"const": False},
+                "columns": _NULL,
+            }
         },
     )
 
@@ -342,16 +338,14 @@ def noise_of(card: Card) -> Noise:
     return card.noise
 
 
-def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int] | None:
-    """(H, W) of the images, if the model makes any size and the caller asks for another than that
-    of a tile.
-    """
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
+    """(H, W) of the images: those of the card, unless the model makes any size."""
     _, height, width = card.shape
     size = options.height or height, options.width or width
     if size == (height, width):
-        return None
+        return size
     if card.tiles is None:
-        name = "height" if options.height not in (None, height) else "width"
+        name = "height" if size[0] != height else "width"
         raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
     limit = settings.for_images(card.tiles).max_pixels
     if options.n * size[0] * size[1] > limit:

@@ -1,13 +1,12 @@
 """Server-sent events: what happens to a request, as soon as it happens."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.types import Send
 
+from service.api.message import compact_json
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Event, Events
 from service.api.problems import problem_body
@@ -46,12 +45,8 @@ async def send_events(
     start = {"type": "http.response.start", "status": 200, "headers": [*headers, *_HEADERS]}
     await send(start)
     try:
-        async with (
-            asyncio.timeout(api.deadline - api.services.clock()),
-            aclosing(_texts(first, events, encode)) as texts,
-        ):
-            async for text in texts:
-                await send({"type": "http.response.body", "body": text, "more_body": True})
+        async with asyncio.timeout(api.deadline - api.services.clock()):
+            await _send_each(first, events, send, encode)
     except TimeoutError:
         return _error_event(
             api, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows")
@@ -61,15 +56,14 @@ async def send_events(
     return b""
 
 
-async def _texts(first: Event, events: Events, encode: Encode) -> AsyncGenerator[bytes, None]:
+async def _send_each(first: Event, events: Events, send: Send, encode: Encode) -> None:
     item: Event | None = first
     while True:
-        if item is None:
-            yield b": still here\n\n"
-        elif isinstance(item, Exception):
+        if isinstance(item, Exception):
             raise item
-        elif text := await encode(item):
-            yield text
+        text = b": still here\n\n" if item is None else await encode(item)
+        if text:
+            await send({"type": "http.response.body", "body": text, "more_body": True})
         if isinstance(item, Result):
             return
         try:
@@ -87,4 +81,4 @@ def _error_event(api: ApiRequest, exc: Exception) -> bytes:
 
 def event(name: str, members: Json) -> bytes:
     """Encode one server-sent event with JSON data."""
-    return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")
+    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), compact_json(members))

@@ -3,8 +3,7 @@ rows.
 """
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from service.api.message import parse_as, parse_json, printable_name
-from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart, parse_query
+from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
 from service.api.native.schemas import (
     PointRequest,
     ProjectOptions,
@@ -41,6 +40,7 @@ from service.images.decode import (
 from service.images.pool import CodecThread
 from service.images.prepare import (
     Invert,
+    Mask,
     Prepared,
     Resize,
     keep_mask,
@@ -50,12 +50,14 @@ from service.images.prepare import (
 )
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
-from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
 Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
+_MUST_BE_A_FILE: Final = (
+    "must be a file, with a file name or the Content-Type of an image; with curl, -F NAME=@FILE"
+)
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 # no model here has a use for them
 _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_size")
@@ -74,11 +76,6 @@ class Upload(Generic[Form]):
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     has_pages: bool = True  # a TIFF of several pages is as many images
-
-    @property
-    def field(self) -> str:
-        """What errors call the images."""
-        return self.images[0].field.partition(".")[0]
 
     @property
     def must_open(self) -> bool:
@@ -129,7 +126,7 @@ def parse_upload(
         upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.field, len(upload.images), settings.max_images)
+    check_count(upload.images[0].field.partition(".")[0], len(upload.images), settings.max_images)
     return upload
 
 
@@ -158,35 +155,31 @@ def open_upload(
     for too many pixels of all together. Other errors are left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
-    images = _open(thread, api, upload.images, settings, pages=upload.has_pages)
+    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
+    images = list[EncodedImage]()
+    for image in upload.images:
+        api.check_not_over()
+        if not upload.has_pages:
+            images.append(image.open(thread, limits))
+            continue
+        images += image.pages(thread, limits, settings.max_images)
+        check_count(image.field.partition(".")[0], len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = _open(thread, api, upload.masks, settings)
-    _check_sizes([*images, *masks], settings)
+    masks = [mask.open(thread, limits) for mask in upload.masks]
+    # a single image within its own limit always passes
+    limit = max(settings.max_request_pixels, settings.max_pixels)
+    total = 0
+    for opened in (*images, *masks):
+        total += opened.pixels
+        if total > limit:
+            message = (
+                f"{opened.field}: with it the request has {total} pixels; the limit, "
+                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
+            )
+            raise TooLarge(message, code="image_too_large")
     return OpenUpload(images, masks)
-
-
-def _open(
-    thread: CodecThread,
-    api: ApiRequest,
-    images: Iterable[ImageBytes],
-    settings: Settings,
-    *,
-    pages: bool = False,
-) -> list[EncodedImage]:
-    """Read the headers of images, with ``pages`` those of each page."""
-    limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
-    most = settings.max_images
-    opened = list[EncodedImage]()
-    for image in images:
-        api.check_not_over()
-        if not pages:
-            opened.append(image.open(thread, limits))
-            continue
-        opened += image.pages(thread, limits, most)
-        check_count(image.field.partition(".")[0], len(opened), most)
-    return opened
 
 
 def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
@@ -211,39 +204,12 @@ def decode_large(
     """The rows of any upload. Images and masks are decoded one at a time: each of them can have
     `IGN_MAX_PIXELS`.
     """
-    keep = list[KeepMask]()
-    with closing(_decode(thread, api, upload, opened, card, keep)) as pictures:
-        if card.tiles is None and card.color is None:
-            rows, inverted = prepare_many(pictures, card)
-            return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
-        made = list[Prepared]()
-        for picture, resize, invert in pictures:
-            width, height = picture.image.size
-            made.append(prepare(picture, card.sized((height, width)), resize=resize, invert=invert))
-            del picture
-    each, inverted_each, chroma = zip(*made, strict=True)
-    join: Callable[..., Any] = np.stack if card.tiles is None else list
-    return InputRows(
-        rows=join(each), keep=join(keep) if keep else None, inverted=inverted_each, chroma=chroma
-    )
-
-
-def _decode(
-    thread: CodecThread,
-    api: ApiRequest,
-    upload: Upload[Any],
-    opened: OpenUpload,
-    card: Card,
-    keep: list[KeepMask],
-) -> Generator[tuple[Picture, Resize, Invert], None, None]:
-    """Decode the images of an upload, one at a time, and add the masks that belong to them to
-    ``keep``.
-    """
     options = upload.options
-    mask = None
+    prepared = list[Prepared]()
+    keep = list[KeepMask]()
+    mask: Mask | None = None
     mask_field = ""
     while opened.images:
-        api.check_not_over()
         if opened.masks:  # one mask for all images is decoded once
             encoded = opened.masks.pop(0)
             mask_field = encoded.field
@@ -254,14 +220,21 @@ def _decode(
         with memory_for(encoded.pixels):
             api.check_not_over()
             picture = encoded.decode(thread)
-            del encoded  # it holds the pixels, too
+            sized = card.sized(picture.image.size[::-1])
             if mask is not None:
-                sized = card.sized(picture.image.size[::-1])
-                keep.append(
-                    keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
-                )
-            yield picture, options.resize, options.invert
-            del picture  # it holds the pixels while the next image is decoded
+                fitted = keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
+                keep.append(fitted)
+            prepared.append(prepare(picture, sized, resize=options.resize, invert=options.invert))
+            # both hold the pixels while the next image is decoded
+            del picture, encoded
+    rows, inverted, chroma = zip(*prepared, strict=True)
+    join: Callable[..., Any] = np.stack if card.tiles is None else list
+    return InputRows(
+        rows=join(rows),
+        keep=join(keep) if keep else None,
+        inverted=inverted,
+        chroma=chroma if card.color else (),
+    )
 
 
 def read_points(
@@ -276,14 +249,13 @@ def read_points(
     Raises `InvalidContent` or `TooLarge` if an image or array is invalid, or all together are too
     large.
     """
-    settings = api.services.settings.for_images(model.card.tiles)
     images = [
         ImageBytes(f"{field}.{number}.image", point.image)
         for number, point in enumerate(points)
         if point.image is not None
     ]
-    opened = _open(thread, api, images, settings)
-    _check_sizes(opened, settings)
+    upload = Upload[Any](options=None, images=images, has_pages=False)
+    opened = open_upload(thread, api, upload, model.card).images
     rows = list[FloatRow]()
     for number, point in enumerate(points):
         api.check_not_over()
@@ -297,7 +269,8 @@ def read_points(
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
-            data = decode_base64(point.latent or "", field=name, max_chars=settings.max_body_bytes)
+            most = api.services.settings.max_body_bytes
+            data = decode_base64(point.latent or "", field=name, max_chars=most)
             rows.append(decode_npy(data, model.card.shape, field=name))
     return rows
 
@@ -308,26 +281,35 @@ def read_form(
     """The files named ``images``, at most one ``mask``, and the options of a form; raises as
     `parse_upload`.
     """
-    content_type = api.headers.get(b"content-type", "")
     names = (*images, "mask") if mask else images
-    limits = {"max_files": api.services.settings.max_images + 1, "max_fields": _MAX_FIELDS}
-    fields, files = parse_multipart(content_type, body, file_names=names, **limits)
+    fields, files = parse_multipart(
+        api.headers.get(b"content-type", ""),
+        body,
+        max_files=api.services.settings.max_images + 1,
+        max_fields=_MAX_FIELDS,
+    )
     for name in files:
         if name not in names:
             several = f"; for several, repeat `{name[:-1]}`" if name[:-1] in names else ""
             raise InvalidContent.field(
                 printable_name(name), f"unknown file; expected {' or '.join(names)}{several}"
             )
-    if "image" in fields:
-        raise InvalidContent.field("image", MUST_BE_A_FILE)
-    mask_texts = fields.pop("mask", []) if mask else []  # a mask may come as base64 text, too
-    masks = [*files.get("mask", ()), *mask_texts]
+    masks: list[bytes | str] = [*files.get("mask", ())]
+    texts: list[tuple[str, str]] = []
+    for name, value in fields:
+        if name in images:
+            raise InvalidContent.field(name, _MUST_BE_A_FILE)
+        text = decode_utf8(value, printable_name(name))
+        if name in names:  # a mask may come as base64, too
+            masks.append(text)
+        else:
+            texts.append((name, text))
     if len(masks) > 1:
         raise InvalidContent.field("mask", "given more than once")
     uploaded = [data for name in images for data in files.get(name, ())]
     if not uploaded:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(parse_fields(fields), strict=False)
+    options = schema.model_validate(parse_options(texts), strict=False)
     return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
@@ -366,21 +348,6 @@ def _from_json(request: Any) -> Upload[Any]:
 def _from_query(schema: type[Options], query: bytes) -> Options:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
-
-
-def _check_sizes(images: Iterable[EncodedImage], settings: Settings) -> None:
-    """Raise `TooLarge` if all images together, by their headers, have too many pixels."""
-    # a single image within its own limit always passes
-    limit = max(settings.max_request_pixels, settings.max_pixels)
-    total = 0
-    for image in images:
-        total += image.pixels
-        if total > limit:
-            message = (
-                f"{image.field}: with it the request has {total} pixels; the limit, "
-                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
-            )
-            raise TooLarge(message, code="image_too_large")
 
 
 def _named(field: str, items: Sequence[bytes | str]) -> list[ImageBytes]:

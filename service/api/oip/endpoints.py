@@ -9,7 +9,6 @@ Its rows use the same queue as those of the native endpoints. The Content-Type o
 ignored, because some clients send none.
 """
 
-import inspect
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ _MAX_TIMEOUT_US: Final = 10**15
 class InferWork(Work):
     """An inference request whose JSON has been read."""
 
-    inference: tensors.Inference
+    inference: tensors.InferRequest
     body: bytes
 
     @classmethod
@@ -164,15 +163,12 @@ class InferWork(Work):
         """Read the rows of several requests."""
         start = time.perf_counter()
         for work in works:
-            work._read()
+            work.decode_large(None)
         count_codec("decode", works, start)
 
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self, _: CodecThread | None) -> None:
         """Read the rows of one request."""
-        self._read()
-
-    def _read(self) -> None:
-        self.inputs = InputRows(rows=tensors.read_rows(self.inference, self.body))
+        self.inputs = InputRows(rows=tensors.read_rows(self.inference.x, self.body))
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
@@ -212,24 +208,25 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         _row_shape(model.card), settings.max_images, settings.max_steps, settings.max_pixels
     )
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), limits)
-    values = prod(inference.shape)
-    binary = inference.binary
+    x = inference.x
+    values = prod(x.shape)
+    binary = inference.is_binary
     is_tiled = model.card.tiles is not None
-    rows, _, *size = inference.shape
-    is_json = inference.data is not None
+    rows, _, *size = x.shape
+    is_json = x.data is not None
     held = values * (
         _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
     )
     if is_tiled:
         rows, tile_bytes = model.plan_tiles([(size[0], size[1])] * rows)
         held += tile_bytes
-    if inference.timeout_us:
-        timeout = min(inference.timeout_us, _MAX_TIMEOUT_US) / 1e6
+    if inference.parameters.timeout:
+        timeout = min(inference.parameters.timeout, _MAX_TIMEOUT_US) / 1e6
         api.deadline = min(api.deadline, api.arrival + timeout)
     return InferWork(
         api=api,
         model=model,
-        params=StepParams(steps=inference.steps),
+        params=StepParams(steps=inference.parameters.steps),
         inference=inference,
         body=body,
         plan=Plan(rows=rows, bytes=held),
@@ -330,7 +327,6 @@ ENDPOINTS: Final = (
         bodies=(BINARY_TENSORS,),
         answer=tensors.InferAnswer,
         formats=(Media.JSON, BINARY_TENSORS),
-        text=inspect.getdoc(infer) or "",
     ),
     Endpoint(
         f"{_REPOSITORY}/index",

@@ -4,20 +4,19 @@ A body is JSON, or JSON followed by the bytes of the tensors (the extension "bin
 The docstrings and descriptions of the schemas are part of the OpenAPI document.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from service.api.message import MAX_VALUES, parse_as
+from service.api.message import MAX_VALUES, compact_json, parse_as
 from service.api.native.schemas import Steps, StrictModel
+from service.api.negotiation import Json
 from service.artifact.card import OUTPUT, Card
 from service.domain.errors import InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
@@ -99,6 +98,17 @@ class InferRequest(StrictModel):
         Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
         | None
     ) = None
+
+    @property
+    def x(self) -> Input:
+        """The input."""
+        return self.inputs[0]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the rows of the response follow its JSON as bytes."""
+        wanted = self.outputs[0].parameters.binary_data if self.outputs else None
+        return self.parameters.binary_data_output if wanted is None else wanted
 
 
 class Output(BaseModel):
@@ -202,13 +212,12 @@ class UnloadRequest(StrictModel):
 #   0                                ^ Inference-Header-Content-Length
 
 _WIRE: Final = np.dtype("<f4")
-_LENGTH: Final = re.compile(r"[0-9]{1,12}")
+_LENGTH: Final = re.compile(r"(?=.*[1-9])[0-9]{1,12}")
 _NUMBERS: Final = frozenset((int, float))
 _MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come as binary tensors
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
 Schema = TypeVar("Schema", bound=BaseModel)
-Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
@@ -217,32 +226,19 @@ class Limits(NamedTuple):
     ``pixels`` is how many all rows together may have.
     """
 
-    shape: Dims
+    shape: tuple[int, int, int]
     rows: int
     steps: int
     pixels: int
-
-
-class Inference(NamedTuple):
-    """A validated request, but for the values of its rows, which are ``data`` or begin at ``start``
-    of the body.
-    """
-
-    id: str | None
-    shape: Dims
-    steps: int
-    timeout_us: int  # 0 for none
-    binary: bool  # the rows of the response follow its JSON as bytes
-    data: list[Any] | None
-    start: int
 
 
 def read_head(
     body: bytes,
     lengths: Sequence[str],
     limits: Limits,
-) -> Inference:
-    """Parse and validate the JSON of a request; ``lengths`` are the headers `HEADER_LENGTH`.
+) -> InferRequest:
+    """Parse and validate a request, but for the values of its rows; ``lengths`` are the headers
+    `HEADER_LENGTH`.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
@@ -253,29 +249,30 @@ def read_head(
             f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}"
         )
     read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
-    inference = read(body[:length], limits)
-    if inference.data is not None:
+    request = read(body[:length], limits)
+    if request.x.data is not None:
         if rest:
             raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
     elif not lengths:
         raise InvalidInference(
             f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}"
         )
-    elif rest != (size := _bytes_of(inference.shape)):
+    elif rest != (size := _bytes_of(request.x.shape)):
         raise InvalidInference(f"{rest} bytes follow the JSON, but inputs.0 says {size}")
-    return inference
+    return request
 
 
-def read_rows(inference: Inference, body: bytes) -> FloatRows:
+def read_rows(x: Input, body: bytes) -> FloatRows:
     """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are
     aligned in it.
 
     Raises `InvalidInference`: no numbers, too many or too few of them, not finite or too large.
     """
-    if inference.data is not None:
-        rows = _from_json(inference.data, inference.shape)
+    if x.data is not None:
+        rows = _from_json(x.data, x.shape)
     else:
-        rows = np.frombuffer(body, _WIRE, offset=inference.start).reshape(inference.shape)
+        start = len(body) - _bytes_of(x.shape)
+        rows = np.frombuffer(body, _WIRE, offset=start).reshape(x.shape)
         # numpy computes with unaligned values several times as slowly as it copies them
         if not rows.flags.aligned:
             rows = rows.copy()
@@ -287,14 +284,14 @@ def read_rows(inference: Inference, body: bytes) -> FloatRows:
 
 
 def _json_length(values: Sequence[str]) -> int:
-    if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
+    if len(values) > 1 or not _LENGTH.fullmatch(values[0]):
         raise InvalidInference(
             f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0"
         )
     return int(values[0])
 
 
-def _read_json(head: bytes, limits: Limits) -> Inference:
+def _read_json(head: bytes, limits: Limits) -> InferRequest:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows,
     # channels and lines.
     channels, height, width = limits.shape
@@ -302,25 +299,13 @@ def _read_json(head: bytes, limits: Limits) -> Inference:
     if width > 0:
         values = limits.rows * (1 + channels * (1 + height * (1 + width)))
     request = parse_as(InferRequest, head, max_values=MAX_VALUES + values)
-    parameters = request.parameters
-    if parameters.steps > limits.steps:
+    if request.parameters.steps > limits.steps:
         raise InvalidInference(f"parameters.steps: must be at most {limits.steps}")
     for name, given in (("inputs", request.inputs), ("outputs", request.outputs or ())):
         if len(given) > 1:
             raise InvalidInference(f"{name}.1.name: given twice")
-    x = request.inputs[0]
-    wanted = request.outputs[0].parameters.binary_data if request.outputs else None
-    binary = parameters.binary_data_output if wanted is None else wanted
-    _check_input(x, limits)
-    return Inference(
-        request.id,
-        tuple(x.shape),
-        parameters.steps,
-        parameters.timeout,
-        binary,
-        x.data,
-        start=len(head),
-    )
+    _check_input(request.x, limits)
+    return request
 
 
 # With binary tensors a client sends the same JSON with every request, and what is read of it never
@@ -328,7 +313,7 @@ def _read_json(head: bytes, limits: Limits) -> Inference:
 _read_cached: Final = lru_cache(maxsize=256)(_read_json)
 
 
-def _bytes_of(shape: Dims) -> int:
+def _bytes_of(shape: Sequence[int]) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
@@ -346,25 +331,12 @@ def _check_input(x: Input, limits: Limits) -> None:
     if -1 in row_shape:
         _check_size(x.shape, limits.pixels)
     size = x.parameters.binary_data_size
-    expected = _bytes_of(tuple(x.shape))
+    expected = _bytes_of(x.shape)
     if (x.data is None) == (size is None):
         raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
-    if x.data is not None:
-        _check_length(x.data, x.shape)
     if size not in (None, expected):
         raise InvalidInference(
             f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}"
-        )
-
-
-def _check_length(data: list[Any], shape: Sequence[int]) -> None:
-    """Check flat data, or the outer list of nested data; the inner ones are checked when the
-    numbers are read.
-    """
-    expected = math.prod(shape)
-    if len(data) not in (expected, shape[0]):
-        raise InvalidInference(
-            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(data)}"
         )
 
 
@@ -377,27 +349,19 @@ def _check_size(shape: Sequence[int], max_pixels: int) -> None:
         raise InvalidInference(f"inputs.0.shape: at most {max_pixels} pixels (IGN_MAX_PIXELS)")
 
 
-def _from_json(data: list[Any], shape: Dims) -> FloatRows:
-    numbers = data
-    if any(type(item) is list for item in data):  # nested like the shape
-        numbers = [data]
-        for size in shape:
-            if any(type(part) is not list or len(part) != size for part in numbers):
-                raise InvalidInference("inputs.0.data: is neither flat nor nested like the shape")
-            numbers = list(chain.from_iterable(numbers))
-    if not set(map(type, numbers)) <= _NUMBERS:
+def _from_json(data: list[Any], shape: list[int]) -> FloatRows:
+    values = np.array(data, dtype=object)
+    count = math.prod(shape)
+    if [*values.shape] not in ([count], shape):
         raise InvalidInference(
-            "inputs.0.data: holds something that is no number, or is not nested like the shape"
+            f"inputs.0.data: must hold {count} numbers for this shape, flat or nested like it"
         )
-    expected = math.prod(shape)
-    if len(numbers) != expected:
-        raise InvalidInference(
-            f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}"
-        )
+    if not set(map(type, values.flat)) <= _NUMBERS:
+        raise InvalidInference("inputs.0.data: holds something that is no number")
     try:
         # a value beyond float32 becomes infinite, and the caller rejects it
         with np.errstate(over="ignore"):
-            return np.array(numbers, np.float64).astype(np.float32).reshape(shape)
+            return values.astype(np.float64).astype(np.float32).reshape(shape)
     except OverflowError as exc:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
 
@@ -405,40 +369,29 @@ def _from_json(data: list[Any], shape: Dims) -> FloatRows:
 # Rows to responses
 
 _SLICE: Final = 4096  # numbers that become JSON in one call
-_to_json: Final = json.JSONEncoder(
-    separators=(",", ":")
-).encode  # `json.dumps` would make an encoder for each call
 
 
 def write_response(
-    inference: Inference, card: Card, rows: FloatRows
+    request: InferRequest, card: Card, rows: FloatRows
 ) -> tuple[list[Piece], int | None]:
     """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends
     in a view of rows.
     """
-    before, after = _response_json(card.name, card.version, rows.shape, inference.binary)
-    if inference.id is not None:
-        before += b'"id":%s,' % _to_json(inference.id).encode("ascii")
+    tensor: Json = {"name": OUTPUT, "datatype": DATATYPE, "shape": rows.shape}
+    if request.is_binary:
+        tensor["parameters"] = {"binary_data_size": _bytes_of(rows.shape)}
+    else:
+        tensor["data"] = []
+    answer: Json = {"model_name": card.name, "model_version": card.version}
+    if request.id is not None:
+        answer["id"] = request.id
+    head = compact_json(answer | {"outputs": [tensor]})
     values = np.ascontiguousarray(rows, _WIRE)
-    if inference.binary:
-        return [before + after, values.data.cast("B")], len(before) + len(after)
+    if request.is_binary:
+        return [head, values.data.cast("B")], len(head)
     flat = values.ravel()
     # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour
     # rows, half a second.
     slices = (flat[start : start + _SLICE].tolist() for start in range(0, len(flat), _SLICE))
-    texts = [_to_json(each)[1:-1] for each in slices]
-    return [before + after, ",".join(texts).encode("ascii"), b"]}]}"], None
-
-
-@lru_cache(maxsize=256)
-def _response_json(name: str, version: str, shape: Dims, binary: bool) -> tuple[bytes, bytes]:
-    """The JSON of a response: before the id, and after it; the latter ends where the numbers begin,
-    unless binary.
-    """
-    before = _to_json({"model_name": name, "model_version": version})[:-1] + ","
-    tensor: dict[str, Any] = (
-        {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}
-    )
-    output = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape} | tensor
-    after = '"outputs":' + _to_json([output]) + "}"
-    return before.encode("ascii"), (after if binary else after.removesuffix("]}]}")).encode("ascii")
+    numbers = b",".join(compact_json(each)[1:-1] for each in slices)
+    return [head.removesuffix(b"]}]}"), numbers, b"]}]}"], None

@@ -74,12 +74,14 @@ class ImagesRequest(StrictModel):
     user: str | None = None
     safety_identifier: str | None = None
 
-    def native(self, api: ApiRequest, card: Card, recommended: int) -> Json:
-        """The native options; it sets the media type of the response."""
+    def native(self, api: ApiRequest, card: Card, recommended: int, images: int) -> Json:
+        """The native options for a number of images; it sets the media type of the response."""
         options: Json = {"model": self.model, "steps": self.steps, "scale": _scale(self.size, card)}
         options["format"] = self.output_format or "png"
         api.media = Media.EVENTS if self.stream else Media.JSON
         if self.stream:
+            if images > 1:
+                raise InvalidContent.field("stream", "a stream has one image")
             steps = check_steps(self.steps, recommended=recommended, settings=api.services.settings)
             parts = (self.partial_images or 0) + 1
             options["record"] = sorted({steps * i // parts for i in range(1, parts)} - {0})
@@ -108,11 +110,6 @@ class ImagesWork(RowWork):
 
     kind: str
     note: str  # the `revised_prompt`
-
-    def __post_init__(self) -> None:
-        RowWork.__post_init__(self)  # the class with slots is not the one that `super` knows
-        if self.api.media is Media.EVENTS and len(self.labels) > 1:
-            raise InvalidContent.field("stream", "a stream has one image")
 
     def described(self, row: FloatRow) -> Json:
         """What a response and an event say of an image like this row."""
@@ -143,28 +140,25 @@ class ImagesWork(RowWork):
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
-        """Encode the body, an image a piece."""
+        """Encode the body."""
         for work in works:
             rows = work.shown().rows
             head = {"created": int(time.time()), "usage": _USAGE, **work.described(rows[0])}
-            note = json.dumps(work.note)
-            before = json.dumps(head)[:-1] + ', "data": ['
-            pieces = list[bytes]()
+            pieces = list[str]()
             for row in rows:
                 work.api.check_not_over()
                 data = picture(row, work.model.card, work.options)
-                pieces.append(
-                    f'{before}{{"b64_json": "{data}", "revised_prompt": {note}}}'.encode("ascii")
-                )
-                before = ", "
-            work.content = [*pieces, b"]}"]
+                pieces.append(json.dumps({"b64_json": data, "revised_prompt": work.note}))
+            before = json.dumps(head | {"data": []}).removesuffix("]}")
+            work.content = [f"{before}{', '.join(pieces)}]}}".encode("ascii")]
 
 
 def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:
     options = parse_as(ImagesRequest, body)
     card = api.resolve(options.model).card
     seed = seed_of_field(options.prompt, "prompt")
-    native = options.native(api, card, card.steps.generate) | {"n": options.n or 1, "seed": seed}
+    count = options.n or 1
+    native = options.native(api, card, card.steps.generate, count) | {"n": count, "seed": seed}
     note = (
         f"The prompt is a text seed, seed {seed} of {card.ref}; the model does not read its words."
     )
@@ -178,9 +172,9 @@ def _parse_edits(api: ApiRequest, body: bytes) -> RowWork:
     options = upload.options
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
-    native = ProjectOptions.model_validate(options.native(api, card, card.steps.project))
+    native = options.native(api, card, card.steps.project, len(upload.images))
     images = Upload(
-        options=native,
+        options=ProjectOptions.model_validate(native),
         images=upload.images,
         masks=upload.masks,
         masks_by_alpha=True,

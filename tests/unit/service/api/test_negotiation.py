@@ -62,12 +62,12 @@ def test_negotiation(accept: str, expected: Media) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [" ;", "\t ", ";a=b ", ';a="', ",", "a/b,", "a/b;q=1,", ';"\\', "*", "a"]
+    "part", [" ;", "\t ", ";a=b ", ';a="', '";', ",", "a/b,", "a/b;q=1,", ';"\\', "*", "a"]
 )
 def test_long_headers_take_linear_time(part: str) -> None:
     header = "image/png" + part * ((MAX_LENGTH - 10) // len(part)) + "\x00"
     start = time.process_time()
-    with pytest.raises(MalformedRequest):
+    with contextlib.suppress(MalformedRequest, NotAcceptable):
         negotiate(header, ALL)
     assert time.process_time() - start < 10
 
