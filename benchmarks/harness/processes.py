@@ -106,6 +106,7 @@ def serving(
     port: int,
     ready: str,
     environ: Mapping[str, str] | None = None,
+    cwd: str | Path = ROOT,
     start_s: float = START_S,
     stop_s: float = STOP_S,
 ) -> Iterator[ServerProcess]:
@@ -120,7 +121,7 @@ def serving(
         process = subprocess.Popen(
             command,
             env=env,
-            cwd=ROOT,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -23,7 +23,7 @@ from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import MODELS, ROOT, SHIPPED, live_service, run
+from tests.helpers.live import MODELS, ROOT, SHIPPED, free_port, live_service, run
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
@@ -315,8 +315,7 @@ def test_the_service_runs_with_what_a_pod_is_given(
         store.upload(model.parents[1])
         given |= store.environment
     told = {name: str(here.get(value, value)) for name, value in given.items()}
-    # the text log has the address
-    told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}
+    told |= {"IGN_PORT": f"{free_port()}", "IGN_DEVICE": "cpu"}
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
         probes = [container(chosen)[f"{name}Probe"]["httpGet"]["path"] for name in PROBES]
         assert [client.get(path).status_code for path in probes] == [200, 200, 200]
