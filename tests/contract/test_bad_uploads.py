@@ -147,10 +147,11 @@ OPTIONS_AS_TEXT = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, text) for name, texts in OPTIONS_AS_TEXT.items() for text in texts]
 )
-def test_options_as_text(service: Service, name: str, value: str) -> None:
+@pytest.mark.parametrize("path", ["/project", "/score"])
+def test_options_as_text(service: Service, path: str, name: str, value: str) -> None:
     for response in (
-        service.client.post("/project", files=FILE, data={name: value}),
-        send(service, "/project", PICTURE, "image/png", params={name: value}),
+        service.client.post(path, files=FILE, data={name: value}),
+        send(service, path, PICTURE, "image/png", params={name: value}),
     ):
         field = response.json()["errors"][0]["field"]
         assert field.partition(".")[0] == name

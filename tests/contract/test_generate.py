@@ -8,8 +8,6 @@ import pytest
 from service.api.native.answers import GenerateAnswer
 from service.domain.latents import FloatRows
 from tests.contract.data import (
-    COLOUR,
-    GREY,
     array,
     latents,
     npy,
@@ -100,18 +98,6 @@ def test_offset_continues_the_seeds_series(service: Service) -> None:
     np.testing.assert_array_equal(
         [pixels(unb64(image.data)) for image in answer.images], quantised(found)
     )
-
-
-@pytest.mark.parametrize(
-    ("model", "version", "scale"),
-    [("grey", "10", 1.0), ("grey/10", "10", 1.0), ("grey/2", "2", 1.5), ("colour", "1", 1.0)],
-)
-def test_the_model_asked_for_answers(
-    service: Service, model: str, version: str, scale: float
-) -> None:
-    assert generated(service, model=model).model.version == version
-    expected = step_params(latents(3, shape=COLOUR if model == "colour" else GREY), 1, scale)
-    np.testing.assert_allclose(rows(service, model=model, seed=3, steps=1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 2])

@@ -26,6 +26,7 @@ from tests.contract.harness import (
     settings,
 )
 from tests.contract.oip import INFER, as_binary, infer
+from tests.contract.test_fairness import newcomer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
 
@@ -147,6 +148,10 @@ def test_bytes_in_flight_are_bounded(models: Path) -> None:
                 problem(response, 429, "over_share")
                 assert int(response.headers["Retry-After"]) >= 1
             assert 45_000 < held.bytes.total <= 50_000
+            with newcomer(service) as client:
+                kind = {"Content-Type": "image/png"}
+                response = client.post("/project", content=b"\0" * 60_000, headers=kind)
+                problem(response, 422, "undecodable_image", "body")
             assert service.metric("ign_http_errors_total", code="over_share") == 2
             problem(
                 send(service, "/project", b"\0" * 40_000, "image/png"),

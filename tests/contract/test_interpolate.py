@@ -73,13 +73,6 @@ def test_defaults(service: Service) -> None:
     assert {image.steps for image in answer.images} == {STEPS}
     assert all("row" not in image and "col" not in image for image in response.json()["images"])
     assert "X-IGN-Seed" not in response.headers
-    explicit = {
-        "steps": STEPS,
-        "method": "slerp",
-        "frames": 9,
-        "points": [{"seed": 1, "index": 0}, POINTS[1]],
-    }
-    assert rows(service).tobytes() == rows(service, **explicit).tobytes()
 
 
 @pytest.mark.parametrize("method", ["slerp", "lerp"])

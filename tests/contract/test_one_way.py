@@ -131,15 +131,6 @@ def test_headers_of_gateways_and_browsers_change_nothing(service: Service, name:
     assert all_together == {labels: value * len(GATEWAYS) for labels, value in once.items()}
 
 
-def test_other_spellings_of_a_request_are_the_same_request(service: Service) -> None:
-    for one, other in (("JSON", "JSON with a charset"), ("a raw image", "a form")):
-        assert seen(service, one, {})[1] == seen(service, other, {})[1]
-    assert (
-        seen(service, "a raw image and a query", {})[1]
-        == seen(service, "a form with options", {})[1]
-    )
-
-
 # Whatever runs beside it
 
 

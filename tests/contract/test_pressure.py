@@ -5,6 +5,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,29 +39,10 @@ SMALL = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
 Patch = pytest.MonkeyPatch
 
 
-def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
-    with (
-        held(monkeypatch, settings(models, **SMALL)) as (service, gate),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        waiting = later(service, pool, {"seed": 1, "n": 4})
-        service.until_queued(4)
-        for path, body in (
-            ("/generate", {}),
-            (INFER, as_json(latents(1), parameters={"timeout": 3_000_000})),
-        ):
-            response = service.post(path, body)
-            problem(response, 429, "queue_full")
-            assert 1 <= int(response.headers["Retry-After"]) <= 60
-            assert "X-Should-Retry" not in response.headers
-        assert service.get("/readyz").status_code == 200
-        gate.opened.set()
-        assert waiting().status_code == 200
-        assert service.metric("ign_rejected_requests_total", reason="queue_full") == 2
-
-
 POINTS = [{"seed": 1}, {"seed": 2}]
-POOLED_CALLS = [
+CALLS_TO_REFUSE: list[tuple[str, dict[str, Any]]] = [
+    ("/generate", {}),
+    (INFER, as_json(latents(1), parameters={"timeout": 3_000_000})),
     ("/project", {"images": [b64(JPEG)]}),
     ("/score", {"images": [b64(JPEG)]}),
     ("/latent-interpolate", {"points": POINTS, "frames": 2}),
@@ -68,7 +50,8 @@ POOLED_CALLS = [
 ]
 
 
-def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch: Patch) -> None:
+def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
+    """Nothing of what it refuses is decoded."""
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
@@ -83,12 +66,18 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
     ):
         waiting = later(service, pool, {"seed": 1, "n": 4})
         service.until_queued(4)
-        for path, body in POOLED_CALLS:
-            problem(service.post(path, body), 429, "queue_full")
+        for path, body in CALLS_TO_REFUSE:
+            response = service.post(path, body)
+            problem(response, 429, "queue_full")
+            assert 1 <= int(response.headers["Retry-After"]) <= 60
+            assert "X-Should-Retry" not in response.headers
+        assert service.get("/readyz").status_code == 200
+        refused = service.metric("ign_rejected_requests_total", reason="queue_full")
+        assert refused == len(CALLS_TO_REFUSE)
         gate.opened.set()
         assert waiting().status_code == 200
         assert decoded == []
-        for path, body in POOLED_CALLS:
+        for path, body in CALLS_TO_REFUSE:
             assert service.post(path, body).status_code == 200
         assert decoded == ["images.0", "images.0", "terms.0.image"]
 
@@ -197,16 +186,6 @@ def test_rows_of_a_client_that_left_never_run(
         gate.opened.set()
         assert service.post("/generate", {"steps": 1}).status_code == 200
         assert gate.sizes == [1, 1]
-
-
-def test_a_caller_with_too_many_requests_in_flight_gets_429(
-    models: Path, monkeypatch: Patch
-) -> None:
-    with held(monkeypatch, settings(models, max_inflight_requests=1)) as (service, _):
-        response = service.post("/generate", {})
-        problem(response, 429, "over_share")
-        assert int(response.headers["Retry-After"]) >= 1
-        assert service.get("/healthz").status_code == 200
 
 
 def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
