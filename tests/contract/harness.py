@@ -34,7 +34,7 @@ from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
-from tests.contract.data import COLOUR, GREY
+from tests.contract.data import COLOUR, GREY, array
 from tests.helpers import watchdog
 from tests.helpers.connection import Connection
 from tests.helpers.onnx_models import write_model
@@ -151,6 +151,12 @@ class Service:
         if json is not None:
             options["json"] = json
         return self.client.post(path, headers=headers, **options)
+
+    def rows(self, path: str, **options: Any) -> FloatRows:
+        """The rows of an answer as an array."""
+        response = self.post(path, options, accept="application/x-npy")
+        assert response.status_code == 200, response.text
+        return array(response.content)
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[tuple[httpx.Response, Iterator[str]]]:
