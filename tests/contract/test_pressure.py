@@ -288,23 +288,16 @@ def test_the_operators_limits(models: Path) -> None:
             "pixels": 100,
         }
         assert service.post("/generate", {"n": 3, "steps": 10}).status_code == 200
-        problem(service.post("/generate", {"n": 4}), 422, "invalid_value", "n")
+        whole = as_json(latents(1, n=3), parameters={"steps": 10})
+        assert service.post(INFER, whole).status_code == 200
+        problem(service.post("/generate", {"n": 4, "steps": 11}), 422, "invalid_value", "n")
         problem(service.post("/generate", {"steps": 11}), 422, "invalid_value", "steps")
-        problem(
-            service.post("/project", {"images": [b64(PICTURE)] * 4}), 422, "invalid_value", "images"
-        )
+        images = [b64(PICTURE)] * 4
+        problem(service.post("/project", {"images": images}), 422, "invalid_value", "images")
         big = b64(save(noise(10, 11)))
         problem(service.post("/project", {"images": [big]}), 413, "image_too_large", "images.0")
-        assert (
-            service.post(INFER, as_json(latents(1, n=3), parameters={"steps": 10})).status_code
-            == 200
-        )
-        problem(service.post(INFER, as_json(latents(1, n=4))), 400, "invalid_inference")
-        problem(
-            service.post(INFER, as_json(latents(1), parameters={"steps": 11})),
-            400,
-            "invalid_inference",
-        )
+        for beyond in (as_json(latents(1, n=4)), as_json(latents(1), parameters={"steps": 11})):
+            problem(service.post(INFER, beyond), 400, "invalid_inference")
         assert service.get("/v2/models/grey/config").json()["max_batch_size"] == 3
 
 
@@ -330,17 +323,17 @@ def test_an_image_of_any_size_may_have_more_pixels_and_the_error_says_what_to_do
 
 
 def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
+    long = b'{"model": "%s"}' % (b"x" * 4000)
     with serving(settings(models, max_body_bytes=4000)) as service:
-        long = b'{"model": "%s"}' % (b"x" * 4000)
-        headers = {"Content-Type": "application/json"}
-        problem(service.client.post("/generate", content=long, headers=headers), 413, "too_large")
         pieces = (long[i : i + 500] for i in range(0, len(long), 500))  # without a Content-Length
-        problem(service.client.post("/generate", content=pieces, headers=headers), 413, "too_large")
-        problem(service.client.post(INFER, content=long), 413, "too_large")
-        file = {"image": ("x.png", b"\0" * 4000)}
-        problem(service.client.post("/project", files=file), 413, "too_large")
-        headers = {"Content-Type": "image/png"}
-        problem(
-            service.client.post("/project", content=b"\0" * 4001, headers=headers), 413, "too_large"
-        )
+        for path, kind, content in (
+            ("/generate", "application/json", long),
+            ("/generate", "application/json", pieces),
+            (INFER, "application/json", long),
+            ("/project", "multipart/form-data; boundary=x", b"--x\r\n" + long),
+            ("/project", "image/png", long),
+        ):
+            headers = {"Content-Type": kind}
+            response = service.client.post(path, content=content, headers=headers)
+            problem(response, 413, "too_large")
         assert service.post("/generate", {}).status_code == 200
