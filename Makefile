@@ -28,8 +28,9 @@ COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# tests/conftest.py says how many workers. The tests of a file share fixtures, so they stay on one worker.
-PARALLEL := -n auto --dist loadfile
+# tests/conftest.py says how many workers, and the order of the files. The tests of a file share fixtures, so they stay
+# on one worker.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # With COVERAGE set, as in CI, `make test` records its coverage, and `make check` adds only the slow tests to it.
 COVERAGE ?=
 MEASURED := -m coverage run -m pytest $(PARALLEL) --hypothesis-profile=ci

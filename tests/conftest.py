@@ -48,17 +48,31 @@ def pytest_xdist_auto_num_workers() -> int:
     return available_cpus() + 1
 
 
+def takes_slow(config: pytest.Config) -> bool:
+    return bool(config.getoption("slow") or config.getoption("markexpr"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import what is slow where nothing of it will run: it needs large packages."""
+    return True if collection_path == SLOW_FOLDER and not takes_slow(config) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark everything below tests/slow as slow, except what is marked smoke."""
-    if SLOW_FOLDER in item.path.parents and item.get_closest_marker("smoke") is None:
+    """Mark everything below tests/slow as slow."""
+    if SLOW_FOLDER in item.path.parents:
         item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out of what `-k` has chosen; `--slow` or `-m` keeps them."""
-    if config.getoption("slow") or config.getoption("markexpr"):
+    """Leave slow tests out of what `-k` has chosen; `--slow` or `-m` keeps them.
+
+    The last files come first: what takes longest is at their end, in tests/unit, and at the end of
+    a run no worker should wait for another one.
+    """
+    items.sort(key=lambda item: item.path, reverse=True)
+    if takes_slow(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if not item.get_closest_marker("slow")]

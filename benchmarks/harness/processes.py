@@ -106,6 +106,7 @@ def serving(
     port: int,
     ready: str,
     environ: Mapping[str, str] | None = None,
+    cwd: str | Path = ROOT,
     start_s: float = START_S,
 ) -> Iterator[ServerProcess]:
     """Run a server until the block ends, then stop it: SIGTERM, after `STOP_S` SIGKILL to its
@@ -118,7 +119,7 @@ def serving(
         process = subprocess.Popen(
             command,
             env=environ,
-            cwd=ROOT,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from service.artifact.files import read_npy
 from service.domain.latents import FloatRows, NoiseSource
+from tests.helpers.onnx_models import npy as npy
 from tests.helpers.onnx_models import reference
 from tests.helpers.pictures import noise, save
 
@@ -66,12 +67,6 @@ def b64(data: bytes) -> str:
 def unb64(text: str | None) -> bytes:
     assert text is not None
     return base64.b64decode(text, validate=True)
-
-
-def npy(rows: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    return buffer.getvalue()
 
 
 PICTURE = save(noise(8, 8, seed=1))

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import httpx
 import pytest
 import uvicorn
+import uvicorn.server
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
@@ -32,7 +34,7 @@ from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
-from tests.contract.data import COLOUR, GREY
+from tests.contract.data import COLOUR, GREY, array
 from tests.helpers import watchdog
 from tests.helpers.connection import Connection
 from tests.helpers.onnx_models import write_model
@@ -44,6 +46,14 @@ PATIENCE_S = 300.0  # nothing here takes a hundredth of it, unless the machine i
 LIMIT_S = 60.0  # of a request, body, head or stream that a test lets time out, by `SKIP_S`
 SKIP_S = 70.0
 STEP_S = 0.5  # shorter than what the service takes for a pause of its process
+
+
+async def _nap(seconds: float) -> None:
+    """In place of the sleeps of uvicorn, of which each service would end with two."""
+    await asyncio.sleep(seconds / 10)
+
+
+vars(uvicorn.server)["asyncio"] = SimpleNamespace(**vars(asyncio) | {"sleep": _nap})
 
 
 class Gate:
@@ -141,6 +151,12 @@ class Service:
         if json is not None:
             options["json"] = json
         return self.client.post(path, headers=headers, **options)
+
+    def rows(self, path: str, **options: Any) -> FloatRows:
+        """The rows of an answer as an array."""
+        response = self.post(path, options, accept="application/x-npy")
+        assert response.status_code == 200, response.text
+        return array(response.content)
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[tuple[httpx.Response, Iterator[str]]]:

@@ -1,6 +1,7 @@
 """What can be wrong with pictures, arrays and forms."""
 
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,45 +23,33 @@ def test_raw_bodies_of_other_types_are_415(service: Service, kind: str) -> None:
     problem(send(service, "/project", PICTURE, kind), 415, "unsupported_media_type", "Content-Type")
 
 
-@pytest.mark.parametrize("content", images()["undecodable_image"])
-def test_undecodable_pictures(service: Service, content: bytes) -> None:
-    for body, field in (
-        ({"images": [b64(content)]}, "images.0"),
-        ({"images": [GOOD, b64(content)]}, "images.1"),
-        ({"images": [GOOD], "mask": b64(content)}, "mask"),
-        ({"images": [GOOD, GOOD], "masks": [GOOD, b64(content)]}, "masks.1"),
-    ):
-        problem(service.post("/project", body), 422, "undecodable_image", field)
-    for raw in (content, b""):
-        problem(send(service, "/project", raw, "image/png"), 422, "undecodable_image", "body")
-    file = ("image", ("x.png", content, "image/png"))
-    problem(service.client.post("/project", files=[file]), 422, "undecodable_image", "image")
-    good = ("image", ("x.png", PICTURE, "image/png"))
-    problem(
-        service.client.post("/project", files=[good, file]), 422, "undecodable_image", "image.1"
-    )
-    points = [{"seed": 1}, {"image": b64(content)}]
-    problem(
-        service.post("/latent-interpolate", {"points": points}),
-        422,
-        "undecodable_image",
-        "points.1.image",
-    )
+def refused(service: Service, content: bytes, status: int, code: str) -> None:
+    """A file is no image, or too large a one, wherever it stands."""
+    text = b64(content)
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("/project", {"images": [text]}, "images.0"),
+        ("/project", {"images": [GOOD, text]}, "images.1"),
+        ("/project", {"images": [GOOD], "mask": text}, "mask"),
+        ("/project", {"images": [GOOD, GOOD], "masks": [GOOD, text]}, "masks.1"),
+        ("/latent-interpolate", {"points": [{"seed": 1}, {"image": text}]}, "points.1.image"),
+    ]
+    for path, body, field in bodies:
+        problem(service.post(path, body), status, code, field)
+    problem(send(service, "/project", content, "image/png"), status, code, "body")
+    files = [("image", ("x.png", each, "image/png")) for each in (PICTURE, content)]
+    problem(service.client.post("/project", files=files), status, code, "image.1")
+    problem(service.client.post("/project", files=files[1:]), status, code, "image")
 
 
-@pytest.mark.parametrize("content", images()["image_too_large"])
-def test_oversized_pictures_are_413(service: Service, content: bytes) -> None:
-    problem(
-        service.post("/project", {"images": [b64(content)]}), 413, "image_too_large", "images.0"
-    )
-    problem(send(service, "/project", content, "image/png"), 413, "image_too_large", "body")
-    points = [{"image": b64(content)}, {"seed": 1}]
-    problem(
-        service.post("/latent-interpolate", {"points": points}),
-        413,
-        "image_too_large",
-        "points.0.image",
-    )
+def test_undecodable_pictures(service: Service) -> None:
+    for content in images()["undecodable_image"]:
+        refused(service, content, 422, "undecodable_image")
+    problem(send(service, "/project", b"", "image/png"), 422, "undecodable_image", "body")
+
+
+def test_oversized_pictures_are_413(service: Service) -> None:
+    for content in images()["image_too_large"]:
+        refused(service, content, 413, "image_too_large")
 
 
 @pytest.mark.parametrize(
@@ -158,10 +147,11 @@ OPTIONS_AS_TEXT = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, text) for name, texts in OPTIONS_AS_TEXT.items() for text in texts]
 )
-def test_options_as_text(service: Service, name: str, value: str) -> None:
+@pytest.mark.parametrize("path", ["/project", "/score"])
+def test_options_as_text(service: Service, path: str, name: str, value: str) -> None:
     for response in (
-        service.client.post("/project", files=FILE, data={name: value}),
-        send(service, "/project", PICTURE, "image/png", params={name: value}),
+        service.client.post(path, files=FILE, data={name: value}),
+        send(service, path, PICTURE, "image/png", params={name: value}),
     ):
         field = response.json()["errors"][0]["field"]
         assert field.partition(".")[0] == name

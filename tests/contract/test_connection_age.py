@@ -62,18 +62,3 @@ def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> 
     assert [status for status, _, _ in answers] == [200] * 3
     assert ["connection" in headers for _, headers, _ in answers] == [False, False, True]
     assert old.is_over()
-
-
-def test_what_a_client_sends_after_the_last_response_does_not_destroy_it(
-    aged: Service, old: Connection
-) -> None:
-    options = b'{"seed": 1, "steps": 3000, "record": [1]}'
-    old.send(
-        GENERATE.replace(b"Host", b"Accept: text/event-stream\r\nHost") % (len(options), options)
-    )
-    head = old.stream.readline()
-    old.send(GET)
-    received = head + old.stream.read()
-    assert b"connection: close" in received
-    assert (received.count(b"HTTP/1.1"), received.count(b"event: done")) == (1, 1)
-    aged.until_in_flight(0)

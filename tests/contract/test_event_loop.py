@@ -4,11 +4,14 @@ others.
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.load_generator.messages import post, upload
+from tests.contract.any_size import ask
 from tests.contract.harness import Service, serving, settings, write_models
+from tests.contract.test_shapes import ask_quickly
 from tests.helpers import watchdog
 from tests.helpers.pictures import chunk
 
@@ -22,18 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def latents() -> Callable[[Service], object]:
-    points = [{"seed": i} for i in range(16)]
-    return lambda service: service.post(
-        "/latent-interpolate", {"points": points, "frames": 256}, accept="image/webp"
-    )
-
-
-def broken() -> Callable[[Service], object]:
-    return lambda service: service.post("/project", {"images": ["A" * 4] * (MIB // 8)})
-
-
-def two_headers() -> Callable[[Service], object]:
+def two_headers() -> bytes:
     """A PNG of 2 KB that promises 8×8 pixels first and 4000×4000 then."""
     small, large = (
         chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) for side in (8, 4000)
@@ -41,43 +33,28 @@ def two_headers() -> Callable[[Service], object]:
     pixels = chunk(b"IDAT", zlib.compress(bytes(4001 * 4000), 9))
     data = b"\x89PNG\r\n\x1a\n" + small + large + pixels + chunk(b"IEND")
     assert len(data) < 1 << 15
-    return lambda service: service.post(
-        "/project", content=data, headers={"Content-Type": "image/png"}
-    )
+    return data
 
 
-def repository_call() -> Callable[[Service], object]:
-    body = b"{" + b",".join(b'"%d":0' % number for number in range(1700)) + b"}"
-    assert len(body) < 1 << 14
-    return lambda service: service.post("/v2/repository/index", content=body)
-
-
+WALK = {"points": [{"seed": i} for i in range(16)], "frames": 256}
 ENLARGED = {"n": 64, "scale": 24, "resample": "smooth"}
-REQUESTS: dict[str, Callable[[Service], object]] = {
-    "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
-    "a sheet of enlarged pictures": lambda service: service.post(
-        "/generate", ENLARGED, accept="image/png"
+REQUESTS = {
+    "64 colour pictures": post("/generate", {"n": 64, "model": "colour"}),
+    "a sheet of enlarged pictures": post("/generate", ENLARGED, "image/png"),
+    "1024 recorded pictures": post("/generate", {"n": 64, "steps": 16, "record": [*range(1, 17)]}),
+    "an animation": post("/latent-interpolate", WALK, "image/webp"),
+    "a megabyte of mistakes": post("/project", {"images": ["A" * 4] * (MIB // 8)}),
+    "a PNG with two headers": upload("/project", two_headers()),
+    "a repository call of 1700 members": post(
+        "/v2/repository/index", {f"{number}": 0 for number in range(1700)}
     ),
-    "1024 recorded pictures": lambda service: service.post(
-        "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
-    ),
-    "an animation": latents(),
-    "a megabyte of mistakes": broken(),
-    "a PNG with two headers": two_headers(),
-    "a repository call of 1700 members": repository_call(),
 }
 
 
-@pytest.mark.parametrize("request_name", REQUESTS)
+@pytest.mark.parametrize("name", REQUESTS)
 def test_no_request_holds_the_event_loop_up(
-    request_name: str, service: Service, monkeypatch: pytest.MonkeyPatch
+    name: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "LIMIT_S", 0.01)
-    REQUESTS[request_name](service)  # the first one may import modules
-    # what the service does is slow each time, unlike what others do on the same core
-    for _ in range(3):
-        watchdog.slow.clear()
-        REQUESTS[request_name](service)
-        service.get("/healthz")  # the callback that answered has ended, and been timed
-        if not watchdog.slow:
-            break
+    ask(service, REQUESTS[name])  # the first one may import modules
+    ask_quickly(service, REQUESTS[name])

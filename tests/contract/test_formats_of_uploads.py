@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from service.api.native.answers import ProjectAnswer
-from tests.contract.data import FILE, array, b64, pixels, unb64
+from tests.contract.data import FILE, b64, pixels, unb64
 from tests.contract.harness import Service, checked, problem
 from tests.helpers.pictures import noise, save
 
@@ -130,7 +130,7 @@ def pages(response: Any) -> list[np.ndarray[Any, Any]]:
 
 def test_an_answer_as_tiff_has_a_page_for_each_row_and_16_bits_of_grey(service: Service) -> None:
     body = {"seed": 3, "n": 3}
-    rows = array(service.post("/generate", body, accept="application/x-npy").content)
+    rows = service.rows("/generate", **body)
     answer = service.post("/generate", body, accept="image/tiff")
     expected = np.rint((rows[:, 0].astype(np.float64) + 1) * 65_535 / 2).clip(0, 65_535)
     np.testing.assert_array_equal(pages(answer), expected)

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from service.api.native.answers import GenerateAnswer
-from service.domain.latents import FloatRows
 from tests.contract.data import (
-    COLOUR,
-    GREY,
     array,
     latents,
     npy,
@@ -25,10 +22,6 @@ STEPS = 2  # the card's
 
 def generated(service: Service, **options: object) -> GenerateAnswer:
     return checked(service.post("/generate", options), GenerateAnswer)
-
-
-def rows(service: Service, **options: object) -> FloatRows:
-    return array(service.post("/generate", options, accept="application/x-npy").content)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ def test_everything_is_optional(service: Service, body: dict[str, Any]) -> None:
     assert answer.model.version == "10"
     assert len(answer.images) == 1
     assert answer.images[0].steps == STEPS
-    expected = quantised(rows(service, seed=answer.seed, n=1, steps=STEPS))
+    expected = quantised(service.rows("/generate", seed=answer.seed, n=1, steps=STEPS))
     np.testing.assert_array_equal(pixels(unb64(answer.images[0].data)), expected[0])
 
 
@@ -86,7 +79,7 @@ def test_every_member_of_the_contracts_example(service: Service) -> None:
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
     np.testing.assert_allclose(
-        rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5
+        service.rows("/generate", seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5
     )
     last = 2**32 - 1  # of indices
     assert [image.index for image in generated(service, seed=seed, offset=last).images] == [last]
@@ -95,30 +88,18 @@ def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
 def test_offset_continues_the_seeds_series(service: Service) -> None:
     answer = generated(service, seed=5, offset=3, n=2)
     assert [image.index for image in answer.images] == [3, 4]
-    found = rows(service, seed=5, offset=3, n=2)
+    found = service.rows("/generate", seed=5, offset=3, n=2)
     np.testing.assert_allclose(found, step_params(latents(5, 3, 2), STEPS), atol=1e-5)
     np.testing.assert_array_equal(
         [pixels(unb64(image.data)) for image in answer.images], quantised(found)
     )
 
 
-@pytest.mark.parametrize(
-    ("model", "version", "scale"),
-    [("grey", "10", 1.0), ("grey/10", "10", 1.0), ("grey/2", "2", 1.5), ("colour", "1", 1.0)],
-)
-def test_the_model_asked_for_answers(
-    service: Service, model: str, version: str, scale: float
-) -> None:
-    assert generated(service, model=model).model.version == version
-    expected = step_params(latents(3, shape=COLOUR if model == "colour" else GREY), 1, scale)
-    np.testing.assert_allclose(rows(service, model=model, seed=3, steps=1), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("scale", [0, 0.5, 2])
 def test_noise_scale(service: Service, scale: float) -> None:
     expected = step_params(latents(4) * np.float32(scale), 1)
     np.testing.assert_allclose(
-        rows(service, seed=4, steps=1, noise_scale=scale), expected, atol=1e-5
+        service.rows("/generate", seed=4, steps=1, noise_scale=scale), expected, atol=1e-5
     )
 
 
@@ -148,7 +129,7 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
     )
     np.testing.assert_array_equal(array(unb64(start.data)), z[0])
     for step in trajectory[1:]:
-        expected = quantised(rows(service, seed=6, steps=step.step))[0]
+        expected = quantised(service.rows("/generate", seed=6, steps=step.step))[0]
         np.testing.assert_array_equal(pixels(unb64(step.data)), expected)
     for step in trajectory[1:]:
         change = np.abs(step_params(z, step.step) - step_params(z, step.step - 1)).mean()
@@ -179,7 +160,7 @@ def test_tolerance_stops_a_row_early(service: Service) -> None:
 def test_formats_of_base64(service: Service, form: str) -> None:
     image = generated(service, seed=2, format=form, record=[2]).images[0]
     assert image.format == form
-    row = rows(service, seed=2)
+    row = service.rows("/generate", seed=2)
     for data in (image.data, (image.trajectory or [])[0].data):
         if form == "npy":
             decoded = array(unb64(data))

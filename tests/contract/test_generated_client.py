@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.data import PICTURE, b64
+from tests.contract.data import CALLS, PICTURE
 from tests.contract.harness import Service
 from tests.helpers.live import run
 from tests.helpers.openapi import FILE
@@ -58,22 +58,12 @@ def client(generated: Any, service: Service) -> Iterator[Any]:
 
 def test_every_post_of_json(generated: Any, client: Any, service: Service) -> None:
     models = generated.models
-    text = b64(PICTURE)
-    bodies = {
-        "generate": models.GenerateRequest(seed=7, n=2, record=[0, 1], steps=1),
-        "project": models.ProjectRequest(images=[text], steps=2),
-        "score": models.ScoreRequest(images=[text]),
-        "latent_interpolate": models.InterpolateRequest(
-            points=[models.PointRequest(seed=1), models.PointRequest(image=text)], frames=3
-        ),
-        "latent_arithmetic": models.ArithmeticRequest(
-            terms=[models.TermRequest(seed=1), models.TermRequest(seed=2, weight=-0.5)]
-        ),
-    }
-    for name, body in bodies.items():
-        answer = generated.call(name).sync(client=client, body=body)
-        expected = service.post(f"/{name.replace('_', '-')}", body.to_dict()).json()
-        assert answer.to_dict()["images"] == expected["images"], name
+    kinds = ("Generate", "Project", "Interpolate", "Arithmetic", "Score")
+    for (path, options), kind in zip(CALLS.items(), kinds, strict=True):
+        call = generated.call(path.strip("/").replace("-", "_"))
+        body = getattr(models, f"{kind}Request").from_dict(options)
+        answer = call.sync(client=client, body=body)
+        assert answer.to_dict()["images"] == service.post(path, options).json()["images"], path
         assert answer.model.name == "grey"
     wrong = generated.call("generate").sync_detailed(
         client=client, body=models.GenerateRequest(n=99)

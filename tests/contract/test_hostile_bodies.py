@@ -26,6 +26,7 @@ from tests.contract.harness import (
     settings,
 )
 from tests.contract.oip import INFER, as_binary, infer
+from tests.contract.test_fairness import newcomer
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
 
@@ -82,6 +83,7 @@ def test_after_the_deadline_no_further_picture_is_decoded(
 def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
     decoder = Decoder()
     monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
+    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)
     content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
     head = (
         b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: "
@@ -146,6 +148,10 @@ def test_bytes_in_flight_are_bounded(models: Path) -> None:
                 problem(response, 429, "over_share")
                 assert int(response.headers["Retry-After"]) >= 1
             assert 45_000 < held.bytes.total <= 50_000
+            with newcomer(service) as client:
+                kind = {"Content-Type": "image/png"}
+                response = client.post("/project", content=b"\0" * 60_000, headers=kind)
+                problem(response, 422, "undecodable_image", "body")
             assert service.metric("ign_http_errors_total", code="over_share") == 2
             problem(
                 send(service, "/project", b"\0" * 40_000, "image/png"),

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.api.message import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
@@ -65,40 +66,36 @@ def rejected(answer: tuple[int, dict[str, str], bytes], status: int, code: str) 
     assert headers["x-request-id"] == document["request_id"]
 
 
-def send_endlessly(connection: Connection, start: bytes, part: bytes, most: int = 64 << 20) -> int:
-    """Send ``part`` again and again until the service stops reading; the number of bytes that it
-    took.
-    """
-    sent = 0
-    connection.socket.settimeout(2.0)
-    with suppress(ConnectionError, TimeoutError):
-        connection.socket.sendall(start)
-        while sent < most:
-            connection.socket.sendall(part)
-            sent += len(part)
-    return sent
-
-
-@pytest.mark.parametrize(
-    ("start", "part"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ", b"b" * 65536),
-        (b"GET /", b"b" * 65536),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a:\r\n" * 16384),
-        (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n", b"a:\r\n" * 16384),
-        (CHUNKED + b"\r\n2\r\n{}\r\n0\r\nX-A: ", b"b" * 65536),
-        (CHUNKED + b"\r\n2;", b"b" * 65536),
-    ],
-    ids=["header", "URL", "headers", "trailers", "trailer", "chunk extension"],
+ENDLESS = (
+    (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ", b"b"),
+    (b"GET /", b"b"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a:\r\n"),
+    (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n", b"a:\r\n"),
+    (CHUNKED + b"\r\n2\r\n{}\r\n0\r\nX-A: ", b"b"),
+    (CHUNKED + b"\r\n2;", b"b"),
 )
-def test_an_endless_head_is_not_read(
-    service: Service, connection: Connection, start: bytes, part: bytes
-) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(send_endlessly, connection, start, part)
-        while not sending.done():
+MOST = 64 << 20
+
+
+def test_an_endless_head_is_not_read(service: Service) -> None:
+    """Whether the headers do not end, one of them, the URL, the trailers or part of a body."""
+
+    def send_endlessly(start: bytes, part: bytes) -> int:
+        """Send until the service stops reading; the number of bytes that it took."""
+        sent = 0
+        with Connection(service.address) as connection, suppress(ConnectionError, TimeoutError):
+            connection.socket.settimeout(2.0)
+            connection.send(start)
+            while sent < MOST:
+                connection.send(part * (65536 // len(part)))
+                sent += 65536
+        return sent
+
+    with ThreadPoolExecutor(len(ENDLESS)) as pool:
+        sending = [pool.submit(send_endlessly, *each) for each in ENDLESS]
+        for each in sending:
             assert service.get("/healthz").status_code == 200
-        assert sending.result() < 16 << 20  # most of it in buffers of the kernel
+            assert each.result() < 16 << 20  # most of it in buffers of the kernel
 
 
 @pytest.mark.parametrize(
@@ -370,83 +367,58 @@ def test_the_deadline_of_a_pipelined_request_counts_from_its_head(
         assert [connection.answer()[0] for _ in range(2)] == [200, 504]
 
 
-PAGES = {
-    "another site": {"Sec-Fetch-Site": "cross-site"},
-    "another site, by an address": {"Origin": "http://evil.example"},
-    "a sandbox": {"Origin": "null"},
-    "another port": {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
-    "a name that resolves to the service": {
-        "Host": "evil.example",
-        "Origin": "http://evil.example",
-    },
-    "such a name, without Origin": {"Host": "evil.example:80"},
-}
+PAGES: list[dict[str, str]] = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},  # of a sandbox
+    {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
+]
+REBOUND: list[dict[str, str]] = [  # a name that resolves to the service
+    {"Host": "evil.example", "Origin": "http://evil.example"},
+    {"Host": "evil.example:80"},
+]
+OWN: list[dict[str, str]] = [
+    {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "http://proxy"},
+    *(
+        {"Host": host} | origin
+        for host in ("127.0.0.1:8000", "localhost:1", "[::1]", "ign.example:80")
+        for origin in ({}, {"Origin": f"http://{host}"})
+    ),
+]
+SIMPLE = {"Content-Type": "text/plain"}
+FORM = {"files": {"image": ("x.png", PICTURE)}, "data": {"prompt": "x"}}
+Asked = tuple[str, dict[str, Any]]
+RUNS: list[Asked] = [
+    ("/v1/images/generations", {"content": b'{"prompt": "x"}', "headers": SIMPLE}),
+    ("/v1/images/edits", FORM),
+    ("/v2/models/grey/infer", {"content": encoded(latents(1)), "headers": SIMPLE}),
+    ("/project", {"files": FORM["files"]}),
+]
+CHANGES: list[Asked] = [
+    (f"/v2/repository/{path}", {}) for path in ("index", "models/grey/load", "models/colour/unload")
+]
 
 
-@pytest.mark.parametrize("headers", PAGES.values(), ids=PAGES)
-@pytest.mark.parametrize("path", ["index", "models/grey/load", "models/colour/unload"])
-def test_other_sites_may_not_change_models_without_keys(
-    service: Service, path: str, headers: dict[str, str]
-) -> None:
-    """A browser sends such a request without asking, because it is simple."""
-    problem(service.client.post(f"/v2/repository/{path}", headers=headers), 403, "forbidden")
+def asked(service: Service, request_: Asked, headers: dict[str, str]) -> httpx.Response:
+    """What a browser sends without asking first, because it is simple."""
+    path, options = request_
+    return service.client.post(path, **options | {"headers": options.get("headers", {}) | headers})
+
+
+def test_other_sites_may_neither_run_nor_change_models_without_keys(service: Service) -> None:
+    for request_ in RUNS + CHANGES:
+        for headers in PAGES + (REBOUND if request_ in CHANGES else []):
+            assert asked(service, request_, headers).status_code == 403
     assert service.get("/models/colour").status_code == 200
 
 
-SIMPLE = {"Content-Type": "text/plain"}
-FORM = {"files": {"image": ("x.png", PICTURE)}, "data": {"prompt": "x"}}
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "OpenAI's generations": (
-        "/v1/images/generations",
-        {"content": b'{"prompt": "x"}', "headers": SIMPLE},
-    ),
-    "OpenAI's edits": ("/v1/images/edits", FORM),
-    "infer": ("/v2/models/grey/infer", {"content": encoded(latents(1)), "headers": SIMPLE}),
-    "a form": ("/project", {"files": FORM["files"]}),
-}
-
-
-@pytest.mark.parametrize(("path", "request_"), RUNS.values(), ids=RUNS)
-def test_other_sites_may_not_run_models_without_keys_either(
-    service: Service, models: Path, path: str, request_: dict[str, Any]
-) -> None:
-    """Nor a page that `IGN_CORS_ORIGINS` does not name; with keys, a browser asks first."""
-
-    def status(service: Service, **headers: str) -> int:
-        return service.client.post(
-            path, **request_ | {"headers": request_.get("headers", {}) | headers}
-        ).status_code
-
-    own = {"Origin": f"http://{service.address[0]}:{service.address[1]}"}
-    for headers in (
-        own,
-        {"Sec-Fetch-Site": "same-origin", "Origin": "http://proxy"},
-        {"Origin": "https://app.example"},
-    ):
-        assert status(service, **headers) == 200
-    for name in ("another site", "another site, by an address", "a sandbox", "another port"):
-        assert status(service, **PAGES[name]) == 403
+def test_own_and_allowed_sites_may(service: Service, models: Path) -> None:
+    """With `*` in `IGN_CORS_ORIGINS`, all may run models, and none may change them."""
+    for request_ in (*RUNS, CHANGES[0]):
+        for headers in OWN:
+            assert asked(service, request_, headers).status_code == 200, (request_, headers)
     with serving(settings(models, cors_origins=("*",))) as open_to_all:
-        assert status(open_to_all, **PAGES["another site, by an address"]) == 200
-        problem(
-            open_to_all.client.post("/v2/repository/models/grey/load", headers=PAGES["a sandbox"]),
-            403,
-            "forbidden",
-        )
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"},
-        {"Sec-Fetch-Site": "same-origin"},
-        {"Host": "localhost:1"},
-        {"Host": "[::1]"},
-        {"Host": "ign.example:80"},
-    ],
-)
-def test_own_and_allowed_sites_may_change_models(service: Service, headers: dict[str, str]) -> None:
-    assert service.client.post("/v2/repository/index", headers=headers).status_code == 200
-    own = {"Host": headers.get("Host", "127.0.0.1:8000")}
-    own["Origin"] = f"http://{own['Host']}"
-    assert service.client.post("/v2/repository/index", headers=own).status_code == 200
+        for request_ in RUNS:
+            assert asked(open_to_all, request_, PAGES[1]).status_code == 200
+        problem(asked(open_to_all, CHANGES[1], PAGES[2]), 403, "forbidden")

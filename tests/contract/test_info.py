@@ -60,19 +60,7 @@ def test_one_card(service: Service, path: str, ref: str) -> None:
 
 def test_a_card_tells_all_that_is_known_of_a_model(service: Service, models: Path) -> None:
     card = service.get("/models/colour").json()
-    members = {
-        "title",
-        "prompt",
-        "shape",
-        "range",
-        "background",
-        "noise",
-        "steps",
-        "training",
-        "quality",
-        "licence",
-    }
-    assert set(card) >= members | {"digest", "provider"}
+    assert set(card) >= set(ServedCard.model_fields)
     assert card["noise"]["stream"] == STREAM
     assert (
         card["digest"]

@@ -11,9 +11,10 @@ import pytest
 from service.api.info.routes import ModelList
 from service.domain.errors import StartupError
 from service.models import on_demand
-from tests.contract.data import array, latents, step_params
+from tests.contract.data import latents, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings, write_models
 from tests.contract.oip import encoded, infer
+from tests.contract.test_oip_repository import f
 from tests.helpers.onnx_models import write_model
 
 
@@ -24,10 +25,7 @@ def models(tmp_path: Path) -> Path:
 
 def answers(service: Service, model: str | None, scale: float) -> bool:
     """Whether a model gives f of its scale."""
-    response = service.post(
-        "/generate", {"model": model, "seed": 1, "steps": 1}, accept="application/x-npy"
-    )
-    return np.allclose(array(response.content), step_params(latents(1), 1, scale=scale), atol=1e-6)
+    return np.allclose(f(service, model), step_params(latents(1), 1, scale=scale), atol=1e-6)
 
 
 def test_a_broken_version_is_reported_and_the_others_serve(models: Path) -> None:

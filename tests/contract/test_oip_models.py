@@ -26,11 +26,6 @@ def test_the_server(service: Service) -> None:
     ]
 
 
-def test_health(service: Service) -> None:
-    for path in ("/v2/health/live", "/v2/health/ready", *(f"{path}/ready" for path in BOTH)):
-        assert service.get(path).status_code == 200
-
-
 @pytest.mark.parametrize("path", BOTH)
 def test_metadata(service: Service, path: str) -> None:
     assert checked(service.get("/v2/models/colour"), ModelMetadata).inputs[0].shape == [-1, 3, 8, 8]
@@ -97,15 +92,6 @@ def test_statistics_count_what_was_done(models: Path) -> None:
             0,
         )
         assert (idle["inference_stats"]["success"]["count"], idle["batch_stats"]) == (0, [])
-
-
-def test_statistics_of_several(service: Service) -> None:
-    def versions(path: str) -> list[str]:
-        return [f"{model['name']}/{model['version']}" for model in statistics(service, path)]
-
-    assert versions("/v2/models/grey/stats") == ["grey/2", "grey/10"]
-    assert versions("/v2/models/grey/versions/10/stats") == ["grey/10"]
-    assert versions("/v2/models/stats") == ["colour/1", "grey/2", "grey/10"]
 
 
 # What is not there

@@ -82,8 +82,7 @@ def damage(models: Path, ref: str) -> None:
 
 def f(service: Service, model: str | None = "grey") -> FloatRows:
     """f of latent 0 of seed 1."""
-    options = {"model": model, "seed": 1, "steps": 1}
-    return array(service.post("/generate", options, accept="application/x-npy").content)
+    return service.rows("/generate", model=model, seed=1, steps=1)
 
 
 def running(service: Service) -> list[ServedModel]:

@@ -275,29 +275,6 @@ def test_sides_beyond_the_format_are_refused_before_they_are_computed(tmp_path: 
         assert service.post("/generate", {"scale": 27}, accept="image/webp").status_code == 200
 
 
-def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
-    limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 100_000}
-    # 57 600 bytes
-    small = {"seed": 1}
-    big = {"seed": 1, "scale": 30}
-    with serving(settings(models, **limits)) as service:
-        with busy_codec(service):
-            waiting = threading.Thread(
-                target=lambda: service.post("/generate", big, accept="image/png")
-            )
-            waiting.start()
-            service.until_bytes(lambda size: size > 57_000)
-            problem(service.post("/generate", big, accept="image/png"), 429, "over_share")
-            assert service.post("/generate", small, accept="image/png").status_code == 200
-        waiting.join(PATIENCE_S)
-        service.until_bytes(lambda size: size == 0)
-        too_large = problem(
-            service.post("/generate", big | {"n": 4}, accept="image/png"), 413, "too_large"
-        )
-        assert "IGN_MAX_INFLIGHT_BYTES" in too_large.detail
-        service.until_bytes(lambda size: size == 0)
-
-
 @pytest.mark.parametrize("accept", ["application/json", "image/png", "image/gif"])
 def test_after_the_deadline_no_further_picture_is_enlarged(
     models: Path, monkeypatch: pytest.MonkeyPatch, accept: str

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from service.api.native.answers import ScoreAnswer
-from tests.contract.data import FILE, b64, pixels, step_params
+from tests.contract.data import b64, pixels, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings
-from tests.contract.test_bad_input import SCORE_HAS_NO
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 
@@ -112,24 +111,6 @@ def test_a_heat_map_shows_where_an_image_changes(service: Service, model: str) -
 def test_there_are_no_other_pictures_in_the_answer(accept: str, service: Service) -> None:
     problem(
         service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable"
-    )
-
-
-@pytest.mark.parametrize("name", SCORE_HAS_NO)
-def test_options_of_projection_are_unknown(name: str, service: Service) -> None:
-    problem(service.client.post("/score", files=FILE, data={name: "1"}), 422, "invalid_value", name)
-    kind = {"Content-Type": "image/png"}
-    problem(
-        service.client.post(f"/score?{name}=1", content=PICTURE, headers=kind),
-        422,
-        "invalid_value",
-        name,
-    )
-    problem(
-        service.client.post("/score", files=FILE | {"mask": FILE["image"]}),
-        422,
-        "invalid_value",
-        "mask",
     )
 
 

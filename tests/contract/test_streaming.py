@@ -149,20 +149,6 @@ def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> N
         service.until_metric("ign_http_errors_total", 1.0, code="deadline_exceeded")
 
 
-def test_draining_ends_a_stream_with_an_error(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        with service.stream({"record": [0]}) as (_, found):
-            service.services.registry.models["grey/10"].scheduler.close(0)
-            events = parsed("\n".join(["event: step", *found]))
-        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == (
-            "error",
-            "draining",
-            503,
-        )
-
-
 def test_an_unforeseen_failure_is_logged_and_says_nothing(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

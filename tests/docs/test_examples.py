@@ -1,6 +1,9 @@
 """The examples do what they say, with the shipped model, and stay short."""
 
+import ast
+import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -8,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,3 +197,50 @@ def test_call_from_another_service(url: str, monkeypatch: pytest.MonkeyPatch) ->
         # its own client would repeat the call for a minute
         app.state.ign = AsyncClient("http://127.0.0.1:1", max_retries=0)
         assert caller.post("/clean", content=b"x").status_code == 503
+
+
+# The notebook; its cells hold plain Python, so no kernel is needed
+
+
+TOUR = EXAMPLES / "tour.ipynb"
+CELLS = [
+    cell
+    for cell in json.loads(TOUR.read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
+
+
+def shown_by_the_tour() -> list[Any]:
+    """The values that Jupyter shows: of the last line of each cell, where it is an expression and
+    not None.
+    """
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    shown = []
+    with contextlib.chdir(TOUR.parent):
+        for number, cell in enumerate(CELLS, 1):
+            tree = ast.parse("".join(cell["source"]))
+            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, f"cell {number}", "exec"), namespace)
+            if isinstance(last, ast.Expr):
+                shown.append(
+                    eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), namespace)
+                )
+    return [value for value in shown if value is not None]
+
+
+def test_it_runs_with_a_service_that_serves(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGN_BASE_URL", url)
+    monkeypatch.setenv("NO_PROXY", "*")
+    shown = shown_by_the_tour()
+    sheets = [value for value in shown if isinstance(value, Image.Image)]
+    assert len(sheets) > 3
+    assert all(np.ptp(np.asarray(sheet)) > 100 for sheet in sheets)  # none is blank
+    assert any(hasattr(value, "_repr_html_") for value in shown)
+    with Client(url, timeout=300) as client:
+        assert client.ready()
+
+
+def test_no_outputs_are_stored() -> None:
+    # They are large, differ in request ids and times, and nothing would tell that a model has
+    # changed since.
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in CELLS)

@@ -19,8 +19,9 @@ import httpx
 import onnxruntime
 import pytest
 
+from benchmarks.harness.processes import listening_sockets, serving_processes
 from tests.contract.harness import PATIENCE_S, problem
-from tests.helpers.live import free_port, processes
+from tests.helpers.live import free_port
 from tests.helpers.onnx_models import write_model
 
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
@@ -41,6 +42,10 @@ class Process:
     popen: "subprocess.Popen[str]"
     url: str = ""
     client: httpx.Client = field(default_factory=new_client)
+
+    @property
+    def port(self) -> int:
+        return httpx.URL(self.url).port or 0
 
     def get(self, path: str) -> httpx.Response:
         return self.client.get(self.url + path)
@@ -336,20 +341,6 @@ def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None
         assert "ign_open_connections_limit 256.0" in metrics
 
 
-def children_of(process: Process) -> list[int]:
-    """Its server processes; another child keeps the books of what spawned processes share."""
-    pid = process.popen.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sorted(processes(b"spawn_main").intersection(map(int, children)))
-
-
-def listeners(process: Process) -> int:
-    """How many processes listen on its port."""
-    port = f":{httpx.URL(process.url).port:04X}"
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(one[1].endswith(port) and one[3] == "0A" for one in sockets)
-
-
 def served_until(process: Process, condition: Callable[[], bool]) -> None:
     """Ask, a connection each: no request is refused, neither until then nor right after."""
     while not condition():
@@ -367,7 +358,13 @@ def replace(process: Process, dead: int) -> None:
     # reaps it.
     while Path(f"/proc/{dead}").exists():
         pass
-    served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+    served_until(
+        process,
+        lambda: (
+            dead not in serving_processes(process.popen.pid)
+            and listening_sockets(process.port) == 2
+        ),
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
@@ -394,22 +391,22 @@ class TestSeveralProcesses:
         self, environ: dict[str, str]
     ) -> None:
         with running(environ | TWO) as process:
-            served_until(process, lambda: listeners(process) == 2)
-            dead, alive = children_of(process)
+            served_until(process, lambda: listening_sockets(process.port) == 2)
+            dead, alive = serving_processes(process.popen.pid)
             replace(process, dead)
-            assert alive in children_of(process)
+            assert alive in serving_processes(process.popen.pid)
 
     def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(
         self, environ: dict[str, str]
     ) -> None:
         with running(environ | TWO | {"IGN_DRAIN_S": "1"}) as process:
-            served_until(process, lambda: listeners(process) == 2)
-            hung, alive = children_of(process)
+            served_until(process, lambda: listening_sockets(process.port) == 2)
+            hung, alive = serving_processes(process.popen.pid)
             os.kill(hung, signal.SIGSTOP)
-            while Path(f"/proc/{hung}").exists() or listeners(process) < 2:
+            while Path(f"/proc/{hung}").exists() or listening_sockets(process.port) < 2:
                 pass
             served_until(process, lambda: True)
-            assert alive in children_of(process)
+            assert alive in serving_processes(process.popen.pid)
             metrics = process.get("/metrics").text
             assert 'ign_process_replacements_total{reason="hung"} 1.0' in metrics
             os.kill(alive, signal.SIGSTOP)
@@ -422,7 +419,7 @@ class TestSeveralProcesses:
             process.url = f"http://127.0.0.1:{port}"
             assert process.first("/readyz") == 200
             assert address_of(process.popen) == process.url
-            served_until(process, lambda: listeners(process) == 2)
+            served_until(process, lambda: listening_sockets(process.port) == 2)
 
     @pytest.mark.parametrize("workers", ["1", "2"])
     def test_the_port_of_a_service_that_loads_is_busy(
@@ -430,7 +427,7 @@ class TestSeveralProcesses:
     ) -> None:
         port = free_port()
         with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
-            while len(loading := children_of(process)) < 2:
+            while len(loading := serving_processes(process.popen.pid)) < 2:
                 pass
             try:
                 for pid in loading:
@@ -444,18 +441,18 @@ class TestSeveralProcesses:
 
     def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
         with started(environ | TWO) as process:
-            while not (children := children_of(process)):
+            while not (children := serving_processes(process.popen.pid)):
                 pass
             os.kill(children[0], signal.SIGKILL)
             process.url = address_of(process.popen)
-            served_until(process, lambda: listeners(process) == 2)
+            served_until(process, lambda: listening_sockets(process.port) == 2)
             process.terminate()
             process.ended()
 
     def test_models_are_loaded_and_unloaded_in_all(self, tmp_path: Path) -> None:
         write_model(tmp_path)
         with running({"IGN_MODEL_DIR": str(tmp_path)} | TWO) as process:
-            served_until(process, lambda: listeners(process) == 2)
+            served_until(process, lambda: listening_sockets(process.port) == 2)
 
             def change(path: str) -> httpx.Response:
                 return process.client.post(f"{process.url}/v2/repository/models/{path}")
@@ -475,7 +472,7 @@ class TestSeveralProcesses:
             problem(change("toy/unload"), 400, "unload_refused")
             assert change("new/unload").json() == {}
             assert statuses("new") == {404}
-            replace(process, children_of(process)[0])
+            replace(process, serving_processes(process.popen.pid)[0])
             assert statuses("new") == {404}
             process.terminate()
             process.popen.communicate(timeout=PATIENCE_S)
@@ -491,7 +488,7 @@ class TestSeveralProcesses:
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
-            children = children_of(process)
+            children = serving_processes(process.popen.pid)
             process.popen.kill()
             process.popen.wait()
             while any(Path(f"/proc/{pid}").exists() for pid in children):

@@ -1,17 +1,14 @@
 """The real service as the process an operator starts, for tests that need one."""
 
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from benchmarks.harness import processes as servers
 from benchmarks.harness.processes import ROOT as ROOT
 from benchmarks.harness.processes import free_port as free_port
 
@@ -49,35 +46,24 @@ def run(
 
 
 @contextmanager
-def live_service(*command: str | Path, cwd: str = ".", **settings: str) -> Iterator[str]:
-    """Run `python -m service`, or ``command``, on a free port until the block ends; it has to stop
-    with status 0.
+def live_service(*command: str | Path, cwd: str | Path = ROOT, **settings: str) -> Iterator[str]:
+    """Run `python -m service`, or ``command``, until the block ends; it has to stop with status 0.
 
-    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables; without any,
-    the shipped models are served.
+    Yields the base URL, once the service is ready. ``settings`` are `IGN_…` variables, of which
+    `IGN_PORT` is by default a free port; without any, the shipped models are served.
     """
-    process = subprocess.Popen(
-        command or [sys.executable, "-m", "service"],
+    settings = {"IGN_PORT": f"{free_port()}", "IGN_WORKERS": "1"} | settings
+    with servers.serving(
+        [*map(str, command)] or [sys.executable, "-m", "service"],
+        port=int(settings["IGN_PORT"]),
+        ready="/readyz",
+        environ=environment(**{"IGN_REQUEST_TIMEOUT_S": "600"} | settings),
         cwd=cwd,
-        env=environment(
-            **{"IGN_PORT": "0", "IGN_WORKERS": "1", "IGN_REQUEST_TIMEOUT_S": "600", **settings}
-        ),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    log: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_follow, args=(process.stderr, log))
-    reader.start()
-    try:
-        yield _ready(log)
-        process.terminate()
-        assert process.wait(STOP_S) == 0, "the service did not stop cleanly"
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        process.stderr.close()
+        start_s=START_S,
+        stop_s=STOP_S,
+    ) as server:
+        yield f"http://127.0.0.1:{server.port}"
+    assert server.status == 0, "the service did not stop cleanly"
 
 
 def until(
@@ -122,36 +108,3 @@ def certificate(folder: Path) -> Path:
     ]
     run(*command.split(), *files).check_returncode()
     return folder / "tls.crt"
-
-
-def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:
-    """Pass the lines on, and go on reading for ever: a full pipe would stop the service."""
-    for line in stream:
-        log.put(line)
-    log.put(None)
-
-
-def _ready(log: "queue.SimpleQueue[str | None]") -> str:
-    """The base URL, as soon as the log names it and `/readyz` agrees that the models serve."""
-    said: list[str] = []
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        line = log.get(timeout=START_S)
-        if line is None:
-            break
-        said.append(line)
-        if " listening on " in line:
-            base_url = line.rpartition(" ")[2].strip()
-            if _answers(f"{base_url}/readyz"):
-                return base_url
-    raise AssertionError("the service did not start:\n" + "".join(said))
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            url, timeout=START_S
-        ) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

@@ -23,7 +23,6 @@ THREAD = CodecThread()
 GREY = 0
 RGB = 2
 PALETTE = 3
-GREY_ALPHA = 4
 RGBA = 6
 _ADAM7 = (
     (0, 0, 8, 8),

@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_it_serves_digits(installed: Path, folder: Path) -> None:
-    options = ("--port", "0", "--workers", "2", "--device", "cpu")
+    options = ("--workers", "2", "--device", "cpu")
     with live_service(installed / "ign", "serve", *options, cwd=str(folder), PYTHONPATH="") as url:
         assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
         succeed(folder, installed / "ign", "generate", "--base-url", url, "-n", "2", "-o", "out")

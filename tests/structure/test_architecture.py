@@ -41,7 +41,6 @@ class Import(NamedTuple):
 
     importer: str
     target: str  # a module in full, or as much of `from a import b` as is one
-    relative: bool
     line: int
 
     def __str__(self) -> str:
@@ -78,12 +77,12 @@ def _imports_of(module: str) -> Iterator[Import]:
     for node in nodes(module):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(module, alias.name, relative=False, line=node.lineno)
+                yield Import(module, alias.name, line=node.lineno)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 target = inner if inner in modules() else node.module or ""
-                yield Import(module, target, relative=node.level > 0, line=node.lineno)
+                yield Import(module, target, line=node.lineno)
 
 
 @cache
@@ -237,43 +236,12 @@ def test_the_command_line_is_nothing_that_the_client_needs() -> None:
     expect_none(i for i in outer if within(i.target, command))
 
 
-def test_imports_are_absolute_and_written_out() -> None:
-    expect_none(i for package in PACKAGES for i in imports(package) if i.relative)
-    written = {"__import__", "import_module"}
-    expect_none(
-        module
-        for module in modules()
-        for node in nodes(module)
-        if getattr(node, "id", "") in written or getattr(node, "attr", "") in written
-    )
-
-
 def test_there_are_no_cycles() -> None:
     graph = {
         module: {i.target for i in imports_of(module) if i.target in modules()}
         for module in modules()
     }
     TopologicalSorter(graph).prepare()  # else it raises CycleError, which names the modules
-
-
-def test_few_modules_touch_the_environment() -> None:
-    names = {"environ", "environb", "getenv", "getenvb"}
-    used = {
-        module
-        for module in modules()
-        for node in nodes(module)
-        if (
-            isinstance(node, ast.Attribute)
-            and node.attr in names
-            and ast.unparse(node.value) == "os"
-        )
-        or (
-            isinstance(node, ast.ImportFrom)
-            and node.module == "os"
-            and {a.name for a in node.names} & names
-        )
-    }
-    assert used == {"service.environment", "service.settings", "ign_client._settings"}
 
 
 def test_only_the_codec_pool_makes_what_opens_images() -> None:

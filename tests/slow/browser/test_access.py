@@ -1,7 +1,5 @@
 """Who may use the page, what it says when something fails, and whether everybody can use it."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import Service, gated, serving, settings, write_models
+from tests.contract.harness import Service, gated, serving, settings, write_keys, write_models
 from tests.helpers.live import ROOT, SHIPPED
 from tests.slow.browser.visit import Browser, Route, Visit, visiting
 
@@ -24,11 +22,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    keys = tmp_path_factory.mktemp("keys") / "keys.json"
-    digest = hashlib.sha256(b"alice-key").hexdigest()
-    keys.write_text(json.dumps([{"name": "alice", "sha256": digest, "scopes": ["infer"]}]))
-    with serving(settings(tiny, api_keys_file=keys), ready=False) as running:
-        running.until(lambda: running.get("/readyz").status_code == 200)
+    keys = write_keys(tmp_path_factory.mktemp("keys"), {"alice": "infer"})
+    with serving(settings(tiny, api_keys_file=keys)) as running:
         yield running
 
 

@@ -10,13 +10,6 @@ from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Route, Visit
 
 CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}  # 0 … 0.1
-STORIES = {
-    (0, 0.01, 0.02): "After 10 steps it is still the same picture",
-    (0, 0.01, 0.2): "After 10 steps it is another picture",
-    (0, 0.2, 0.01): "After 10 steps it is still the same picture",
-    (0, 0.01, 0.1): "After 10 steps it has changed a little",
-    (0, 0.2, 0.2): "After 1 step it is another picture",
-}
 VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
     (0.05, 0.01, {}, "Looked real already · moved 3 % · stable"),
     (0.0, 0.0, {"nearlyEmpty": True}, "Little to go on · moved less than 0.1 % · stable"),
@@ -78,11 +71,3 @@ def test_a_verdict_is_one_line_in_one_unit(visit: Visit) -> None:
     for distance, drift, options, said in VERDICTS:
         measured = {"distance": distance, "drift": drift}
         assert visit.call("verdict", "verdict", measured, CARD | options, options) == said
-
-
-def test_the_story_is_true(visit: Visit) -> None:
-    for distances, said in STORIES.items():
-        points = [
-            {"step": step, "from": share} for step, share in zip((0, 1, 10), distances, strict=True)
-        ]
-        assert said in visit.call("lasting_panel", "story", points, 0.2)

@@ -1,6 +1,5 @@
 """Draw, and make it real."""
 
-import re
 import shlex
 from pathlib import Path
 
@@ -11,35 +10,9 @@ from PIL import Image
 from tests.contract.data import b64, pixels
 from tests.contract.harness import Service
 from tests.helpers.live import ROOT, SHIPPED
-from tests.slow.browser.visit import Browser, Visit, visiting
+from tests.slow.browser.visit import VERDICT, Browser, Visit, visiting
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
-VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go on) · moved .*%")
-
-
-@pytest.mark.smoke
-def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Service) -> None:
-    """With motion: an example is shown at load, tiles and walk come by themselves, a stroke
-    replaces the example.
-    """
-    with visiting(browser, service.url) as visit:
-        visit.ready()
-        visit.settled()
-        assert visit.one("#tiles img").count() == 16
-        visit.draw()
-        visit.settled()
-        made = visit.picture("#made")
-        seen = visit.picture("#seen")
-        assert made.shape == seen.shape == (28, 28)
-        assert seen.max() == 255  # there is ink, light on dark
-        assert (seen[:, :4] == 0).all()  # and no noise of the example
-        assert (made != seen).any()
-        assert VERDICT.match(visit.one("#real .status").inner_text())
-        saved = visit.saved("Save picture")
-        assert saved.name == "real.png"
-        large = pixels(saved.read_bytes(), "L")
-        assert large.shape == (512, 512)
-        assert (large[4:-4, 4:-4] == np.kron(made, np.ones((18, 18), np.uint8))).all()
 
 
 def test_requests_go_out_during_a_stroke_one_at_a_time(visit: Visit) -> None:

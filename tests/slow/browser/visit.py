@@ -1,6 +1,7 @@
 """One visit of the page: what is done on it, and what the browser said meanwhile."""
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,19 @@ if TYPE_CHECKING:
 else:  # it may be missing
     Browser = Locator = Page = Request = Route = Any
 
-__all__ = ["PATIENCE_MS", "SEVEN", "Browser", "Page", "Request", "Route", "Visit", "visiting"]
+__all__ = [
+    "PATIENCE_MS",
+    "SEVEN",
+    "VERDICT",
+    "Browser",
+    "Page",
+    "Request",
+    "Route",
+    "Visit",
+    "visiting",
+]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
+VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go on) · moved .*%")
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
 

@@ -2,7 +2,6 @@
 of their own.
 """
 
-import hashlib
 import json
 import random
 import shutil
@@ -17,10 +16,10 @@ import pytest
 import yaml
 
 from ign_client import Client, Unauthorized
+from tests.contract.harness import write_keys
 from tests.helpers.live import free_port, run, until
 from tests.slow.containers.engine import PATIENCE_S, Container, Engine
 
-KEY = "a-key-for-the-tests"
 FILES = "docker-compose.yml:docker/compose.cpu.yml"
 UP = ("up", "--detach", "--pull=never", "--no-build")
 
@@ -71,12 +70,7 @@ def compose() -> None:
 
 @pytest.fixture
 def project(engine: Engine, compose: None, cpu: str, tmp_path: Path) -> Iterator[Project]:
-    keys = tmp_path / "keys.json"
-    keys.write_text(
-        json.dumps(
-            [{"name": "a", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "scopes": ["infer"]}]
-        )
-    )
+    keys = write_keys(tmp_path, {"a": "infer"})
     keys.chmod(0o644)
     variables = {
         "COMPOSE_FILE": FILES,
@@ -136,7 +130,7 @@ def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
         pytest.raises(Unauthorized),
     ):
         stranger.generate(n=1)
-    with Client(f"http://{project.variables['SERVICE_LISTEN']}", api_key=KEY) as client:
+    with Client(f"http://{project.variables['SERVICE_LISTEN']}", api_key="a-key") as client:
         assert len(client.generate(n=3, seed=7)) == 3
 
     host = project.engine.inspect(service.name)["HostConfig"]

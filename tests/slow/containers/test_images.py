@@ -8,6 +8,7 @@ import pytest
 from ign_client import Client
 from tests.helpers.live import ROOT
 from tests.slow.containers.engine import Engine
+from tests.structure.test_deployment import locked
 
 LOOK_INSIDE = """
 import importlib.metadata, importlib.util, json, shutil, sys
@@ -27,11 +28,6 @@ def image(target: str, request: pytest.FixtureRequest) -> str:
     return found
 
 
-def locked(target: str) -> dict[str, str]:
-    text = (ROOT / "docker" / "lock" / f"{target}.txt").read_text()
-    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE))
-
-
 @TARGETS
 def test_the_image_holds_what_is_locked_and_nothing_else(
     engine: Engine, image: str, target: str
@@ -39,7 +35,7 @@ def test_the_image_holds_what_is_locked_and_nothing_else(
     done = engine.ends(image, "--entrypoint=/opt/venv/bin/python3", command=("-c", LOOK_INSIDE))
     inside = json.loads(done.stdout)
     assert inside == {
-        "distributions": locked(target),
+        "distributions": {name: version for name, (version, _) in locked(target).items()},
         "found": ["service"],
         "programs": [],
         "prefix": "/opt/venv",

@@ -4,7 +4,6 @@ and the service.
 No cluster is asked for anything.
 """
 
-import hashlib
 import json
 import re
 import shlex
@@ -23,7 +22,8 @@ from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
-from tests.helpers.live import MODELS, ROOT, SHIPPED, live_service, run
+from tests.contract.harness import bearer, write_keys
+from tests.helpers.live import MODELS, ROOT, SHIPPED, free_port, live_service, run
 from tests.slow.monitoring.files import RULES
 from tests.slow.object_store.test_models import pytestmark as needs_bucket
 from tests.slow.object_store.test_models import seaweed as seaweed
@@ -300,8 +300,7 @@ def test_the_service_runs_with_what_a_pod_is_given(
     """
     model = tmp_path / "models" / SHIPPED["mnist"]
     shutil.copytree(MODELS / SHIPPED["mnist"], model)
-    keys = [{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]
-    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    write_keys(tmp_path, {"a": "infer"})
     here = {
         "/run/ign/keys.json": tmp_path / "keys.json",
         "/models": model.parents[1],
@@ -315,15 +314,14 @@ def test_the_service_runs_with_what_a_pod_is_given(
         store.upload(model.parents[1])
         given |= store.environment
     told = {name: str(here.get(value, value)) for name, value in given.items()}
-    # the text log has the address
-    told |= {"IGN_PORT": "0", "IGN_LOG_FORMAT": "text", "IGN_DEVICE": "cpu"}
+    told |= {"IGN_PORT": f"{free_port()}", "IGN_DEVICE": "cpu"}
     with live_service(**told) as url, httpx.Client(base_url=url, trust_env=False) as client:
         probes = [container(chosen)[f"{name}Probe"]["httpGet"]["path"] for name in PROBES]
         assert [client.get(path).status_code for path in probes] == [200, 200, 200]
         assert client.post("/generate", json={"n": 1}).status_code == (
             200 if chosen == "open" else 401
         )
-        client.headers["authorization"] = "Bearer k"
+        client.headers.update(bearer("a"))
         assert client.post("/generate", json={"n": 1}).status_code == 200
         assert f'ign_queue_rows{{model="{SHIPPED["mnist"]}"}}' in client.get("/metrics").text
 

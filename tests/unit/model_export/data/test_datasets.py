@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import datasets
 
 from model_export.cli import main
 from model_export.data.datasets import load_dataset
@@ -223,7 +222,7 @@ def test_a_published_set_is_downloaded_and_checked(
             else SimpleNamespace(data=x_test, targets=y_test)
         )
 
-    monkeypatch.setattr(datasets, "MNIST", mnist)
+    monkeypatch.setattr("torchvision.datasets.MNIST", mnist)
     with pytest.raises(
         UserError, match=f"not the published set: SHA-256 .*expected {KNOWN_SETS['mnist'].sha256}"
     ):
@@ -247,7 +246,7 @@ def test_a_published_set_is_downloaded_and_checked(
     def offline(root: str, **_: bool) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(datasets, "MNIST", offline)
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
     with pytest.raises(UserError, match="--data mnist: the download failed: no network"):
         load_dataset("mnist", size=8, channels=1)
 
