@@ -8,7 +8,7 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 2511.02614).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from model_export.training.stages import Distance
+from model_export.training.stages import Distance, Weights
 
 Function = Callable[[Tensor], Tensor]
 
@@ -158,3 +158,40 @@ def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Te
         error = (ours.float() - theirs.float()).square().flatten(1).sum(1)
         terms.append((error / theirs.float().square().flatten(1).sum(1).clamp_min(1e-12)).mean())
     return torch.stack(terms).mean()
+
+
+OF_PICTURES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {"marks": lost_marks}
+"""Terms of y and x by their weight, for every kind of network; y is what f makes of the pictures x,
+or of corrupted copies. They are computed if their weight is above 0.
+"""
+
+
+class Loss:
+    """The loss of one step: the sum of terms times their weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.terms: dict[str, Tensor] = {}  # by weight, without it and without gradient
+        self._weights = weights
+        self._parts: list[Tensor] = []
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar to minimise. Only its gradient has a meaning if something `pull`s."""
+        return torch.stack(self._parts).sum()
+
+    def add(self, name: str, term: Tensor) -> None:
+        """Add a scalar times the weight of this name."""
+        self.terms[name] = term.detach()
+        weight = getattr(self._weights, name)
+        if weight > 0:
+            self._parts.append(weight * term)
+
+    def add_of_pictures(self, y: Tensor, x: Tensor) -> None:
+        """Add the active terms of `OF_PICTURES`."""
+        for name, term in OF_PICTURES.items():
+            if getattr(self._weights, name) > 0:
+                self.add(name, term(y, x))
+
+    def pull(self, at: Tensor, gradient: Tensor) -> None:
+        """Add a gradient at a tensor, weight included."""
+        self._parts.append((gradient * at).sum())

@@ -16,6 +16,7 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
+    FOREIGN,
     Distance,
     Matching,
     Stage,
@@ -96,6 +97,13 @@ class Preset:
             raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
+        for stage in self.stages:
+            for name in FOREIGN[self.network.kind]:
+                if getattr(stage.weights, name):
+                    raise ValueError(
+                        f"stage {stage.name}: the objective of a {self.network.kind} has no term "
+                        f"`{name}`"
+                    )
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(
                 f"corruptions are one or more of {', '.join(get_args(CorruptionName))}"

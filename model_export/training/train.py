@@ -229,9 +229,9 @@ class Run:
         """Compute the gradients of the parameters; returns the terms."""
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            terms = self.objective.terms(self.network, batch)
-        torch.autograd.backward(self.objective.total(terms))
-        return {name: value.detach() for name, value in terms.items()}
+            loss = self.objective.loss(self.network, batch)
+        torch.autograd.backward(loss.total)
+        return loss.terms
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:

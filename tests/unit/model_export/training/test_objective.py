@@ -13,11 +13,10 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import drifting_loss, feature_groups, normalised_field
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
-from model_export.training.stages import Distance, Stage, Weights
+from model_export.training.stages import FOREIGN, Distance, Stage, Weights
 
-CRISP_TERMS = ["gate", "code_drifting", "code_critic", "frechet", "fitting", "second"]
 FEATURE_TERMS = ["drifting", "features", "project_any"]
-OTHERS = [*FEATURE_TERMS, *CRISP_TERMS, "marks", "again"]
+OTHERS = [*FEATURE_TERMS, *FOREIGN["autoencoder"]]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in OTHERS]
 
 
@@ -48,14 +47,11 @@ def stage(weights: Weights, *, clamp: float | None = None) -> Stage:
     return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2, tight_clamp=clamp)
 
 
-def gradient(
-    network: nn.Module, objective: Objective, batch: TrainingBatch
-) -> tuple[Tensor, dict[str, float]]:
+def gradient(network: nn.Module, objective: Objective, batch: TrainingBatch) -> Tensor:
     network.zero_grad()
-    terms = objective.terms(network, batch)
-    torch.autograd.backward(objective.total(terms))
-    flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-    return flat, {name: float(value.detach()) for name, value in terms.items()}
+    loss = objective.loss(network, batch)
+    torch.autograd.backward(loss.total)
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
 class Small(nn.Module):
@@ -85,7 +81,7 @@ def test_the_gradient_is_that_of_the_game(
     """Central differences, with everything held still that the paper holds still."""
     game = TrainingBatch(x=batch.x, z=batch.z)
     weights = Weights(rec=2.0, idem=3.0, tight=0.5)
-    ours, _ = gradient(small, Objective(stage=stage(weights, clamp=clamp), kind="mse"), game)
+    ours = gradient(small, Objective(stage=stage(weights, clamp=clamp), kind="mse"), game)
     fixed = copy.deepcopy(small)
     assert game.z is not None
     y = fixed(game.z).detach()
@@ -124,10 +120,10 @@ def test_all_terms_together_add_up(small: Small, batch: TrainingBatch) -> None:
     weights = Weights(**{term: float(i) for i, term in enumerate(TERMS, start=1)})
     teacher = copy.deepcopy(small).requires_grad_(False)
     objective = Objective(stage=stage(weights), kind="l1", teacher=teacher, scores=scores)
-    terms = objective.terms(small, batch)
-    assert set(terms) == set(TERMS)
-    total = sum(getattr(weights, name) * float(value.detach()) for name, value in terms.items())
-    assert float(objective.total(terms).detach()) == pytest.approx(total)
+    loss = objective.loss(small, batch)
+    assert set(loss.terms) == set(TERMS)
+    total = sum(getattr(weights, name) * float(value) for name, value in loss.terms.items())
+    assert float(loss.total.detach()) == pytest.approx(total)
 
 
 @pytest.fixture
@@ -167,7 +163,7 @@ def test_drawings_after_f_are_sets_of_their_own(
     another.
     """
     objective = feature_objective(network, Weights(drifting=1.0, project_any=1.0))
-    terms = objective.terms(network, single)
+    terms = objective.loss(network, single).terms
     assert single.drawings is not None
     assert single.drift_pictures is not None
     features = objective.features
@@ -177,7 +173,7 @@ def test_drawings_after_f_are_sets_of_their_own(
     both = (once, network(once[::2]))
     first, second = (drifting_loss(feature_groups(features(y)), pictures) for y in both)
     torch.testing.assert_close(terms["project_any"], first + second / 2)
-    without = objective.terms(network, dataclasses.replace(single, drawings=None))
+    without = objective.loss(network, dataclasses.replace(single, drawings=None)).terms
     torch.testing.assert_close(terms["drifting"], without["drifting"])
     assert "project_any" not in without
 

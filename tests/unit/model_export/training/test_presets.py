@@ -209,6 +209,17 @@ def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
 
 
+@pytest.mark.parametrize(
+    ("name", "weight"), [("tiny", "gate"), ("avatars64", "imle"), ("scans", "critic")]
+)
+def test_a_weight_that_would_have_no_effect_is_refused(name: str, weight: str) -> None:
+    preset = get_preset(name)
+    weights = dataclasses.replace(preset.stages[0].weights, **{weight: 0.1})
+    stage = dataclasses.replace(preset.stages[0], weights=weights)
+    with pytest.raises(ValueError, match=f"no term `{weight}`"):
+        dataclasses.replace(preset, stages=(stage,))
+
+
 def test_the_documented_steps_are_those_of_the_presets() -> None:
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d ]+)[;|]", text, re.MULTILINE)
