@@ -74,11 +74,6 @@ def lost_marks(y: Tensor, x: Tensor) -> Tensor:
     return lost.sum() / counted.sum().clamp_min(1)
 
 
-def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
-    """L_rec = D(f(x), x) (IGN, eq. 3): real pictures are fixed points. Returns (B,)."""
-    return distance(f(x), x, kind)
-
-
 def frozen(network: nn.Module) -> Function:
     """f_copy: the network with its present parameters as constants. Gradients flow to the input
     only.
@@ -90,21 +85,6 @@ def frozen(network: nn.Module) -> Function:
         return out
 
     return call
-
-
-def idempotence(f_copy: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy
-    stays.
-    """
-    return distance(f_copy(y), y, kind).mean()
-
-
-def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns
-    (B,).
-    """
-    fixed = y.detach()
-    return -distance(f(fixed), fixed, kind)
 
 
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:

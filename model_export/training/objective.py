@@ -42,7 +42,7 @@ class Objective:
         y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need
         # it.
-        rec = losses.reconstruction(lambda _: y, x, kind)
+        rec = losses.distance(y, x, kind)  # IGN, eq. 3: real pictures are fixed points
         loss.add("rec", rec.mean())
         loss.add_of_pictures(y, x)
         # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
@@ -58,7 +58,10 @@ class Objective:
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
             loss.add("project", losses.distance(outputs[-1], x, kind).mean())
-        drawn = self._drawn(f, batch)
+        drawn = []
+        if batch.drawings is not None:
+            drawn.append(f(batch.drawings))
+            drawn.append(f(drawn[0][::2].detach()))
         if self.features is not None:
             self._add_of_features(loss, self.features, batch, y, outputs, drawn)
 
@@ -81,9 +84,11 @@ class Objective:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
         if weights.idem > 0:
-            loss.add("idem", losses.idempotence(losses.frozen(f), y, self.kind))
+            # IGN, eq. 5: the gradient moves y, and f_copy stays.
+            loss.add("idem", losses.distance(losses.frozen(f)(y), y, self.kind).mean())
         if weights.tight > 0:
-            tight = losses.tightness(f, y, self.kind)
+            # IGN, eq. 7: the gradient moves the outer f only.
+            tight = -losses.distance(f(y.detach()), y.detach(), self.kind)
             loss.add("tight", losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean())
         if weights.distill > 0 and self.teacher is not None:
             loss.add(
@@ -95,13 +100,6 @@ class Objective:
             loss.add("settle", losses.distance(f(fixed), fixed, self.kind).mean())
         if self.scores is not None:
             loss.add("critic", losses.generator_loss(self.scores(y)))
-
-    def _drawn(self, f: nn.Module, batch: TrainingBatch) -> list[Tensor]:
-        """f(u), and f(sg f(u)) of every second one; empty without drawings."""
-        if batch.drawings is None:
-            return []
-        y = f(batch.drawings)
-        return [y, f(y[::2].detach())]
 
     def _add_of_features(
         self,

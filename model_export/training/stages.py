@@ -161,21 +161,19 @@ def naign_stages(
     )
 
 
-def ign_stages(
-    steps: int, weights: Weights, *, lr: float, clamp: float | None
-) -> tuple[Stage, ...]:
-    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and
-    appendix).
+def ign_stages(steps: int, lr: float) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage, with its weights (Shocher et al.,
+    2024, section 2 and appendix).
     """
     return (
         Stage(
             name="ign",
             steps=steps,
             lr=lr,
-            weights=weights,
+            weights=Weights(rec=20.0, idem=20.0, tight=2.5),
             warmup=0,
             betas=(0.5, 0.999),
-            tight_clamp=clamp,
+            tight_clamp=1.5,
         ),
     )
 
