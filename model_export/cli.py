@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from model_export.errors import UserError
+from model_export.errors import UserError, check_name
 from model_export.importing.command import add_import
 
 if TYPE_CHECKING:
     import torch
 
     from model_export.data.datasets import Dataset
+    from model_export.data.picture_files import Inspection
+    from model_export.training.presets import Choices, Preset
     from model_export.training.train import Run
 
 _DATA: Final = (
@@ -34,17 +35,6 @@ _CARD_OPTIONS: Final = (
     "polarity",
     "background",
     "generate_steps",
-)
-# What the extra `train` installs and the commands import.
-_EXTRA: Final = (
-    "matplotlib",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "scipy",
-    "skimage",
-    "torch",
-    "torchvision",
 )
 _MOST_THREADS: Final = 1024
 _WITHOUT_GPU: Final = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
@@ -73,8 +63,6 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     except OSError as exc:  # a folder without write permission, a full disk
         return _fail(options, f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in _EXTRA:
-            raise
         is_import = exc.name == "onnx" and options.command == "import"
         needed = (
             "'ign-service[import,cpu]'" if is_import else f"'ign-service[train,cpu]' {_WITHOUT_GPU}"
@@ -109,43 +97,41 @@ def _count(text: str) -> int:
 
 
 def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
-    from model_export.data.datasets import open_source
-    from model_export.training.presets import Choices, choose_preset
+    from model_export.training.presets import Choices
 
-    source = open_source(options.data, skip_bad=options.skip_bad)
-    found = source.inspect()
-    preset = choose_preset(Choices(), source, found)
-    network = preset.network
-    bad = source.load(
-        size=network.size, channels=network.channels
-    ).skipped  # refuses what `train` would refuse
+    found, preset, data = _load(options, options.data, Choices())
+    bad = data.skipped
     skip = " --skip-bad" if options.skip_bad else ""
-    yield f"{source.name}: {replace(found, count=found.count - len(bad))}"
+    shape = f"--size {preset.network.size} --channels {preset.network.channels}"
+    yield f"{data.name}: {replace(found, count=found.count - len(bad))}"
     if bad:
         yield f"left out, {len(bad)}: {', '.join(bad[:10])}{' …' if len(bad) > 10 else ''}"
-    yield f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}"
+    yield f"preset that fits: {preset.name}, {shape}"
     yield f"next: {options.prog} train --data {options.data}{skip} --out runs/NAME"
 
 
-def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
+def _load(
+    options: argparse.Namespace, name: str, choices: "Choices"
+) -> "tuple[Inspection, Preset, Dataset]":
+    """What the pictures are like, the preset for them, and the pictures in its size."""
     from model_export.data.datasets import open_source
+    from model_export.training.presets import choose_preset
+
+    source = open_source(name, skip_bad=options.skip_bad)
+    found = source.inspect()
+    preset = choose_preset(choices, source, found)
+    return found, preset, source.load(size=preset.network.size, channels=preset.network.channels)
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.training.checkpoint import record
-    from model_export.training.presets import (
-        Choices,
-        choose_preset,
-        describe_model,
-        own_data,
-        summary,
-    )
+    from model_export.training.presets import Choices, describe_model, own_data, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
     choices = Choices(**_given(options, Choices.__slots__))
     device = _device(options.device)
-    source = open_source(options.data or own_data(options.preset), skip_bad=options.skip_bad)
-    found = source.inspect()
-    base = choose_preset(choices, source, found)
-    data = source.load(size=base.network.size, channels=base.network.channels)
+    found, base, data = _load(options, options.data or own_data(options.preset), choices)
     preset = describe_model(base, choices, data, found)
     out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
     run = Run(
@@ -174,12 +160,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
 
 
 def _check_train_options(options: argparse.Namespace) -> None:
-    from service.artifact.files import NAME_PATTERN
-
-    if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(
-            f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most"
-        )
+    if options.name is not None:
+        check_name(options.name)
     if options.out is None and not options.dry_run:
         raise UserError("--out: name the folder of the run, or say --dry-run")
     if options.seed < 0:
@@ -198,17 +180,12 @@ def _estimate(run: "Run", data: "Dataset") -> Iterator[str]:
 def _train_run(run: "Run", prog: str) -> Iterator[str]:
     from model_export.training.train import Interrupted
 
-    line = f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
-    stopped = False
     try:
         run.train()
-    except Interrupted:
-        line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
-        stopped = True
-    yield from run.speeds
-    yield line
-    if stopped:
-        raise KeyboardInterrupt
+    except Interrupted as exc:
+        yield f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
+        raise KeyboardInterrupt from exc
+    yield f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:

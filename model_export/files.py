@@ -17,10 +17,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     deleted otherwise.
 
     A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written
-    to, not replaced. An OSError names ``path``.
+    to, not replaced. An OSError names a file.
     """
     target = Path(os.path.realpath(path))
-    with errors_name(path, target):
+    try:
         if path.exists() and not path.is_file():
             with path.open("wb") as file:
                 yield file
@@ -40,20 +40,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def errors_name(path: Path, target: Path) -> Iterator[None]:
-    """Let errors name ``path`` that name no file, ``target``, or a temporary file or folder made
-    for it.
-    """
-    try:
-        yield
     except OSError as exc:
-        named = os.fspath(exc.filename or target)
-        if exc.errno is not None and (named == os.fspath(target) or f"/.{target.name}." in named):
-            exc.filename = os.fspath(path)
-            exc.filename2 = None
+        exc.filename = exc.filename or os.fspath(path)  # of a full disk there is none
         raise
 
 

@@ -4,21 +4,18 @@ arXiv 1903.12261).
 The functions take pictures (N, C, H, W) float32 in [−1, 1] and their parameters. They are used in
 two ways:
 
-- `RandomCorruptions`: random parameters for every row, for the projection term in training.
+- `corrupt`: random parameters for every row, for the projection term in training.
 - `corruptions_for`: fixed parameters, for evaluation and figures.
   They are deterministic: picture i always gets noise i.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,6 +38,7 @@ _BLUR_SIDE: Final = 28
 _SKETCH_SIDE: Final = 64
 
 _TRUNCATE: Final = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
+_EIGHT_BIT: Final = 0.5  # share of the rows that are rounded to 8 bits
 _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
 
 
@@ -88,54 +86,35 @@ def round_to_8_bits(x: Tensor) -> Tensor:
     return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0
 
 
-class Draws(NamedTuple):
-    """The random numbers for one batch."""
+def corrupt(
+    x: Tensor, names: Sequence[CorruptionName], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Corrupt every row of x (B, C, H, W) in one of several ways, with random strength.
 
-    uniform: Tensor  # (B, 3) in [0, 1): the strength, and two for a position
-    normal: Tensor  # (B, C, H, W), standard normal
-    kind: Tensor  # (B,) index of the corruption in `RandomCorruptions.names`
-    eight_bit: Tensor  # (B,) whether the row is rounded to 8 bits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomCorruptions:
-    """Corrupts every row in one of several ways, with random strength."""
-
-    # the corruptions, equally likely; a name that is listed twice is twice as likely
-    names: tuple[CorruptionName, ...]
-    eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
-
-    def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
-        """Draw the random numbers of a batch of rows (C, H, W)."""
-        device = generator.device
-        # The order of the draws is part of the reproducibility of a run: strength and noise come
-        # first.
-        strength = torch.rand((batch, 1), generator=generator, device=device)
-        normal = torch.randn((batch, *shape), generator=generator, device=device)
-        position = torch.rand((batch, 2), generator=generator, device=device)
-        kind = torch.randint(len(self.names), (batch,), generator=generator, device=device)
-        eight_bit = torch.rand((batch,), generator=generator, device=device) < self.eight_bit
-        return Draws(torch.cat([strength, position], 1), normal, kind, eight_bit)
-
-    def apply(self, x: Tensor, draws: Draws) -> Tensor:
-        """Corrupt pictures (B, C, H, W). Noise leaves [−1, 1] in rows that are not rounded to 8
-        bits.
-        """
-        out = x.clone()
-        for i, name in enumerate(self.names):
-            rows = (draws.kind == i).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            if name == "noise":
-                sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
-                out[rows] = x[rows] + sigma * draws.normal[rows]
-            else:
-                out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
-        return (
-            torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out)
-            if self.eight_bit
-            else out
-        )
+    The corruptions are equally likely; a name that is listed twice is twice as likely. Half of the
+    rows are rounded to 8 bits, like uploaded pictures; in others noise leaves [−1, 1]. Returns
+    copies, and the index (B,) of the name of each.
+    """
+    device = generator.device
+    count = len(x)
+    # The order of the draws is part of the reproducibility of a run.
+    strength = torch.rand((count, 1), generator=generator, device=device)
+    normal = torch.randn(x.shape, generator=generator, device=device)
+    position = torch.rand((count, 2), generator=generator, device=device)
+    kind = torch.randint(len(names), (count,), generator=generator, device=device)
+    eight_bit = torch.rand((count,), generator=generator, device=device) < _EIGHT_BIT
+    uniform = torch.cat([strength, position], 1)
+    out = x.clone()
+    for i, name in enumerate(names):
+        rows = (kind == i).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        if name == "noise":
+            sigma = _scale(uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
+            out[rows] = x[rows] + sigma * normal[rows]
+        else:
+            out[rows] = RANDOM[name](x[rows], uniform[rows])
+    return torch.where(eight_bit[:, None, None, None], round_to_8_bits(out), out), kind
 
 
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
@@ -161,15 +140,13 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
     return x.masked_fill(mask, 0.0)  # mid-range grey
 
 
-RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
-    {
-        "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
-        "low_resolution": _random_resolution,
-        "hole": _random_hole,
-        "grey": lambda x, _: to_grey(x),
-        "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
-    }
-)
+RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = {
+    "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
+    "low_resolution": _random_resolution,
+    "hole": _random_hole,
+    "grey": lambda x, _: to_grey(x),
+    "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
+}
 """The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N,
 3).
 """
@@ -208,14 +185,7 @@ def in_8_bits(corruption: Corruption) -> Corruption:
 
 def blur(sigma: float) -> Corruption:
     """Gaussian blur, σ in pixels of a 28-pixel side."""
-
-    def apply(x: FloatRows) -> FloatRows:
-        pixels = sigma * x.shape[-1] / _BLUR_SIDE
-        return gaussian_filter(x.astype(np.float64), pixels, axes=(2, 3), mode="nearest").astype(
-            np.float32
-        )
-
-    return apply
+    return _fixed(lambda x: gaussian_blur(x, *_kernel(x, sigma, _BLUR_SIDE)))
 
 
 def hole_mask(shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -231,12 +201,13 @@ def hole_mask(shape: Sequence[int]) -> NDArray[np.bool_]:
 
 def sketch(sigma: float) -> Corruption:
     """The sketch of the IGN paper, σ in pixels of a 64-pixel side; see `to_sketch`."""
+    return _fixed(lambda x: to_sketch(x, *_kernel(x, sigma, _SKETCH_SIDE)))
 
-    def apply(x: Tensor) -> Tensor:
-        pixels = sigma * x.shape[-1] / _SKETCH_SIDE
-        return to_sketch(x, torch.full((len(x),), pixels), max(1, math.ceil(_TRUNCATE * pixels)))
 
-    return _fixed(apply)
+def _kernel(x: Tensor, sigma: float, side: int) -> tuple[Tensor, int]:
+    """σ of every row in pixels of x, and the radius of its kernel."""
+    pixels = sigma * x.shape[-1] / side
+    return torch.full((len(x),), pixels), max(1, math.ceil(_TRUNCATE * pixels))
 
 
 def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
@@ -248,19 +219,18 @@ def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
     return apply
 
 
-CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
-    {
-        "noise_0.8": noise(0.8),
-        "noise_0.8_8bit": in_8_bits(noise(0.8)),
-        "noise_0.4_8bit": in_8_bits(noise(0.4)),
-        "blur_1.5": blur(1.5),
-        "low_resolution_4": _fixed(lambda x: reduce_resolution(x, 4)),
-        "hole_0.4": _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(x.shape)), 0.0)),
-    }
-)
-_COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
-    {"grey": _fixed(to_grey), "sketch_3.5": sketch(3.5)}
-)
+CORRUPTIONS: Final[Mapping[str, Corruption]] = {
+    "noise_0.8": noise(0.8),
+    "noise_0.8_8bit": in_8_bits(noise(0.8)),
+    "noise_0.4_8bit": in_8_bits(noise(0.4)),
+    "blur_1.5": blur(1.5),
+    "low_resolution_4": _fixed(lambda x: reduce_resolution(x, 4)),
+    "hole_0.4": _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(x.shape)), 0.0)),
+}
+_COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = {
+    "grey": _fixed(to_grey),
+    "sketch_3.5": sketch(3.5),
+}
 
 
 def corruptions_for(channels: int) -> Mapping[str, Corruption]:

@@ -4,7 +4,6 @@ A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into tr
 pictures.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,9 @@ from model_export.data.picture_files import (
 from model_export.errors import UserError
 from service.artifact.card import Card
 
-_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
-_ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
 _DAMAGED = "damaged_train"
 # of an `.npz`
-_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", _DAMAGED, *_ATTRIBUTES)
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", _DAMAGED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,25 +123,23 @@ class ArraySource:
         self._pictures = {
             key: _channels_first(arrays[key], f"--data {name}: {key}") for key in keys
         }
-        if len(self._pictures.get(_DAMAGED, self._pictures["x_train"])) != len(
-            self._pictures["x_train"]
-        ):
+        train = self._pictures["x_train"]
+        if len(self._pictures.get(_DAMAGED, train)) != len(train):
             raise UserError(f"--data {name}: {_DAMAGED} must be one picture for each of x_train")
         self._labels: dict[str, NDArray[np.int64]] = {}
-        for key, pictures in (("y_train", "x_train"), ("y_test", "x_test")):
-            value = arrays.get(key)
-            if value is not None and (
-                value.shape != (len(self._pictures[pictures]),) or value.dtype.kind not in "iu"
-            ):
+        for part in ("train", "test"):
+            value = arrays.get(f"y_{part}")
+            if value is None:
+                continue
+            if value.shape != (len(self._pictures[f"x_{part}"]),) or value.dtype.kind not in "iu":
                 raise UserError(
-                    f"--data {name}: {key} must be one integer for each picture of {pictures}"
+                    f"--data {name}: y_{part} must be one integer for each picture of x_{part}"
                 )
-            if value is not None:
-                self._labels[key] = value.astype(np.int64)
-        self._attributes = _read_attributes(
-            arrays, name, *(len(self._pictures[part]) for part in ("x_train", "x_test"))
-        )
-        self._licence = str(arrays["licence"]) if "licence" in arrays else "unknown"
+            self._labels[f"y_{part}"] = value.astype(np.int64)
+        self._attributes = None
+        if "attributes" in arrays:
+            values = (arrays[f"attributes_{part}"].astype(np.int64) for part in ("train", "test"))
+            self._attributes = Attributes(tuple(map(str, arrays["attributes"])), *values)
         self._sha256 = content_digest({**self._pictures, **self._labels})
         self.known = recognise(self._sha256) or (name if downloaded else "")
         if downloaded:
@@ -167,18 +162,17 @@ class ArraySource:
                     f"pictures {pictures.shape[1:]}, the preset wants {(channels, size, size)}"
                 )
                 raise UserError(f"--data {self.name}: {key} has {differs}; see --size, --channels")
-        labels = {key: torch.from_numpy(value) for key, value in self._labels.items()}
+        arrays = {**self._pictures, **self._labels}
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return Dataset(
             name=self.name,
             sha256=self._sha256,
-            licence=KNOWN_SETS[self.known].licence if self.known else self._licence,
-            train=torch.from_numpy(self._pictures["x_train"]),
-            held_out=torch.from_numpy(self._pictures["x_test"]),
-            damaged=torch.from_numpy(self._pictures[_DAMAGED])
-            if _DAMAGED in self._pictures
-            else None,
-            train_labels=labels.get("y_train"),
-            held_out_labels=labels.get("y_test"),
+            licence=KNOWN_SETS[self.known].licence if self.known else "unknown",
+            train=tensors["x_train"],
+            held_out=tensors["x_test"],
+            damaged=tensors.get(_DAMAGED),
+            train_labels=tensors.get("y_train"),
+            held_out_labels=tensors.get("y_test"),
             known=self.known,
             attributes=self._attributes,
         )
@@ -233,19 +227,7 @@ def _read_npz(path: Path) -> Arrays:
     try:
         # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            members = [
-                member
-                for member in file.zip.infolist()
-                if member.filename.removesuffix(".npy") in _ARRAYS
-            ]
-            if sum(member.file_size for member in members) > _MEMORY:
-                raise UserError(
-                    f"--data {path.name}: larger than the memory of this machine, "
-                    f"{_MEMORY >> 20} MiB"
-                )
             arrays = {key: file[key] for key in _ARRAYS if key in file}
-    except UserError:
-        raise
     except (
         Exception
     ) as exc:  # for damaged files numpy, zipfile and zlib raise nearly every built-in exception
@@ -267,25 +249,3 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     elif array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(array)
-
-
-def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> Attributes | None:
-    """The attributes in an `.npz`, or None: names (K,), and for each part unsigned integers (N,
-    K).
-    """
-    if not any(key in arrays for key in _ATTRIBUTES):
-        return None
-    missing = [key for key in _ATTRIBUTES if key not in arrays]
-    if missing:
-        raise UserError(f"--data {name}: array {missing[0]} is missing")
-    names, *parts = (arrays[key] for key in _ATTRIBUTES)
-    shapes = [(count, len(names)) if names.ndim == 1 else () for count in (train, held_out)]
-    if names.dtype.kind != "U" or any(
-        part.shape != shape or part.dtype.kind != "u"
-        for part, shape in zip(parts, shapes, strict=True)
-    ):
-        raise UserError(
-            f"--data {name}: attributes must be names (K,) and unsigned integers (N, K) for "
-            f"each picture"
-        )
-    return Attributes(tuple(map(str, names)), *(part.astype(np.int64) for part in parts))

@@ -77,13 +77,9 @@ def load_files(
             pictures[len(names)] = torch.from_numpy(array)
             names.append(path)
     if bad and not skip_bad:
-        named = ", ".join(bad[:_NAMED]) + (
-            f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        )
         raise UserError(
             f"--data {name}: {len(bad)} of {len(files)} files are no readable pictures: "
-            f"{named}; remove them, or say "
-            "--skip-bad"
+            f"{', '.join(bad[:_NAMED])}; remove them, or say --skip-bad"
         )
     held_out = _held_out(names)
     if bool(held_out.all()) or not bool(held_out.any()):

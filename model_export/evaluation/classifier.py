@@ -8,8 +8,8 @@ or, where there are none either, to recognise four rotations (Gidaris et al., 20
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -106,12 +106,7 @@ class Classifier:
     network: ConvNet  # in evaluation mode
     task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-    accuracy: (
-        float  # share of the held-out pictures that it reads correctly; the mean over attributes
-    )
-    source: str  # SHA-256 of this module, which decides how the classifier is trained
-    # accuracy of each attribute on the held-out pictures
-    attributes: Mapping[str, float] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()  # the names of the attributes, if they are the task
 
     @torch.inference_mode()
     def predict(self, levels: Levels) -> Predictions:
@@ -128,12 +123,11 @@ class Classifier:
         )
 
     def coverage(self, predictions: Predictions) -> Table:
-        """How evenly the classes occur and how sure the classifier is; empty without classes."""
+        """How evenly the classes occur; empty without classes."""
         if self.task != "classes":
             return {}
         counts = np.bincount(predictions.values[:, 0], minlength=self.heads[0])
-        confidence = float(predictions.probabilities.max(1).mean())
-        return {"kl": kl_to_uniform(counts), "confidence": confidence, "classes": counts.tolist()}
+        return {"kl": kl_to_uniform(counts)}
 
     def compare(self, rows: FloatRows, x: FloatRows, truth: NDArray[np.int64] | None) -> Table:
         """Mean PSNR and SSIM of rows against clean pictures x, (N, C, H, W) each, and the share
@@ -164,7 +158,7 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     """Load the classifier of a data set from the cache, or train and store it."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
-    task, train, held_out = targets(data)
+    task, train, _ = targets(data)
     heads = heads_of(data)
     key = hashlib.sha256(f"{source} {data.sha256} {shape} {task} {heads}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
@@ -177,15 +171,11 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
             _fit(network, data.train, train, heads)
             write_tensors(network.state_dict(), path)
     network.eval()
-    accuracies = _accuracies(network, data.held_out, held_out, heads)
-    names = data.attributes.names if data.attributes is not None and task == "attributes" else ()
     return Classifier(
         network=network,
         task=task,
         heads=heads,
-        accuracy=sum(accuracies) / len(accuracies),
-        source=source,
-        attributes=dict(zip(names, accuracies, strict=False)),
+        attributes=data.attributes.names if data.attributes and task == "attributes" else (),
     )
 
 
@@ -304,16 +294,3 @@ def shifted(x: Tensor, limit: int, generator: torch.Generator | None = None) -> 
     down, right = torch.randint(2 * limit + 1, (2,), generator=generator, device=x.device).tolist()
     padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
     return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
-
-
-@torch.inference_mode()
-def _accuracies(
-    network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]
-) -> list[float]:
-    """Share of right answers of every head."""
-    correct = torch.zeros(len(heads))
-    for index in torch.split(torch.arange(len(pictures)), _CHUNK):
-        x, target = inputs_and_targets(pictures[index], None if targets is None else targets[index])
-        for i, part in enumerate(network(x).split(heads, 1)):
-            correct[i] += (part.argmax(1) == target[:, i]).sum()
-    return [float(share) for share in correct.double() / len(pictures)]

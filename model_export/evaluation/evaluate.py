@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tqdm import tqdm
 
@@ -11,7 +11,7 @@ from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
 from model_export.export.artifact import TrainedCard, check_golden, publish, read_all, with_card
-from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE
+from service.artifact.files import METRICS_FILE, MODEL_FILE
 from service.artifact.golden import digest_of
 from service.domain.latents import FloatRows
 
@@ -63,30 +63,15 @@ def evaluate(
             samples=samples,
             steps=steps,
         ).run()
-    quality = {
-        key: _without_histograms(value)
-        for key, value in measures.items()
-        if key not in _NOT_QUALITY
-    }
+    quality = {key: value for key, value in measures.items() if key not in _NOT_QUALITY}
     measured = {"quality": quality, "distance_quantiles": measures["distance_quantiles"]}
     files = with_card(artifacts, TrainedCard.model_validate({**card.model_dump(), **measured}))
-    digests = {name: digest_of(content) for name, content in files.items() if name != GOLDEN_FILE}
-    identity = {
-        "name": card.name,
-        "version": card.version,
-        "digest": digests[MODEL_FILE],
-        "files": digests,
-    }
+    digest = digest_of(files[MODEL_FILE])
+    identity = {"name": card.name, "version": card.version, "digest": digest}
     table = {"model": identity, **measures}
     text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
     publish(folder, files | {METRICS_FILE: text}, keep=True)
     return table
-
-
-def _without_histograms(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_histograms(item) for key, item in value.items() if key != "classes"}
-    return value
 
 
 def _check_usable(data: Dataset, samples: int, steps: int) -> None:

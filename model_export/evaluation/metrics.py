@@ -3,23 +3,29 @@
 Pictures are rows (N, C, H, W) float32 in [−1, 1], or levels, the same in uint8 0…255.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.stats import entropy, mannwhitneyu
-from skimage.metrics import structural_similarity
 
 from service.artifact.pixels import Levels
 from service.domain.latents import FloatRows
 
 Numbers = NDArray[np.floating[Any]]
+Values = NDArray[np.float64]
+Function = Callable[[FloatRows], FloatRows]
 
 _RANGE: Final = 2.0  # width of [−1, 1]
 # mean square at which PSNR stops rising: identical pictures get a finite value
 _MIN_ERROR: Final = 1e-10
 _SSIM_RADIUS: Final = 5
+# (K L)² of the paper, with L the range
+_SSIM_CONSTANTS: Final = ((0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2)
 _SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
 _CHUNK: Final = 4096
 
@@ -49,7 +55,7 @@ def kl_to_uniform(counts: Numbers | NDArray[np.int64]) -> float:
     return float(entropy(counts, np.ones(len(counts))))
 
 
-def auroc(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> float:
+def auroc(negative: Values, positive: Values) -> float:
     """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if
     all are above.
     """
@@ -57,22 +63,22 @@ def auroc(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> float
     return float(above / (len(negative) * len(positive)))
 
 
-def mean_distance(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
+def mean_distance(a: FloatRows, b: FloatRows) -> Values:
     """Mean |a − b| of every picture in float64, (N,). The service calls it distance, drift and
     change.
     """
-    distance: NDArray[np.float64] = np.abs(a.astype(np.float64) - b).mean((1, 2, 3))
+    distance: Values = np.abs(a.astype(np.float64) - b).mean((1, 2, 3))
     return distance
 
 
-def psnr(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
+def psnr(a: FloatRows, b: FloatRows) -> Values:
     """Peak signal-to-noise ratio of every picture in dB, (N,)."""
     error = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
-    ratio: NDArray[np.float64] = 10.0 * np.log10(_RANGE**2 / np.maximum(error, _MIN_ERROR))
+    ratio: Values = 10.0 * np.log10(_RANGE**2 / np.maximum(error, _MIN_ERROR))
     return ratio
 
 
-def ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
+def ssim(a: FloatRows, b: FloatRows) -> Values:
     """Structural similarity of every picture, (N,) (Wang et al., 2004).
 
     Gaussian window with σ 1.5 and radius 5 pixels, population covariance; the mean over channels
@@ -83,48 +89,37 @@ def ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
     return np.concatenate([_ssim(a[i : i + _SSIM_CHUNK], b[i : i + _SSIM_CHUNK]) for i in chunks])
 
 
-def _ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
-    # One call for many pictures is faster than a call for each: they are stacked to a tall picture.
-    # A border of its mirror image around each picture keeps the windows inside from its neighbours.
-    border = ((0, 0), (0, 0), (_SSIM_RADIUS, _SSIM_RADIUS), (_SSIM_RADIUS, _SSIM_RADIUS))
-    first, second = (np.pad(rows.astype(np.float64), border, mode="symmetric") for rows in (a, b))
-    structural: Any = structural_similarity  # scikit-image has no type annotations
-    _, similarity = structural(
-        first.reshape(-1, first.shape[-1]),
-        second.reshape(-1, second.shape[-1]),
-        data_range=_RANGE,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
+def _ssim(a: FloatRows, b: FloatRows) -> Values:
+    x, y = (rows.astype(np.float64) for rows in (a, b))
+    # Without the positions whose window leaves the picture.
+    top, left = (min(_SSIM_RADIUS, (length - 1) // 2) for length in a.shape[2:])
+    inside = (..., slice(top, a.shape[2] - top), slice(left, a.shape[3] - left))
+    mean_x, mean_y, xx, yy, xy = (
+        gaussian_filter(each, 1.5, radius=_SSIM_RADIUS, axes=(2, 3))[inside]
+        for each in (x, y, x * x, y * y, x * y)
     )
-    # Cut the border at each end, and the positions whose window leaves the picture.
-    cuts = [_SSIM_RADIUS + min(_SSIM_RADIUS, (length - 1) // 2) for length in a.shape[2:]]
-    rows, columns = (
-        slice(cut, length - cut) for cut, length in zip(cuts, first.shape[2:], strict=True)
-    )
-    mean: NDArray[np.float64] = similarity.reshape(first.shape)[:, :, rows, columns].mean((1, 2, 3))
-    return mean
+    product = mean_x * mean_y
+    squares = mean_x**2 + mean_y**2
+    c1, c2 = _SSIM_CONSTANTS
+    similarity: Values = (2 * product + c1) * (2 * (xy - product) + c2)
+    similarity /= (squares + c1) * (xx + yy - squares + c2)
+    return np.asarray(similarity.mean((1, 2, 3)))
 
 
-def nearest(queries: Levels, references: Levels) -> NDArray[np.float64]:
+def nearest(queries: Levels, references: Levels) -> Values:
     """Distance of every query (N, …) to its nearest reference (M, …): root mean square, in units of
     rows, (N,).
 
     If both are the same array, a picture does not count as its own neighbour.
     """
-    flat = torch.from_numpy(queries).flatten(1).float()
-    best = torch.full((len(flat),), torch.inf)
-    index = torch.zeros(len(flat), dtype=torch.int64)
+    # Squares of levels are integers, which float64 adds up exactly.
+    flat = torch.from_numpy(queries).flatten(1).double()
+    best = torch.full((len(flat),), torch.inf, dtype=torch.float64)
     for start in range(0, len(references), _CHUNK):
-        part = torch.from_numpy(references[start : start + _CHUNK]).flatten(1).float()
+        part = torch.from_numpy(references[start : start + _CHUNK]).flatten(1).double()
         distances = torch.cdist(flat, part)
         if queries is references:
             distances[start : start + _CHUNK].fill_diagonal_(torch.inf)
-        value, column = distances.min(1)
-        index = torch.where(value < best, start + column, index)
-        best = torch.minimum(best, value)
-    # `cdist` finds the neighbour, but loses the digits of small distances: compute those again.
-    chosen = references[index.numpy()].reshape(len(flat), -1)
-    distance: NDArray[np.float64] = np.sqrt(np.square(flat.double().numpy() - chosen).mean(1))
+        best = torch.minimum(best, distances.min(1).values)
+    distance: Values = best.numpy() / math.sqrt(flat.shape[1])
     return distance * (_RANGE / 255.0)

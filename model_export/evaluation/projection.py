@@ -6,13 +6,11 @@ import math
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from model_export.data.drawings import held_out_drawings, on_background
-from model_export.evaluation.classifier import Classifier, Predictions, Table, sample_budget
-from model_export.evaluation.metrics import auroc, frechet, mean_distance, nearest
-from model_export.evaluation.restoration import Function
+from model_export.evaluation.classifier import Classifier, Table, sample_budget
+from model_export.evaluation.metrics import Function, Values, auroc, mean_distance, nearest
 from model_export.export.artifact import TrainedCard
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
@@ -25,12 +23,7 @@ _BLUR: Final = 1.5
 
 
 def measure_drawings(
-    f: Function,
-    card: TrainedCard,
-    classifier: Classifier,
-    held_out: Predictions,
-    real: Levels,
-    train: Levels,
+    f: Function, card: TrainedCard, classifier: Classifier, real: Levels, train: Levels
 ) -> Table:
     """What f makes of letters and of shapes, beside what it makes of ``real`` pictures."""
     x = to_rows(real)
@@ -38,50 +31,38 @@ def measure_drawings(
     drawn = held_out_drawings(
         sample_budget(_COUNT, card.shape), card.shape[1], faces=card.shape[0] == 3
     )
-    rows = {
-        name: to_levels(on_background(ink, card.shape[0], card.background))
-        for name, ink in drawn.items()
-    }
-    return {
-        name: _measure(f, levels, classifier, held_out, distances, train)
-        for name, levels in rows.items()
-    }
+    table: Table = {}
+    for name, ink in drawn.items():
+        levels = to_levels(on_background(ink, card.shape[0], card.background))
+        table[name] = _measure(f, levels, classifier, distances, train)
+    return table
 
 
 def _measure(
     f: Function,
     levels: Levels,
     classifier: Classifier,
-    held_out: Predictions,
-    distances: NDArray[np.float64],
+    distances: Values,
     train: Levels,
 ) -> Table:
     u = to_rows(levels)
     once = f(u)
-    twice = f(once)
-    read = {
-        name: classifier.predict(to_levels(rows))
-        for name, rows in (("u", u), ("f", once), ("f3", f(twice)))
-    }
     table: Table = {
         "n": len(u),
         "auroc": auroc(distances, mean_distance(once, u)),
         "own": _own(u, once),
-        "drift": mean_distance(twice, once).mean(),
         "distance": {
             "f": np.median(np.sqrt(np.square(once.astype(np.float64) - u).mean((1, 2, 3)))),
             "nearest": np.median(nearest(levels, train)),
         },
-        "frechet": {name: frechet(each.features, held_out.features) for name, each in read.items()},
     }
     if classifier.task == "classes":
-        table["sure"] = {
-            name: (each.probabilities.max(1) >= _SURE).mean() for name, each in read.items()
-        }
-        kl = {name: classifier.coverage(each)["kl"] for name, each in read.items()}
-        table["effective_classes"] = {
-            name: classifier.heads[0] * math.exp(-value) for name, value in kl.items()
-        }
+        table |= {"sure": {}, "effective_classes": {}}
+        for name, rows in (("u", u), ("f", once), ("f3", f(f(once)))):
+            read = classifier.predict(to_levels(rows))
+            kl = classifier.coverage(read)["kl"]
+            table["sure"][name] = (read.probabilities.max(1) >= _SURE).mean()
+            table["effective_classes"][name] = classifier.heads[0] * math.exp(-kl)
     return table
 
 

@@ -63,11 +63,7 @@ def _generation(generation: Table) -> Iterator[tuple[bool, str]]:
             f"Samples differ from real pictures: Fréchet distance {multiple:.1f} times that of "
             "real ones.",
         )
-    powers = {
-        name: row["frechet"]
-        for name, row in generation.items()
-        if name[0] == "f" and (name[1:] or "1").isdigit()
-    }
+    powers = {name: row["frechet"] for name, row in generation.items() if name[0] == "f"}
     best = min(powers, key=lambda name: powers[name])
     if powers[best] < _BETTER * powers["f"]:
         yield (

@@ -18,7 +18,6 @@ import onnx
 import onnxruntime as ort
 
 from model_export.errors import UserError
-from model_export.files import errors_name
 from service.artifact.card import (
     INPUT,
     OUTPUT,
@@ -71,13 +70,11 @@ class OnnxFunction:
         shape.
         """
         return np.concatenate(
-            [self.run_batch(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+            [
+                self._session.run([OUTPUT], {INPUT: rows[i : i + batch]})[0]
+                for i in range(0, len(rows), batch)
+            ]
         )
-
-    def run_batch(self, rows: FloatRows) -> FloatRows:
-        """Apply f once, in a single batch."""
-        out: FloatRows = self._session.run([OUTPUT], {INPUT: rows})[0]
-        return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,12 +139,7 @@ def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
 def with_card(artifacts: Sequence[Artifact], card: TrainedCard) -> dict[str, bytes]:
     """The files of a version with another card, and their golden rows, for `publish`."""
     golden = artifacts[0].golden()
-    files = {}
-    for artifact in artifacts:
-        content = stamp(artifact.data, card)
-        # The rewritten file must still compute the same before it replaces the old one.
-        check_golden(OnnxFunction(content, threads=1), golden, card, artifact.precision)
-        files[MODEL_FILES[artifact.precision]] = content
+    files = {MODEL_FILES[each.precision]: stamp(each.data, card) for each in artifacts}
     files[GOLDEN_FILE] = dataclasses.replace(
         golden, digest=digest_of(files[MODEL_FILES["fp32"]])
     ).to_bytes()
@@ -249,11 +241,10 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
     is unchanged.
 
     The files are written to a hidden folder beside it, which is then renamed. So no reader sees a
-    model together with the golden rows of another one. Errors name ``folder``.
+    model together with the golden rows of another one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
-    with errors_name(folder, folder), hidden as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         fresh = Path(temporary, "new")
         old = Path(temporary, "old")
         if keep and folder.is_dir():

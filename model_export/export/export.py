@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.export import Dim
 
-from model_export.errors import UserError
+from model_export.errors import UserError, card_error
 from model_export.export.artifact import (
     OnnxFunction,
     TrainedCard,
@@ -36,7 +36,6 @@ from model_export.training.presets import Preset
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
-from service.domain.errors import reason_of
 
 OPSET: Final = 20
 
@@ -199,8 +198,4 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
             }
         )
     except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        # A check of several fields has the whole card as its input. Its message begins with the
-        # field of an option.
-        where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
-        raise UserError(where + reason_of(first)) from exc
+        raise card_error(exc) from exc

@@ -48,16 +48,18 @@ class Verification:
 def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verification]:
     """Compare every model file of a version with its run, and write the golden rows again."""
     model = load_run(run)
-    (exported, *others) = read_all(folder, threads=threads)
+    artifacts = read_all(folder, threads=threads)
+    exported = artifacts[0]
     check_run(exported.card, run, model.checkpoint)
     digest = digest_of(exported.data)
-    golden, result = compare(model, exported.card, exported.function, digest)
-    results = {MODEL_FILE: result}
-    for other in others:
-        name = MODEL_FILES[other.precision]
-        if other.card != exported.card:
+    results = {}
+    for artifact in artifacts:
+        name = MODEL_FILES[artifact.precision]
+        if artifact.card != exported.card:
             raise UserError(f"{folder / name}: another card than {MODEL_FILE}; `export` it again")
-        _, results[name] = compare(model, other.card, other.function, digest, other.precision)
+        golden, results[name] = compare(
+            model, artifact.card, artifact.function, digest, artifact.precision
+        )
     with atomic_write(folder / GOLDEN_FILE) as file:
         file.write(golden.to_bytes())
     return results
@@ -68,15 +70,10 @@ def check_run(card: TrainedCard, run: Path, checkpoint: Checkpoint) -> None:
     may differ.
     """
     trained = card.training
-    now = checkpoint.preset
-    changed = {
-        name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)
-    }
-    differs = sorted(changed - set(CARD_FIELDS))
-    if card.data.sha256 != checkpoint.data["sha256"]:
-        differs.append("data")
-    if checkpoint.step != trained.steps:
-        differs.append("steps")
+    before = {**trained.config, "data": card.data.sha256, "steps": trained.steps}
+    now = {**checkpoint.preset, "data": checkpoint.data["sha256"], "steps": checkpoint.step}
+    changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    differs = sorted(changed - (set(CARD_FIELDS) - {"data"}))
     # with another seed, for example
     if not changed and checkpoint.provenance.get("command") != trained.command:
         differs.append("command")

@@ -20,8 +20,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from model_export.errors import UserError
-from service.domain.errors import reason_of
+from model_export.errors import UserError, card_error, check_name
 
 _END_S: Final = 10.0
 _MOST_PIXELS: Final = 2048
@@ -108,12 +107,8 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run_import(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     """Import a network into a model directory; yields lines for people."""
     from model_export.export.artifact import publish, version_folder
-    from service.artifact.files import NAME_PATTERN
 
-    if not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(
-            f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most"
-        )
+    check_name(options.name)
     folder = version_folder(Path(options.models, options.name), options.version)
     if folder.exists():
         raise UserError(f"{folder} exists; choose another --version")
@@ -185,9 +180,7 @@ def _work(options: argparse.Namespace, version: str, sender: "Connection[Any, An
         about = "" if str(exc).startswith("--") else f"{options.file}: "
         sender.send(UserError(f"{about}{exc}"))
     except ValidationError as exc:  # of the card
-        first = exc.errors(include_url=False)[0]
-        where = f"--{first['loc'][0]} {first['input']!r}: " if first["loc"] else "--"
-        sender.send(UserError(where + reason_of(first)))
+        sender.send(card_error(exc))
     except (
         Exception
     ) as exc:  # onnx, onnxruntime, protobuf, torch and foreign code raise errors of a dozen types

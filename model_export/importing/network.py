@@ -50,13 +50,10 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     form, reason = _propose(source, options)
     tiles: Tiles | None = None
     if options.tile or options.overlap is not None or 0 in form.shape:
-        for chosen in _choose_tiles(source, form, options):
-            if isinstance(chosen, str):
-                yield chosen
-            else:
-                side, tiles = chosen
-                open_sides = tiles is not None and bool(tiles.smaller)
-                form = replace(form, shape=(form.shape[0], side, side), open_sides=open_sides)
+        lines, side, tiles = _choose_tiles(source, form, options)
+        yield from lines
+        open_sides = tiles is not None and bool(tiles.smaller)
+        form = replace(form, shape=(form.shape[0], side, side), open_sides=open_sides)
     card = _card(source, form, options, version, tiles)
     (low, high), (channels, height, width) = form.interval, form.shape
     colour = "colour" if channels == 3 else "grey" if card.color is None else "luma"
@@ -185,7 +182,7 @@ def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | Non
 
 def _choose_tiles(
     source: Source, form: Form, options: Namespace
-) -> Iterator[str | tuple[int, Tiles | None]]:
+) -> tuple[list[str], int, Tiles | None]:
     channels, height, width = form.shape
     if height != width:
         raise UserError(f"--overlap: its images are {height}×{width}, and tiles are squares")
@@ -303,6 +300,7 @@ def _measure(function: OnnxFunction, card: Card, source: str) -> dict[str, Any]:
     import torch
 
     from model_export.data.datasets import open_source
+    from model_export.evaluation.metrics import mean_distance
 
     channels, height, width = card.shape
     if height != width:
@@ -312,8 +310,8 @@ def _measure(function: OnnxFunction, card: Card, source: str) -> dict[str, Any]:
     data = opened.load(size=height, channels=channels)
     x = to_rows(torch.cat([data.held_out, data.train])[:_IMAGES].numpy(), *card.range)
     y = function(x, _BATCH)
-    distance = np.abs(y - x).mean(axis=(1, 2, 3), dtype=np.float64)
-    drift = float(np.abs(function(y, _BATCH) - y).mean(dtype=np.float64))
+    distance = mean_distance(y, x)
+    drift = float(mean_distance(function(y, _BATCH), y).mean())
     images = {
         "name": data.name,
         "sha256": data.sha256,

@@ -5,8 +5,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -18,9 +19,9 @@ from onnx import (
     NodeProto,
     TensorProto,
     ValueInfoProto,
-    numpy_helper,
 )
 from onnx.inliner import inline_local_functions
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_export.errors import UserError
 from model_export.export.artifact import remove_annotations
@@ -70,25 +71,17 @@ class Source:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Between which values the last operator gives all; None if it does not tell."""
-        makers = {name: node for node in self.model.graph.node for name in node.output}
+        model = OnnxModel(self.model)
+        makers = model.output_name_to_node(exclude_subgraphs=True)
         node = makers.get(self.ends[1].name)
         while node is not None and node.op_type in _PASS_ON:
             node = makers.get(node.input[0])
         if node is None or node.op_type != "Clip":
             return None if node is None else _BOUNDED.get(node.op_type)
         values = {attribute.name: attribute.f for attribute in node.attribute}  # before opset 11
-        constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        constants |= {
-            name: maker.attribute[0].t
-            for name, maker in makers.items()
-            if maker.op_type == "Constant" and maker.attribute[0].HasField("t")
-        }
-        named = zip(("min", "max"), node.input[1:], strict=False)
-        values |= {
-            end: float(numpy_helper.to_array(constants[name]))
-            for end, name in named
-            if name in constants
-        }
+        for end, name in zip(("min", "max"), node.input[1:], strict=False):
+            if (constant := model.get_constant_value(name)) is not None:
+                values[end] = float(constant)
         return (values["min"], values["max"]) if len(values) == 2 else None
 
     def __str__(self) -> str:
@@ -193,10 +186,6 @@ def _check_nodes(model: ModelProto) -> None:
             raise UserError(
                 f"it holds the operator {operator}; only those of the ONNX standard are run"
             )
-        if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
-            raise UserError(
-                f"{node.op_type} is in training mode: call model.eval() and export it again"
-            )
         node.domain = ""
     versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
     if not versions or versions[0] < _OLDEST_OPSET:
@@ -209,24 +198,23 @@ def _check_functions(model: ModelProto) -> None:
     """Raise UserError if the functions of a file, written out, make very many operators: each may
     call others twice.
     """
-    calls: dict[tuple[str, ...], list[tuple[str, ...]]] = {
-        (each.domain, each.name): [(node.domain, node.op_type) for node in _nodes(each)]
-        for each in model.functions
-    }
-    calls[()] = [(node.domain, node.op_type) for node in _nodes(model.graph)]
-    operators: dict[tuple[str, ...], int] = {}
-    while calls:
-        known = [
-            name for name, called in calls.items() if not any(each in calls for each in called)
-        ]
-        if not known:
-            raise UserError("its functions call each other without end")
-        operators |= {
-            name: sum(operators.get(each, 1) for each in calls.pop(name)) for name in known
-        }
-    if operators[()] > _MAX_OPERATORS:
+    functions = {(each.domain, each.name): each for each in model.functions}
+
+    @cache
+    def count(domain: str, name: str) -> int:
+        function = functions.get((domain, name))
+        return 1 if function is None else count_all(function)
+
+    def count_all(part: GraphProto | FunctionProto) -> int:
+        return sum(count(node.domain, node.op_type) for node in _nodes(part))
+
+    try:
+        operators = count_all(model.graph)
+    except RecursionError as exc:
+        raise UserError("its functions call each other without end") from exc
+    if operators > _MAX_OPERATORS:
         raise UserError(
-            f"its functions make {operators[()]:,} operators; at most {_MAX_OPERATORS:,} are run"
+            f"its functions make {operators:,} operators; at most {_MAX_OPERATORS:,} are run"
         )
 
 
@@ -253,26 +241,24 @@ def _load_weights(network: "nn.Module", path: Path) -> tuple[str, ...]:
         raise UserError(
             "more than weights; torch.save(model.state_dict(), …) writes weights alone"
         ) from exc
-    parts = {"": content} | {
-        str(name): part for name, part in content.items() if isinstance(part, Mapping)
-    }
+    tensors = dict(_tensors(content))
     own = list(network.state_dict())
-    # Trainers put the network into another module, which puts a prefix such as `module.` before its
-    # names.
-    keys = [(name, str(key)) for name, part in parts.items() for key in part]
-    places = [(name, key.removesuffix(own[0])) for name, key in keys if key.endswith(own[0])]
-    fitting = [
-        (name, prefix)
-        for name, prefix in places
-        if all(prefix + each in parts[name] for each in own)
-    ]
+    # Trainers put the network into another module, or several into one file, which puts a prefix
+    # such as `module.` before its names.
+    prefixes = [name.removesuffix(own[0]) for name in tensors if name.endswith(own[0])]
+    fitting = [each for each in prefixes if all(each + name in tensors for name in own)]
     if not fitting:
-        missing = [
-            each for each in own if all(prefix + each not in parts[name] for name, prefix in places)
-        ]
-        raise UserError(
-            f"it lacks weights of the class, such as {missing[0] if missing else own[-1]}"
-        )
-    name, prefix = next((place for place in fitting if "ema" in "".join(place)), fitting[0])
-    network.load_state_dict({each: parts[name][prefix + each] for each in own})
-    return (f"weights `{name or prefix}`",) if name or prefix else ()
+        lacking = (name for name in own if all(each + name not in tensors for each in prefixes))
+        raise UserError(f"it lacks weights of the class, such as {next(lacking, own[-1])}")
+    prefix = next((each for each in fitting if "ema" in each), fitting[0])
+    network.load_state_dict({name: tensors[prefix + name] for name in own})
+    return (f"weights `{prefix.removesuffix('.')}`",) if prefix else ()
+
+
+def _tensors(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a checkpoint and of what it holds, by names with dots between."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

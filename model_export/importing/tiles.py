@@ -2,8 +2,8 @@
 cut into.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -21,57 +21,38 @@ _TRIALS: Final = 3  # random images: a ReLU may hide a path in one of them
 _SAME: Final = 1e-5  # of the range; a smaller change is a rounding error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How far f looks: a pixel of y depends on pixels of x up to ``radius`` away; None: further
-    than could be seen.
+def measure_reach(
+    f: Function, channels: int, side: int, values: tuple[float, float]
+) -> tuple[int | None, int]:
+    """Try f on random images of ``side``×``side`` pixels.
 
-    f commutes with shifts by ``multiple`` pixels.
+    Returns how far f looks: a pixel of y depends on pixels of x up to so many away; None: further
+    than could be seen. And by how many pixels f commutes with shifts.
     """
-
-    radius: int | None
-    multiple: int
-
-
-def measure_reach(f: Function, channels: int, side: int, values: tuple[float, float]) -> Reach:
-    """Try f on random images of ``side``×``side`` pixels."""
     random = np.random.default_rng(0)
     (low, high) = values
 
-    def some(*shape: int) -> FloatRows:
-        return random.uniform(low, high, shape).astype(np.float32)
-
-    images = some(_TRIALS, channels, side, side)
+    images = random.uniform(low, high, (_TRIALS, channels, side, side)).astype(np.float32)
     results = f(images)
     limit = _SAME * (high - low)
     multiple = next(
         (each for each in _MULTIPLES if _commutes(f, images, results, each, limit)), None
     )
     if multiple is None:
-        return Reach(radius=None, multiple=1)
+        return None, 1
     first = side // 2 // multiple * multiple
     middle = slice(first, first + multiple)
-    other = images.copy()
-    other[..., middle, middle] = some(_TRIALS, channels, multiple, multiple)
-    changed = np.abs(f(other) - results).max(axis=(0, 1)) > limit
-    rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
-    reached = [
-        (first - int(each[0]), int(each[-1]) - first - multiple + 1)
-        for each in (rows, columns)
-        if len(each)
-    ]
-    radius = max([0, *(far for pair in reached for far in pair)])
-    # One pixel is little of the mean over an image, and of what a deep network sees at its edges:
-    # with all others changed, too, the middle must stay. If it does not, f looks further than a
-    # pixel showed.
-    while radius < first - multiple:
+
+    def is_enough(radius: int) -> bool:
+        """Whether the middle stays if everything further away changes."""
         near = slice(first - radius, first + multiple + radius)
         other = np.full_like(images, low)
         other[..., near, near] = images[..., near, near]
-        if np.abs(f(other) - results)[..., middle, middle].max() <= limit:
-            return Reach(radius=radius, multiple=multiple)
-        radius += max(1, radius // 4)
-    return Reach(radius=None, multiple=multiple)
+        return bool(np.abs(f(other) - results)[..., middle, middle].max() <= limit)
+
+    radii = range(first - multiple)
+    radius = bisect_left(radii, True, key=is_enough)
+    return radius if radius in radii else None, multiple
 
 
 def _commutes(f: Function, images: FloatRows, results: FloatRows, shift: int, limit: float) -> bool:
@@ -93,44 +74,44 @@ def choose_tiles(
     side: int | None,
     overlap: int | None,
     takes_others: bool = True,
-) -> Iterator[str | tuple[int, Tiles | None]]:
-    """Yield lines for people, and last the side of a tile with its overlap; without, f takes images
-    of one size.
+) -> tuple[list[str], int, Tiles | None]:
+    """Lines for people, the side of a tile, and its overlap; without, f takes images of one size.
 
     There are smaller tiles only if f ``takes_others``. Raises `UserError` if a ``side`` or an
     ``overlap`` that is given does not fit.
     """
     for tile in (side,) if side else _SIDES:
-        reach = measure_reach(f, channels, tile, values)
-        if reach.radius is None:
+        radius, multiple = measure_reach(f, channels, tile, values)
+        if radius is None:
             continue
-        if side and side % reach.multiple:
+        if side and side % multiple:
             raise UserError(
-                f"--tile {side}: it reduces images by {reach.multiple}, so tiles must be a multiple"
+                f"--tile {side}: it reduces images by {multiple}, so tiles must be a multiple"
             )
-        needed = -(-reach.radius // reach.multiple) * reach.multiple
+        needed = -(-radius // multiple) * multiple
         chosen = needed if overlap is None else overlap
-        if tile < 2 * (chosen + reach.multiple) or (side is None and tile < 4 * chosen):
+        if tile < 2 * (chosen + multiple) or (side is None and tile < 4 * chosen):
             continue
-        yield (
-            f"measured: f looks {reach.radius} pixels far; tiles of {tile} pixels overlap by "
-            f"{chosen}"
-        )
-        if chosen < reach.radius:
-            yield (
-                f"warning: --overlap {chosen} is less than {reach.radius}, so results depend "
-                f"on where tiles begin"
+        lines = [
+            f"measured: f looks {radius} pixels far; tiles of {tile} pixels overlap by {chosen}"
+        ]
+        if chosen < radius:
+            lines.append(
+                f"warning: --overlap {chosen} is less than {radius}, so results depend on where "
+                "tiles begin"
             )
         smaller = [
             each
-            for each in smaller_tiles(tile, reach.multiple)
+            for each in smaller_tiles(tile, multiple)
             if takes_others and _runs(f, channels, each)
         ]
-        yield tile, Tiles(overlap=chosen, multiple=reach.multiple, smaller=tuple(smaller))
-        return
+        return lines, tile, Tiles(overlap=chosen, multiple=multiple, smaller=tuple(smaller))
     tile = side or _SIDES[-1]
-    yield f"warning: it looks too far for tiles, so images are resized to {tile}×{tile}"
-    yield tile, None
+    return (
+        [f"warning: it looks too far for tiles, so images are resized to {tile}×{tile}"],
+        tile,
+        None,
+    )
 
 
 def _runs(f: Function, channels: int, side: int) -> bool:

@@ -1,7 +1,6 @@
 """Figures of an exported model: grids of pictures that onnxruntime computes.
 
-Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones of
-every class.
+Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones.
 """
 
 import io
@@ -11,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision.utils import make_grid
 
@@ -75,11 +73,7 @@ def figures(
     f = artifact.function
     channels, side, _ = card.shape
     latents = artifact.noise.rows(seed, 0, _LINES * _COLUMNS)
-    labels = data.held_out_labels
-    chosen = first_of_classes(
-        None if labels is None else labels.numpy(), len(data.held_out), _COLUMNS
-    )
-    x = to_rows(data.held_out[chosen].numpy())
+    x = to_rows(data.held_out[:_COLUMNS].numpy())
 
     def chain(rows: FloatRows, steps: int) -> list[FloatRows]:
         lines = [rows]
@@ -118,15 +112,3 @@ def _encoded(lines: Sequence[FloatRows]) -> bytes:
         colour = np.ascontiguousarray(grid.transpose(1, 2, 0))
         Image.fromarray(colour).save(buffer, "WEBP", quality=80, method=6)
     return buffer.getvalue()
-
-
-def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:
-    """Indices of at most n pictures: the first of every class, then the second, …; without labels
-    the first n.
-    """
-    if labels is None:
-        return np.arange(min(n, count))
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
-    return order[np.argsort(rank, kind="stable")][:n]

@@ -2,6 +2,7 @@
 the page.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -158,9 +159,9 @@ def _commands(artifact: Artifact) -> str:
     """The commands that made the version."""
     card = artifact.card
     training = card.training
-    words = shlex.split(training.command.replace("--out=", "--out "))
-    out = words[words.index("--out") + 1] if "--out" in words else f"runs/{card.name}"
-    export = f"export --run {shlex.quote(out)} --models models --version {card.version}"
+    out = re.search(r"--out[= ](\S+)", training.command)
+    run = out[1] if out else f"runs/{card.name}"
+    export = f"export --run {run} --models models --version {card.version}"
     if (artifact.folder / MODEL_FILES["fp16"]).is_file():
         export += " --fp16"
     if card.steps.generate != training.config.get("generate_steps", card.steps.generate):

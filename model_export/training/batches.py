@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from model_export.data.corruptions import Draws, RandomCorruptions
+from model_export.data.corruptions import corrupt
 from model_export.data.datasets import to_model_range
 from model_export.data.drawings import RandomDrawings
 from model_export.training.losses import Function
@@ -22,8 +22,6 @@ from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
 
 _PENS: Final = 256  # pictures whose colours the drawings have
-# share of corrupted rows that are rounded to 8 bits, like uploaded pictures
-_EIGHT_BIT: Final = 0.5
 _DRAWN_ROWS: Final = 8  # pens in a step of a `Crisp`
 _DRAWN: Final = 4  # its pictures for each other drawing
 _NONE: Final = torch.empty(0)
@@ -59,11 +57,6 @@ def derive_seed(seed: int, stream: int, step: int) -> int:
     return int(
         np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
-
-
-def draw_latents(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Standard normal latents (count, C, H, W) on the generator's device."""
-    return torch.randn((count, *shape), generator=generator, device=generator.device)
 
 
 class CandidatePool:
@@ -159,7 +152,6 @@ class BatchBuilder:
         self.drawn: Sequence[
             Tensor
         ] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
-        self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=_EIGHT_BIT)
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
         self._drawings: RandomDrawings | None = None
@@ -179,7 +171,7 @@ class BatchBuilder:
         if weights.latents:
             rows["z"] = self.latents(samples, RngStream.NOISE, step)
         if weights.project > 0:
-            rows["corrupted"] = self._corrupted(x, step)
+            rows |= self._corrupted(x, step)
         rows |= self._drawings_of(x, weights, step)
         if weights.drifts:
             rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
@@ -196,8 +188,7 @@ class BatchBuilder:
     def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
         """As many drawings as pictures.
 
-        For a `Crisp`, some, pens with the pictures that fit them, and which corrupted rows are
-        sketches.
+        For a `Crisp`, some, and pens with the pictures that fit them.
         """
         generator = self.generator(RngStream.DRAWN, step)
         if weights.gate == 0:
@@ -213,21 +204,17 @@ class BatchBuilder:
                 to_model_range(each)
                 for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
             )
-        kinds = self._draws(step).kind
-        sketches = [i for i, name in enumerate(self._preset.corruptions) if name == "sketch"]
-        sketched = torch.isin(kinds, torch.tensor(sketches, device=x.device, dtype=kinds.dtype))
-        return {"drawings": drawings, "drawn": drawn, "fitting": fitting, "sketched": sketched}
+        return {"drawings": drawings, "drawn": drawn, "fitting": fitting}
 
-    def _corrupted(self, x: Tensor, step: int) -> Tensor:
-        """Damaged copies of x: those of the data, else random ones."""
+    def _corrupted(self, x: Tensor, step: int) -> dict[str, Tensor]:
+        """Damaged copies of x: those of the data, else random ones and which are sketches."""
         if self._damaged is not None:
-            return self._chosen_rows(self._damaged, step)
-        return self._corruptions.apply(x, self._draws(step))
-
-    def _draws(self, step: int) -> Draws:
-        return self._corruptions.draw(
-            self.size, self._preset.shape, self.generator(RngStream.CORRUPTION, step)
-        )
+            return {"corrupted": self._chosen_rows(self._damaged, step)}
+        names = self._preset.corruptions
+        corrupted, kind = corrupt(x, names, self.generator(RngStream.CORRUPTION, step))
+        sketches = [i for i, name in enumerate(names) if name == "sketch"]
+        sketched = torch.isin(kind, torch.tensor(sketches, device=x.device, dtype=kind.dtype))
+        return {"corrupted": corrupted, "sketched": sketched}
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last
@@ -248,7 +235,9 @@ class BatchBuilder:
 
     def latents(self, count: int, stream: RngStream, step: int) -> Tensor:
         """The first latents (count, C, H, W) of a stream at a step."""
-        return draw_latents(count, self._preset.shape, self.generator(stream, step))
+        generator = self.generator(stream, step)
+        shape = (count, *self._preset.shape)
+        return torch.randn(shape, generator=generator, device=generator.device)
 
     def inputs(self, count: int, stream: RngStream, step: int) -> Tensor:
         """What f is for: latents, or damaged pictures of the data, at most ``count``."""

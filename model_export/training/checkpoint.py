@@ -5,6 +5,7 @@ A checkpoint holds no random state. Every random number comes from a generator s
 stream, step), so seed and step are enough to continue, on any device.
 """
 
+import dataclasses
 import hashlib
 import io
 import re
@@ -44,13 +45,6 @@ CARD_FIELDS: Final = (
     "overlap",
     "margin",
 )
-_OPTIONS: Final = {
-    "batch": "--batch",
-    "network.size": "--size",
-    "network.channels": "--channels",
-    "corruptions": "--corruptions",
-}
-_SHOWN: Final = 12  # differences that an error lists
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +62,7 @@ class Checkpoint:
     # state dict of the frozen teacher; None in stages without one
     teacher: dict[str, Tensor] | None
     data: dict[str, Any]  # name, sha256, licence and number of training pictures
-    # command, commit, digest of the sources, precision, threads, torch version
+    # command, commit, digest of the sources, precision
     provenance: dict[str, Any]
     # state of the discriminator and its optimiser; None in stages without one
     critic: dict[str, Any] | None
@@ -166,39 +160,41 @@ def continued_preset(
         raise UserError(
             f"{out} holds a run of another version of this program; choose another --out"
         ) from exc
-    before = {
-        "--seed": saved.seed,
-        "--precision": "bf16" if saved.provenance.get("bf16") else "fp32",
-        "--data": f"of SHA-256 {saved.data['sha256'][:12]}",
-        **_flat(recorded.to_dict()),
-    }
-    now = {
-        "--seed": seed,
-        "--precision": "bf16" if bf16 else "fp32",
-        "--data": f"of SHA-256 {data.sha256[:12]}",
-        **_flat(preset.to_dict()),
-    }
+    before = _settings(
+        recorded, saved.seed, saved.data["sha256"], bf16=bool(saved.provenance.get("bf16"))
+    )
+    now = _settings(preset, seed, data.sha256, bf16=bf16)
     differences = [
-        f"{_OPTIONS.get(name, name)} {_text(before[name])}, now {_text(now[name])}"
-        # A field that only one of them has is that of another stage, which `stages` shows.
-        for name in before
-        if name in now
-        and before[name] != now[name]
-        and name not in CARD_FIELDS
-        # More steps change the lengths of stages.
-        and not name.endswith((".steps", ".warmup"))
+        # what stages hold, few people choose by hand
+        name if name == "stages" else f"{name} {value}, now {now[name]}"
+        for name, value in before.items()
+        if value != now[name]
     ]
     if preset.steps < recorded.steps:
-        differences.append(f"--steps {recorded.steps}, now {preset.steps}, and it may only grow")
+        differences.append(f"steps {recorded.steps}, now {preset.steps}, and they may only grow")
     if differences:
-        shown = "; ".join(differences[:_SHOWN])
-        raise UserError(f"{out} holds a run with other options: {shown}; choose another --out")
+        raise UserError(
+            f"{out} holds a run with other options: {'; '.join(differences)}; choose another --out"
+        )
     return replace(preset, stages=_stages(preset, recorded, saved.stage))
+
+
+def _settings(preset: Preset, seed: int, sha256: str, *, bf16: bool) -> dict[str, Any]:
+    """What a run keeps: all but what only the card uses, and the length of stages."""
+    values = preset.to_dict() | dataclasses.asdict(preset.network)
+    for name in (*CARD_FIELDS, "network"):
+        del values[name]
+    return values | {
+        "stages": [replace(stage, steps=0, warmup=0) for stage in preset.stages],
+        "seed": seed,
+        "data": f"of SHA-256 {sha256[:12]}",
+        "precision": "bf16" if bf16 else "fp32",
+    }
 
 
 def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]:
     """The recorded stages; the present one and those after it share the additional steps."""
-    if len(preset.stages) != len(recorded.stages) or preset.steps <= recorded.steps:
+    if preset.steps <= recorded.steps:
         return recorded.stages
     done = recorded.stages[:present]
     rest = preset.stages[present:]
@@ -206,24 +202,6 @@ def _stages(preset: Preset, recorded: Preset, present: int) -> tuple[Stage, ...]
         preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest]
     )
     return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif name == "stages":
-            flat[name] = [stage["name"] for stage in value]
-            for number, stage in enumerate(value, start=1):
-                flat |= _flat(stage, f"stage {number}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _text(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -245,8 +223,6 @@ def record(arguments: Sequence[str]) -> dict[str, Any]:
         "command": command(arguments),
         "commit": commit(),
         "sources": source_digest(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
     }
 
 

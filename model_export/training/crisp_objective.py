@@ -16,6 +16,7 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.crisp import Crisp
 from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss, size
 from model_export.training.drifting import drifting_loss, moments
+from model_export.training.losses import Loss
 from model_export.training.perceptual import PerceptualNetwork
 from model_export.training.stages import Distance, Stage
 
@@ -50,12 +51,6 @@ def code_drifting(codes: Tensor, pictures: Tensor) -> Tensor:
     return total
 
 
-def carrying(value: Tensor, gradient: Tensor, at: Tensor) -> Tensor:
-    """The value, with this gradient of its own at a tensor."""
-    pull = (gradient * at).sum()
-    return value.detach() + pull - pull.detach()
-
-
 def _gradient(value: Tensor, at: Tensor) -> Tensor:
     with torch.autocast(at.device.type, enabled=False):
         return torch.autograd.grad(value, at)[0]
@@ -72,14 +67,11 @@ class _Rows(NamedTuple):
     drawn: Tensor
     views: list[Tensor]  # of what shall be drawn, for the first rows; drawings have no target
     gradient: Tensor  # at those rows
-    terms: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CrispObjective:
-    """The terms of one stage. Each has the value that the log shows, and carries its gradient,
-    weight included.
-    """
+    """The terms of one stage of a `Crisp`."""
 
     network: Crisp
     stage: Stage
@@ -87,35 +79,29 @@ class CrispObjective:
     perceptual: PerceptualNetwork
     trainer: CriticTrainer[Adversary] | None = None  # if the stage has critics
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The scalar to minimise."""
-        return torch.stack([*terms.values()]).sum()
-
-    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Every active term by the name of its weight. The parts of `network` are called, not
-        ``f``.
-        """
+    def loss(self, _: nn.Module, batch: TrainingBatch) -> Loss:
+        """Every active term. The parts of `network` are called, not f."""
+        loss = Loss(self.stage.weights)
         x = batch.x
         corrupted = batch.corrupted
         if corrupted is not None and batch.drift_pictures is None:
-            return self._restored(batch, corrupted, x[:0]).terms
+            self._restored(loss, batch, corrupted, x[:0])
+            return loss
         with torch.no_grad():
             real = self.network.code(x if batch.drift_pictures is None else batch.drift_pictures)[0]
         invented = self.network.invented(batch.normal(len(real), *self.network.numbers))
         if corrupted is None or self.trainer is None:
-            return {
-                "code_drifting": self.stage.weights.code_drifting * code_drifting(invented, real)
-            }
+            loss.add("code_drifting", code_drifting(invented, real))
+            return loss
         samples = self.network.draw(invented[:_SAMPLES])
-        rows = self._restored(batch, corrupted, round_to_8_bits(samples[:_KEPT].detach()))
-        terms = rows.terms | self._judged(self.trainer, batch, rows, samples, invented, real)
+        rows = self._restored(loss, batch, corrupted, round_to_8_bits(samples[:_KEPT].detach()))
+        self._judge(loss, self.trainer, batch, rows, samples, invented, real)
         if batch.progress > _LATE:
             settled = rows.drawn[len(x) :][:_KEPT].detach()
-            second = losses.distance(samples[:_KEPT], settled, self.kind).mean()
-            terms["second"] = self.stage.weights.second * second
-        return terms
+            loss.add("second", losses.distance(samples[:_KEPT], settled, self.kind).mean())
+        return loss
 
-    def _restored(self, batch: TrainingBatch, corrupted: Tensor, kept: Tensor) -> _Rows:
+    def _restored(self, loss: Loss, batch: TrainingBatch, corrupted: Tensor, kept: Tensor) -> _Rows:
         """Of pictures, corrupted ones, f(z) as pictures to keep, pens, and other drawings."""
         weights = self.stage.weights
         x = batch.x
@@ -128,25 +114,22 @@ class CrispObjective:
         target = torch.cat([x, kept])
         last = len(target)
         drawn = self.network.draw((codes + noise)[: last if self.trainer is None else None])
+        loss.add_of_pictures(drawn[:last], target)
         leaf = _leaf(drawn[:last])
         with torch.no_grad():
             views = self._views(target)
         error = losses.distance(leaf, target, self.kind).mean()
         features = losses.feature_distance(_features(self._views(leaf)), _features(views))
         gradient = _gradient(weights.project * error + weights.features * features, leaf)
+        loss.pull(drawn[:last], gradient)
+        loss.terms |= {"project": error.detach(), "features": features.detach()}
         scales = torch.linspace(*_SCALES, _NOISY, device=x.device)[:, None, None, None]
         told = self.network.code(scales * batch.normal(_NOISY, *x.shape[1:]))[1]
-        terms = {
-            "project": carrying(error, gradient, drawn[:last]),
-            "features": features.detach(),
-            "gate": weights.gate
-            * (functional.softplus(gate).mean() + functional.softplus(-told).mean()),
-        }
+        loss.add("gate", functional.softplus(gate).mean() + functional.softplus(-told).mean())
         if len(batch.drawn):
-            terms["fitting"] = weights.fitting * self._fitting(
-                codes[last:][: len(batch.drawn)], batch.fitting
-            )
-        return _Rows(codes=codes, drawn=drawn, views=views, gradient=gradient, terms=terms)
+            fitting = self._fitting(codes[last:][: len(batch.drawn)], batch.fitting)
+            loss.add("fitting", fitting)
+        return _Rows(codes=codes, drawn=drawn, views=views, gradient=gradient)
 
     def _fitting(self, codes: Tensor, pictures: Tensor) -> Tensor:
         """How far codes of drawings are from those of the nearest of the pictures (B, K, C, H, W)
@@ -159,15 +142,16 @@ class CrispObjective:
         distances: Tensor = (known - codes[:, None]).square().mean((2, 3, 4))
         return distances.amin(1).mean()
 
-    def _judged(
+    def _judge(
         self,
+        loss: Loss,
         trainer: CriticTrainer[Adversary],
         batch: TrainingBatch,
         rows: _Rows,
         samples: Tensor,
         invented: Tensor,
         real: Tensor,
-    ) -> dict[str, Tensor]:
+    ) -> None:
         """What critics say of f(z), of restored pictures and of drawings, and the drifting of their
         codes.
         """
@@ -208,10 +192,13 @@ class CrispObjective:
                 own = _leaf(part)
                 drift = code_drifting(own, real)
                 gradient = _gradient(drift, own)
-                drifts.append(carrying(drift, strength / size(gradient) * gradient, part))
-        return {
-            "critic": carrying(seen, factor * pull, fakes),
-            "code_critic": carrying(coded, code_factor * code_pull, codes),
+                loss.pull(part, strength / size(gradient) * gradient)
+                drifts.append(drift.detach())
+        loss.pull(fakes, factor * pull)
+        loss.pull(codes, code_factor * code_pull)
+        loss.terms |= {
+            "critic": seen.detach(),
+            "code_critic": coded.detach(),
             "frechet": distance.detach(),
             "code_drifting": torch.stack(drifts).sum(),
         }

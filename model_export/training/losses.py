@@ -8,7 +8,7 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 2511.02614).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from model_export.training.stages import Distance
+from model_export.training.stages import Distance, Weights
 
 Function = Callable[[Tensor], Tensor]
 
@@ -74,11 +74,6 @@ def lost_marks(y: Tensor, x: Tensor) -> Tensor:
     return lost.sum() / counted.sum().clamp_min(1)
 
 
-def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
-    """L_rec = D(f(x), x) (IGN, eq. 3): real pictures are fixed points. Returns (B,)."""
-    return distance(f(x), x, kind)
-
-
 def frozen(network: nn.Module) -> Function:
     """f_copy: the network with its present parameters as constants. Gradients flow to the input
     only.
@@ -90,21 +85,6 @@ def frozen(network: nn.Module) -> Function:
         return out
 
     return call
-
-
-def idempotence(f_copy: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy
-    stays.
-    """
-    return distance(f_copy(y), y, kind).mean()
-
-
-def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns
-    (B,).
-    """
-    fixed = y.detach()
-    return -distance(f(fixed), fixed, kind)
 
 
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
@@ -158,3 +138,40 @@ def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Te
         error = (ours.float() - theirs.float()).square().flatten(1).sum(1)
         terms.append((error / theirs.float().square().flatten(1).sum(1).clamp_min(1e-12)).mean())
     return torch.stack(terms).mean()
+
+
+OF_PICTURES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {"marks": lost_marks}
+"""Terms of y and x by their weight, for every kind of network; y is what f makes of the pictures x,
+or of corrupted copies. They are computed if their weight is above 0.
+"""
+
+
+class Loss:
+    """The loss of one step: the sum of terms times their weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.terms: dict[str, Tensor] = {}  # by weight, without it and without gradient
+        self._weights = weights
+        self._parts: list[Tensor] = []
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar to minimise. Only its gradient has a meaning if something `pull`s."""
+        return torch.stack(self._parts).sum()
+
+    def add(self, name: str, term: Tensor) -> None:
+        """Add a scalar times the weight of this name."""
+        self.terms[name] = term.detach()
+        weight = getattr(self._weights, name)
+        if weight > 0:
+            self._parts.append(weight * term)
+
+    def add_of_pictures(self, y: Tensor, x: Tensor) -> None:
+        """Add the active terms of `OF_PICTURES`."""
+        for name, term in OF_PICTURES.items():
+            if getattr(self._weights, name) > 0:
+                self.add(name, term(y, x))
+
+    def pull(self, at: Tensor, gradient: Tensor) -> None:
+        """Add a gradient at a tensor, weight included."""
+        self._parts.append((gradient * at).sum())

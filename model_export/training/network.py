@@ -7,6 +7,7 @@ of one pixel.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ class NetworkConfig:
     full: int = 0
     # colours of a picture of a `model_export.training.crisp.Crisp`; 0: another network
     palette: int = 0
+
+    @property
+    def kind(self) -> Literal["autoencoder", "crisp", "restorer"]:
+        """Which network it is."""
+        if self.full:
+            return "restorer"
+        return "crisp" if self.palette else "autoencoder"
 
     def sizes(self) -> list[int]:
         """Height before each stride-2 convolution and after the last one; each halves it, rounding

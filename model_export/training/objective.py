@@ -1,6 +1,5 @@
-"""The objective of a stage: the active terms and their weighted sum."""
+"""The objective of a stage: its active terms."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import drifting_loss, feature_groups
-from model_export.training.losses import Function
+from model_export.training.losses import Function, Loss
 from model_export.training.restorer import Restorer
 from model_export.training.stages import Distance, Stage
 
@@ -19,7 +18,7 @@ Features = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Objective:
-    """The weighted terms of one stage."""
+    """The terms of one stage of an `Autoencoder` or a `Restorer`."""
 
     stage: Stage
     kind: Distance
@@ -28,108 +27,97 @@ class Objective:
     scores: Features | None = None
     features: Features | None = None  # perceptual ones, if a term compares them
 
-    def terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute every active term, unweighted, by the name of its weight; `rec` always, but of a
-        `Restorer`.
-        """
+    def loss(self, f: nn.Module, batch: TrainingBatch) -> Loss:
+        """Every active term; `rec` always, but of a `Restorer`."""
+        loss = Loss(self.stage.weights)
         if isinstance(f, Restorer):
-            return self._restoring_terms(f, batch)
-        return self._terms(f, batch)
+            self._add_restoring(loss, f, batch)
+        else:
+            self._add_all(loss, f, batch)
+        return loss
 
-    def _terms(self, f: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _add_all(self, loss: Loss, f: nn.Module, batch: TrainingBatch) -> None:
         x = batch.x
         kind = self.kind
         y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need
         # it.
-        rec = losses.reconstruction(lambda _: y, x, kind)
-        terms = {"rec": rec.mean()}
+        rec = losses.distance(y, x, kind)  # IGN, eq. 3: real pictures are fixed points
+        loss.add("rec", rec.mean())
+        loss.add_of_pictures(y, x)
         # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
         if batch.nearest is not None:
-            terms["imle"] = losses.distance(f(batch.nearest), x, kind).mean()
+            loss.add("imle", losses.distance(f(batch.nearest), x, kind).mean())
         # σ(i) is an optimal one-to-one assignment
         if batch.matched is not None and batch.partner is not None:
-            terms["match"] = losses.distance(f(batch.matched), batch.partner, kind).mean()
+            loss.add("match", losses.distance(f(batch.matched), batch.partner, kind).mean())
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
-            terms |= self._sample_terms(f, batch.z, outputs[0], rec)
+            self._add_of_samples(loss, f, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
-            terms["project"] = losses.distance(outputs[-1], x, kind).mean()
-        drawn = self._drawn(f, batch)
+            loss.add("project", losses.distance(outputs[-1], x, kind).mean())
+        drawn = []
+        if batch.drawings is not None:
+            drawn.append(f(batch.drawings))
+            drawn.append(f(drawn[0][::2].detach()))
         if self.features is not None:
-            terms |= self._feature_terms(self.features, batch, y, outputs, drawn)
-        return terms
+            self._add_of_features(loss, self.features, batch, y, outputs, drawn)
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum, a scalar to minimise."""
-        weights = dataclasses.asdict(self.stage.weights)
-        active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
-        return sum(active, torch.zeros((), device=next(iter(terms.values())).device))
-
-    def _restoring_terms(self, f: Restorer, batch: TrainingBatch) -> dict[str, Tensor]:
-        """`project`, `marks`, and `again` of every second row, rounded to 8 bits as in a file."""
+    def _add_restoring(self, loss: Loss, f: Restorer, batch: TrainingBatch) -> None:
+        """`project`, and `again` of every second row, rounded to 8 bits as in a file."""
         if batch.corrupted is None:
             raise ValueError("a Restorer learns from `project`")
         y = f(batch.corrupted)
         x = batch.x
-        terms = {
-            "project": losses.distance(y, x, self.kind).mean(),
-            "marks": losses.lost_marks(y, x),
-        }
+        loss.add("project", losses.distance(y, x, self.kind).mean())
+        loss.add_of_pictures(y, x)
         if self.stage.weights.again > 0:
             settled = f.settle(batch.corrupted[::2], y[::2].detach())
             rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
             half = x.shape[3] // 2
             target = torch.cat([settled[..., :half], x[::2, ..., half:]], 3)
-            terms["again"] = losses.distance(f(rounded), target, self.kind).mean()
-        return terms
+            loss.add("again", losses.distance(f(rounded), target, self.kind).mean())
 
-    def _sample_terms(self, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
+    def _add_of_samples(self, loss: Loss, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> None:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
-        terms: dict[str, Tensor] = {}
         if weights.idem > 0:
-            terms["idem"] = losses.idempotence(losses.frozen(f), y, self.kind)
+            # IGN, eq. 5: the gradient moves y, and f_copy stays.
+            loss.add("idem", losses.distance(losses.frozen(f)(y), y, self.kind).mean())
         if weights.tight > 0:
-            tight = losses.tightness(f, y, self.kind)
-            terms["tight"] = losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean()
+            # IGN, eq. 7: the gradient moves the outer f only.
+            tight = -losses.distance(f(y.detach()), y.detach(), self.kind)
+            loss.add("tight", losses.smooth_clamp(tight, rec, self.stage.tight_clamp).mean())
         if weights.distill > 0 and self.teacher is not None:
-            terms["distill"] = losses.distillation(
-                y, self.teacher, z, self.stage.teacher_steps, self.kind
+            loss.add(
+                "distill",
+                losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind),
             )
         if weights.settle > 0:
             fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
-            terms["settle"] = losses.distance(f(fixed), fixed, self.kind).mean()
+            loss.add("settle", losses.distance(f(fixed), fixed, self.kind).mean())
         if self.scores is not None:
-            terms["critic"] = losses.generator_loss(self.scores(y))
-        return terms
+            loss.add("critic", losses.generator_loss(self.scores(y)))
 
-    def _drawn(self, f: nn.Module, batch: TrainingBatch) -> list[Tensor]:
-        """f(u), and f(sg f(u)) of every second one; empty without drawings."""
-        if batch.drawings is None:
-            return []
-        y = f(batch.drawings)
-        return [y, f(y[::2].detach())]
-
-    def _feature_terms(
+    def _add_of_features(
         self,
+        loss: Loss,
         features_of: Features,
         batch: TrainingBatch,
         y: Tensor,
         outputs: list[Tensor],
         drawn: list[Tensor],
-    ) -> dict[str, Tensor]:
+    ) -> None:
         """The active terms in perceptual features. All share one pass of their network for the
         outputs of f.
         """
         restoring = self.stage.weights.features > 0
         if not restoring and batch.drift_pictures is None:
-            return {}
+            return
         # y comes last, so that the rows next to it are f(corrupted x), if there are any.
         features = features_of(torch.cat([*drawn, *outputs, *([y] if restoring else [])]))
-        terms = {}
         if batch.drift_pictures is not None:
             # Each set repels its own samples only, so each must have the distribution of the
             # pictures.
@@ -139,20 +127,19 @@ class Objective:
             )
             with torch.no_grad():
                 pictures = feature_groups(features_of(batch.drift_pictures))
-            *any_drifts, terms["drifting"] = [
-                drifting_loss(feature_groups(each), pictures) for each in sets
-            ]
+            *any_drifts, drift = [drifting_loss(feature_groups(each), pictures) for each in sets]
+            loss.add("drifting", drift)
             if any_drifts:
-                terms["project_any"] = any_drifts[0] + any_drifts[1] / 2
+                loss.add("project_any", any_drifts[0] + any_drifts[1] / 2)
         if restoring:
             with torch.no_grad():
                 target = features_of(batch.x)
             copies = 1 if batch.corrupted is None else 2
             restored = [feature[-copies * len(batch.x) :] for feature in features]
-            terms["features"] = losses.feature_distance(
-                restored, [torch.cat([each] * copies) for each in target]
+            loss.add(
+                "features",
+                losses.feature_distance(restored, [torch.cat([each] * copies) for each in target]),
             )
-        return terms
 
 
 def health(terms: dict[str, float]) -> float | None:

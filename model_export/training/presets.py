@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Final, Literal, cast, get_args
 
 from model_export.data.corruptions import CorruptionName
@@ -16,6 +17,7 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
+    FOREIGN,
     Distance,
     Matching,
     Stage,
@@ -96,6 +98,13 @@ class Preset:
             raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
+        for stage in self.stages:
+            for name in FOREIGN[self.network.kind]:
+                if getattr(stage.weights, name):
+                    raise ValueError(
+                        f"stage {stage.name}: the objective of a {self.network.kind} has no term "
+                        f"`{name}`"
+                    )
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(
                 f"corruptions are one or more of {', '.join(get_args(CorruptionName))}"
@@ -206,7 +215,7 @@ PRESETS = {
             name="ign",
             objective="ign",
             network=NetworkConfig(size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512),
-            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
+            stages=ign_stages(150_000, lr=1e-4),
             distance="l1",
             batch=256,
         ),
@@ -292,13 +301,9 @@ def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
             f"--steps {total}: the preset has {len(proportions)} stages, so at least "
             f"{len(proportions)}"
         )
-    spare = total - len(proportions)
-    exact = [spare * proportion / sum(proportions) for proportion in proportions]
-    steps = [1 + int(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: int(exact[i]) - exact[i])
-    for i in by_remainder[: total - sum(steps)]:
-        steps[i] += 1
-    return steps
+    share = (total - len(proportions)) / sum(proportions)
+    ends = [round(share * end) for end in accumulate(proportions)]
+    return [1 + end - start for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,8 +329,8 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
     """
     size = choices.size or preset.network.size
     channels = choices.channels or preset.network.channels
-    if (choices.batch is not None and choices.batch < 1) or channels not in (1, 3):
-        raise UserError("--batch must be at least 1, --channels 1 or 3")
+    if choices.batch is not None and choices.batch < 1:
+        raise UserError("--batch must be at least 1")
     if preset.name == SMALL:
         network = network_for(size, channels)
     else:

@@ -3,7 +3,7 @@ dataclasses.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_edges", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -61,6 +61,26 @@ class Weights:
     def drifts(self) -> bool:
         """Whether any active term needs pictures that attract samples."""
         return max(self.drifting, self.project_any, self.code_drifting) > 0
+
+
+_OF_SAMPLES: Final = (
+    "rec",
+    "imle",
+    "match",
+    "distill",
+    "idem",
+    "tight",
+    "settle",
+    "drifting",
+    "project_any",
+)
+_OF_CODES: Final = ("gate", "code_drifting", "code_critic", "frechet", "fitting", "second")
+FOREIGN: Final = {
+    "autoencoder": (*_OF_CODES, "again"),
+    "crisp": (*_OF_SAMPLES, "again"),
+    "restorer": (*_OF_SAMPLES, *_OF_CODES, "critic", "features"),
+}
+"""The weights that have no term for a kind of network, and must be 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,21 +161,19 @@ def naign_stages(
     )
 
 
-def ign_stages(
-    steps: int, weights: Weights, *, lr: float, clamp: float | None
-) -> tuple[Stage, ...]:
-    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and
-    appendix).
+def ign_stages(steps: int, lr: float) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage, with its weights (Shocher et al.,
+    2024, section 2 and appendix).
     """
     return (
         Stage(
             name="ign",
             steps=steps,
             lr=lr,
-            weights=weights,
+            weights=Weights(rec=20.0, idem=20.0, tight=2.5),
             warmup=0,
             betas=(0.5, 0.999),
-            tight_clamp=clamp,
+            tight_clamp=1.5,
         ),
     )
 

@@ -8,7 +8,6 @@ run stops only at steps where pool and pairs are about to be refreshed, so they 
 
 import copy
 import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from model_export.training.checkpoint import Checkpoint, continued_preset
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
-from model_export.training.log import Log
+from model_export.training.log import open_log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
@@ -85,8 +84,7 @@ class Run:
         self.device = device
         self.bf16 = bf16
         self._keep = keep
-        execution = {"channels_last": channels_last, "keep": keep}
-        self.provenance = {**provenance, "bf16": bf16, "execution": execution}
+        self.provenance = {**provenance, "bf16": bf16}
         self.data: dict[str, Any] = {
             name: getattr(data, name) for name in ("name", "sha256", "licence")
         }
@@ -99,12 +97,10 @@ class Run:
         if any(stage.weights.feature_terms for stage in preset.stages):
             torch.manual_seed(derive_seed(seed, RngStream.PERCEPTUAL, 0))
             self.perceptual = new_network(data).to(device)
-        perceptual_seed = derive_seed(seed, RngStream.PERCEPTUAL, 1)
-        self._fit_perceptual = partial(fit, data=data, seed=perceptual_seed, device=device)
+        self._pictures = data
         self._perceptual_done = False
         self.critics: CriticTrainer[Any] | None = None
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
-        self.speeds: list[str] = []  # of each stage that this process has trained, in words
         pictures = data.train.to(device)
         damaged = None if data.damaged is None else data.damaged.to(device)
         self.batches = BatchBuilder(preset, pictures, seed=seed, damaged=damaged)
@@ -139,26 +135,37 @@ class Run:
                 and not self._perceptual_done
                 and self.step < self.preset.steps
             ):
-                self._fit_perceptual(self.perceptual, draw=self.batches.draw)
+                seed = derive_seed(self.seed, RngStream.PERCEPTUAL, 1)
+                fit(self.perceptual, self._pictures, seed, self.device, self.batches.draw)
                 self._perceptual_done = True
             self._train()
 
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What training changes, by its field of a checkpoint."""
+        return {
+            "network": self.network,
+            "average": self.average,
+            "optimiser": self.optimiser,
+            "teacher": self.teacher,
+            "critic": self.critics,
+            "perceptual": self.perceptual,
+        }
+
     def save(self) -> None:
         """Write the checkpoint."""
+        states: dict[str, Any] = {
+            name: None if part is None else part.state_dict() for name, part in self._parts.items()
+        }
         state = Checkpoint(
             preset=self.preset.to_dict(),
             seed=self.seed,
             stage=self.stage,
             stage_step=self.stage_step,
             step=self.step,
-            network=self.network.state_dict(),
-            average=self.average.state_dict(),
-            optimiser=self.optimiser.state_dict(),
-            teacher=None if self.teacher is None else self.teacher.state_dict(),
-            critic=None if self.critics is None else self.critics.state_dict(),
-            perceptual=None if self.perceptual is None else self.perceptual.state_dict(),
             data=self.data,
             provenance=self.provenance,
+            **states,
         )
         checkpoints.save(state, self.out / checkpoints.FILE)
         checkpoints.rotate(self.out, self.step, self._keep)
@@ -177,8 +184,7 @@ class Run:
     # as in a run that was never interrupted.
     def _train(self) -> None:
         bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
-        with stop_signal() as signalled, bar, Log(self.out / LOG, self.step) as log:
-            begun = (self.step, time.perf_counter())
+        with stop_signal() as signalled, bar, open_log(self.out / LOG, self.step) as log:
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
                 terms = self.step_once()
@@ -186,16 +192,15 @@ class Run:
                 saving = last or self.stage_step % self.preset.checkpoint_every == 0
                 bar.update()
                 if self.step % _LOG_EVERY == 0 or saving:
-                    self._log_terms(terms, stage, log, bar)
+                    values = self._values(terms)
+                    log(self.step, stage, values)
+                    bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
                 refreshing = self.stage_step % self.preset.refresh_interval == 0
                 stopping = not last and refreshing and signalled()
                 if saving or stopping:
                     self.save()
                 if saving or self.step == _FIRST_GRID:
                     self._save_samples()
-                if stopping or last or self.stage_step == 0:
-                    self._log_speed(stage, log, *begun)
-                    begun = (self.step, time.perf_counter())
                 if stopping:
                     raise Interrupted
 
@@ -229,9 +234,9 @@ class Run:
         """Compute the gradients of the parameters; returns the terms."""
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            terms = self.objective.terms(self.network, batch)
-        torch.autograd.backward(self.objective.total(terms))
-        return {name: value.detach() for name, value in terms.items()}
+            loss = self.objective.loss(self.network, batch)
+        torch.autograd.backward(loss.total)
+        return loss.terms
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
@@ -240,22 +245,15 @@ class Run:
             y: Tensor = self.network(z)
         return y
 
-    def _log_terms(self, terms: dict[str, Tensor], stage: str, log: Log, bar: "tqdm[Any]") -> None:
+    def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """What the log shows of a step."""
         values = {name: float(value) for name, value in terms.items()}
         if not all(map(math.isfinite, values.values())):
             raise UserError(
                 f"step {self.step}: the loss is not finite; the last checkpoint is kept"
             )
-        if (ratio := health(values)) is not None:
-            values["health"] = ratio
-        log.write(self.step, stage, values)
-        bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
-
-    def _log_speed(self, stage: str, log: Log, first: int, started: float) -> None:
-        steps = self.step - first
-        speed = steps * self.batches.size / (time.perf_counter() - started)
-        log.write(self.step, stage, {"pictures_per_second": round(speed, 1)})
-        self.speeds.append(f"{stage}: {steps} steps, {speed:.0f} pictures/s")
+        ratio = health(values)
+        return values if ratio is None else {**values, "health": ratio}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -332,16 +330,10 @@ class Run:
         self.stage_step = saved.stage_step
         self.step = saved.step
         self._start_stage(fit=False)
-        self.network.load_state_dict(saved.network)
-        self.average.load_state_dict(saved.average)
-        self.optimiser.load_state_dict(saved.optimiser)
-        if saved.teacher is not None and self.teacher is not None:
-            self.teacher.load_state_dict(saved.teacher)
-        if saved.critic is not None and self.critics is not None:
-            self.critics.load_state_dict(saved.critic)
-        if saved.perceptual is not None and self.perceptual is not None:
-            self.perceptual.load_state_dict(saved.perceptual)
-            self._perceptual_done = True
+        for name, part in self._parts.items():
+            if part is not None and (state := getattr(saved, name)) is not None:
+                part.load_state_dict(state)
+        self._perceptual_done = saved.perceptual is not None
         origin = saved.provenance
         if saved.step < self.preset.steps:
             origin = _continued(origin, self.provenance, saved.step)

@@ -20,7 +20,6 @@ SHIPPED = {
 }
 GENERATORS = tuple(ref for name, ref in SHIPPED.items() if name != "scans")
 START_S = 600.0
-STOP_S = 300.0
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -60,7 +59,6 @@ def live_service(*command: str | Path, cwd: str | Path = ROOT, **settings: str) 
         environ=environment(**{"IGN_REQUEST_TIMEOUT_S": "600"} | settings),
         cwd=cwd,
         start_s=START_S,
-        stop_s=STOP_S,
     ) as server:
         yield f"http://127.0.0.1:{server.port}"
     assert server.status == 0, "the service did not stop cleanly"

@@ -160,15 +160,6 @@ def printed() -> tuple[np.ndarray, float]:
     return next(each for each in map(page, range(20)) if (each[0] < 64).mean() > 0.05)
 
 
-def test_pages_differ_and_are_functions_of_the_seed() -> None:
-    drawn = [page(seed)[0] for seed in range(12)]
-    assert all(each.shape == (240, 240) and each.dtype == np.uint8 for each in drawn)
-    assert np.mean([(each > 250).mean() for each in drawn]) > 0.4
-    assert sum(each.min() < 128 for each in drawn) > 8  # a few show margins only
-    assert len({each.tobytes() for each in drawn}) > 8
-    np.testing.assert_array_equal(drawn[3], page(3)[0])
-
-
 @pytest.mark.parametrize("damage", damages.SHARES, ids=lambda damage: damage.__name__)
 def test_a_damage_changes_a_page_but_not_its_size(
     damage: damages.Damage, printed: tuple[np.ndarray, float]
@@ -181,16 +172,6 @@ def test_a_damage_changes_a_page_but_not_its_size(
     assert all(each.shape == clean.shape for each in levels)
     assert np.mean([(each != clean).mean() for each in levels]) > 0.001
     np.testing.assert_array_equal(pages.to_levels(image), clean)  # the input is unchanged
-
-
-def test_damages_on_one_another_leave_a_page_readable(printed: tuple[np.ndarray, float]) -> None:
-    clean, em = printed
-    for seed in range(5):
-        for image in damages.damaged(
-            np.random.default_rng(seed), clean.astype(np.float32) / 255, em
-        ):
-            levels = pages.to_levels(image)
-            assert levels[clean > 240].mean() > levels[clean < 64].mean() + 20
 
 
 @pytest.mark.parametrize(
@@ -274,12 +255,3 @@ def test_the_set_is_drawn_once_and_again_by_another_program(
     monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
     load_dataset("scans", size=16, channels=1)
     assert len(drawn) == 2
-
-
-def test_too_few_fonts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(pages, "font_files", lambda *, held_out, letters="": FONTS[:2])
-    pages.fonts.cache_clear()
-    with pytest.raises(UserError, match="2 fonts"):
-        page(0)
-    pages.fonts.cache_clear()

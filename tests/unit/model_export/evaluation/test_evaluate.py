@@ -45,22 +45,11 @@ def test_the_figures_enter_the_card_and_the_model_stays_the_same(tiny: TinyModel
     table = tiny.metrics
     evaluated = Artifact.read(tiny.evaluated)
     before = Artifact.read(tiny.models_fp16 / "tiny" / "1")
-    digests = {
-        name: digest_of((tiny.evaluated / name).read_bytes()) for name in MODEL_FILES.values()
-    }
-    assert table["model"] == {
-        "name": "tiny",
-        "version": "1",
-        "digest": digests[MODEL_FILE],
-        "files": digests,
-    }
+    digest = digest_of((tiny.evaluated / MODEL_FILE).read_bytes())
+    assert table["model"] == {"name": "tiny", "version": "1", "digest": digest}
     assert evaluated.card.distance_quantiles == tuple(table["distance_quantiles"])
-    for chapter in ("warnings", "diversity", "health", "drift"):
+    for chapter in ("warnings", "diversity", "health", "drift", "generation"):
         assert evaluated.card.quality[chapter] == table[chapter]
-    assert (
-        evaluated.card.quality["generation"]["f"]["frechet"] == table["generation"]["f"]["frechet"]
-    )
-    assert "classes" not in evaluated.card.quality["generation"]["f"]
     assert {
         **evaluated.card.model_dump(),
         "quality": {},
@@ -102,15 +91,7 @@ def test_a_model_that_returns_its_input_is_seen_through(
     folder: Path, data: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "_REAL_PICTURES", 30)  # of larger pictures, fewer are measured
-    monkeypatch.setattr(measures, "_NEAREST_VALUES", 0)
-    monkeypatch.setattr(measures, "_MIN_QUERIES", 20)
-    seen: set[int] = set()
-
-    def identity(x: FloatRows) -> FloatRows:
-        seen.add(len(x))
-        return x
-
-    table = measured(identity, Artifact.read(folder), data, cache)
+    table = measured(lambda x: x, Artifact.read(folder), data, cache)
     assert table["drift"] == {"f": 0.0, "f2": 0.0}
     assert table["distance_quantiles"] == [0.0] * 101
     assert table["clean"]["ssim"] == 1.0
@@ -118,15 +99,9 @@ def test_a_model_that_returns_its_input_is_seen_through(
     assert generation["f"]["frechet"] == generation["f3"]["frechet"]
     assert generation["f"]["frechet"] > 5 * generation["training"]["frechet"]  # noise is no picture
     for row in table["restoration"].values():
-        assert row["f"] == row["input"] == row["f2"]
-    assert (table["data"]["held_out"], table["data"]["measured"], table["distance"]["n"]) == (
-        80,
-        30,
-        30,
-    )
-    nearest = table["nearest"]["training_picture"]
-    assert (nearest["samples"]["n"], nearest["real"]["n"]) == (20, 20)
-    assert 80 not in seen
+        assert row["f"] == row["input"]
+    assert table["data"] == {"held_out": 80, "measured": 30}
+    assert table["distance"]["n"] == 30
 
 
 def sound(pictures: FloatRows) -> Any:
@@ -154,17 +129,12 @@ def test_real_pictures_against_real_ones_are_the_floor(
     assert table["generation"]["training_after_f"] == table["generation"]["training"]
     assert 0.7 < table["diversity"] < 1.5
     assert f["kl"] < 0.05
-    assert (sum(f["classes"]), len(f["classes"])) == (200, CLASSES)
-    assert f["confidence"] > 0.8
     for start in ("samples", "pictures"):
         last = table["repeated_application"][start]["f10"]
-        assert (last["drift"], last["at_rest"], last["same_class"]) == (0.0, 1.0, 1.0)
+        assert (last["at_rest"], last["same_class"]) == (1.0, 1.0)
     assert table["warnings"] == []
-    floor = to_rows(random_subset(data.train.numpy(), 200))
-    exact = measured(sound(floor), Artifact.read(folder), data, cache, samples=200)
-    assert (
-        exact["generation"]["f"]["multiple"] == exact["generation"]["training"]["multiple"] == 1.0
-    )
+    copies = to_rows(random_subset(data.train.numpy(), 200))
+    exact = measured(sound(copies), Artifact.read(folder), data, cache, samples=200)
     assert exact["diversity"] == 1.0
     assert exact["nearest"]["training_picture"]["samples"]["median"] == 0.0
 
@@ -235,18 +205,10 @@ def test_light_pictures_are_inverted_as_the_service_does(
     mixed[:10] = 255 - mixed[:10] // 4
     mixed[10:, :, 0] = mixed[10:, :, -1] = 0
     mixed[10:, :, :, 0] = mixed[10:, :, :, -1] = 0
-    seen: list[FloatRows] = []
-
-    def watched(x: FloatRows) -> FloatRows:
-        seen.append(x)
-        return x
-
     mixed_data = dataclasses.replace(data, held_out=mixed)
-    table = measured(watched, Artifact.read(folder), mixed_data, cache, polarity=polarity)
+    artifact = Artifact.read(folder)
+    table = measured(lambda x: x, artifact, mixed_data, cache, polarity=polarity)
     assert table["distance"]["inverted"] == inverted
-    assert any(np.array_equal(x[:10], to_rows(255 - mixed[:10].numpy())) for x in seen) == bool(
-        inverted
-    )
 
 
 @pytest.mark.parametrize("wrong", ["file", "golden"])

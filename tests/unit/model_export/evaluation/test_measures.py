@@ -89,10 +89,7 @@ def classifier(data: Dataset, cache: Path) -> Classifier:
 def test_damaged_weights_are_trained_again(
     classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path
 ) -> None:
-    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    classifier_for(data, cache)
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files  # it is found again
-    for path in files:
+    for path in cache.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
     before = torch.random.get_rng_state()
     again = classifier_for(data, tmp_path)
@@ -132,13 +129,11 @@ def lit() -> Dataset:
 def test_attributes_are_read_each_for_itself(lit: Dataset, cache: Path) -> None:
     classifier = classifier_for(lit, cache)
     assert (classifier.task, classifier.heads) == ("attributes", (2, 3))
-    assert list(classifier.attributes) == ["light", "columns"]
-    assert min(classifier.attributes.values()) > 0.8
-    assert classifier.accuracy == pytest.approx(np.mean(list(classifier.attributes.values())))
+    assert classifier.attributes == ("light", "columns")
     predictions = classifier.predict(lit.held_out.numpy())
     assert lit.attributes is not None
     shares = (predictions.values == lit.attributes.held_out).mean(0)
-    assert shares.tolist() == pytest.approx(list(classifier.attributes.values()))
+    assert min(shares) > 0.8
     np.testing.assert_allclose(predictions.probabilities.sum(1), 2.0)
 
 
@@ -162,11 +157,10 @@ def test_a_projector_is_told_from_a_copy_and_from_a_stamp(
     real = data.held_out.numpy()
     train = data.train.numpy()
     card = Artifact.read(models / "tiny" / "1").card
-    held_out = classifier.predict(real)
     pictures = to_rows(np.concatenate([train, real]))
 
     functions = projected(pictures), lambda x: x, lambda x: np.repeat(pictures[:1], len(x), 0)
-    tables = [measure_drawings(f, card, classifier, held_out, real, train) for f in functions]
+    tables = [measure_drawings(f, card, classifier, real, train) for f in functions]
     for kind in ("letters", "shapes"):
         check_drawings(*(table[kind] for table in tables))
 
@@ -174,14 +168,8 @@ def test_a_projector_is_told_from_a_copy_and_from_a_stamp(
 def check_drawings(ideal: dict[str, Any], copy: dict[str, Any], stamp: dict[str, Any]) -> None:
     assert (ideal["auroc"], copy["auroc"]) == (1.0, 0.5)
     assert ideal["sure"]["f"] > copy["sure"]["f"] == copy["sure"]["u"]
-    assert (
-        copy["frechet"]["f"]
-        == copy["frechet"]["u"]
-        != ideal["frechet"]["f"]
-        == ideal["frechet"]["f3"]
-    )
     assert ideal["distance"]["f"] == pytest.approx(ideal["distance"]["nearest"], rel=0.2)
-    assert (copy["distance"]["f"], copy["drift"], ideal["drift"]) == (0.0, 0.0, 0.0)
+    assert copy["distance"]["f"] == 0.0
     # a stamp makes sure pictures, but not of what was drawn
     assert ideal["own"] > 0.5 > stamp["own"] == 0.0
     assert ideal["effective_classes"]["f"] > stamp["effective_classes"]["f"] == pytest.approx(1.0)
@@ -214,7 +202,7 @@ def exact(rows: FloatRows) -> FloatRows:
 def test_forged_pictures_and_noise_tell_a_mark_from_an_exact_network(f: object) -> None:
     assert callable(f)
     rows = np.random.default_rng(0).standard_normal((50, 1, 8, 8), np.float32)
-    table = measure_exactness(f, rows, rows[::-1].clip(-1, 1), side=2, seed=0)
+    table = measure_exactness(f, rows, rows[::-1].clip(-1, 1), side=2)
     trick = f is stamp
     assert set(table["twice"].values()) == {1.0}
     assert table["forged"]["unchanged"] == float(trick)

