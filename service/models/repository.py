@@ -108,6 +108,7 @@ class Repository:
     def __post_init__(self) -> None:
         # why CUDA fails every call of this process, once a model has found that out
         self._cuda_lost = ""
+        self._passed_over: set[str] = set()  # folders that a warning was logged for
         # Of models that lie as KServe mounts one: their names, and folders by `name/version`.
         self._names: dict[Files, str] = {}
         self._mounted: dict[str, str] = {}
@@ -126,6 +127,8 @@ class Repository:
             )
         names = {ref.partition("/")[0] for ref in refs}
         if self.only_a_guess and self.default not in names:
+            text = "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s"
+            _LOG.info(text, self.default, min(names))
             self.default = min(names)
         return refs
 
@@ -208,6 +211,10 @@ class Repository:
             for version in folder.glob("*")
             if version.is_dir()
         ]
+        wrong = {ref for ref in refs if not _REF.fullmatch(ref)} - self._passed_over
+        for ref in sorted(wrong):
+            _LOG.warning("model directory: %r is no model name and version; passed over", ref)
+        self._passed_over |= wrong
         mounted = [ref for ref in self._find_mounted() if name in (None, ref.partition("/")[0])]
         return sorted([*filter(_REF.fullmatch, refs), *mounted], key=version_key)
 

@@ -28,7 +28,7 @@ from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooM
 from service.server.open_connections import Connection, OpenConnections
 
 # for a client to read its last response, or to get one after it closed its sending half
-_LINGER_S: Final = 1.0
+LINGER_S: Final = 1.0
 _DISCARD_S: Final = 30.0  # for a client to send the rest of a body that nobody wants
 _MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 
@@ -94,7 +94,7 @@ class HttpProtocol(Connection):
         """
         if self._is_idle() or self.cycle.more_body or self.cycle.response_started:
             return False
-        self.loop.call_later(_LINGER_S, self.transport.close)
+        self.loop.call_later(LINGER_S, self.transport.close)
         return True
 
     def data_received(self, data: bytes) -> None:
@@ -234,7 +234,7 @@ class HttpProtocol(Connection):
         if not is_read:
             self._pause_for_good()
         self.transport.write_eof()
-        self.loop.call_later(_DISCARD_S if is_read else _LINGER_S, self.transport.close)
+        self.loop.call_later(_DISCARD_S if is_read else LINGER_S, self.transport.close)
 
     def _pause_for_good(self) -> None:
         self.transport.pause_reading()
