@@ -28,6 +28,7 @@ export function onUpload(inputs, area, onFiles) {
   });
 }
 
+const PDF = "A PDF is cleaned in a shell: ign project --local --model scans scan.pdf --out clean.pdf";
 const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**
@@ -38,6 +39,7 @@ const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
  */
 export async function prepareUpload(file, { card, model, limits, signal }) {
   let picture;
+  if (file.type === "application/pdf") throw new Problem({ detail: PDF, retry: false });
   try {
     picture = await createImageBitmap(file); // turned as its EXIF data says
   } catch {
