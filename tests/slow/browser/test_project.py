@@ -14,7 +14,9 @@ from tests.helpers.live import ROOT, SHIPPED
 from tests.slow.browser.visit import Browser, Visit, visiting
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
-VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go on) · moved .*%")
+VERDICT = re.compile(
+    r"^(Made real|Changed|Looked real already|Not settled|Little to go on) · moved .*%"
+)
 
 
 @pytest.mark.smoke
@@ -117,7 +119,7 @@ def test_strength_none_leaves_it_as_it_is_and_the_slider_compares(visit: Visit) 
     side = drawn.shape[0] // 28
     means = drawn.reshape(28, side, 28, side).mean(axis=(1, 3))
     assert np.abs(means - visit.picture("#seen")).max() <= 0.51  # f saw what was drawn
-    slider = visit.page.get_by_role("slider", name="Compare with the drawing")
+    slider = visit.page.get_by_role("slider", name="Compare with what went in")
     slider.focus()
     for _ in range(3):
         visit.page.keyboard.press("PageUp")
