@@ -1,6 +1,6 @@
 """PDF in, PDF out for `ign project`: the pages of a document as images, and back.
 
-Needs pypdfium2, the extra `pdf`. The pages keep their size; text layers, links and bookmarks are
+Needs pypdfium2, the extra `pdf`. The pages keep their size, but for a part of a pixel; text layers, links and bookmarks are
 lost.
 """
 
