@@ -7,7 +7,9 @@ from functools import partial
 import click
 
 from ign.parsers import commands_of
+from ign.pdf import is_pdf, project_documents
 from ign_client import _cli as client
+from ign_client._cli import project
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
 
@@ -27,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if any(map(is_pdf, getattr(options, "inputs", ()))) and options.run is project:
+        return project_documents(options, _run_parsed)
+    return _run_parsed(options)
+
+
+def _run_parsed(options: argparse.Namespace) -> int:
     if not options.local:
         return client.run(
             options, "`ign serve` starts a service; with --local, this command needs none"

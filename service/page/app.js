@@ -10,6 +10,7 @@ import { InterpolatePanel } from "./interpolate_panel.js";
 import { LastingPanel } from "./lasting_panel.js";
 import { Models } from "./models.js";
 import { ModelsPanel } from "./models_panel.js";
+import { Pages } from "./pages.js";
 import { Panel, copyText } from "./panel.js";
 import { backgroundColour, cssColour, inkColour } from "./pixels.js";
 import { drawWithKeyboard, drawWithPointer } from "./pointer.js";
@@ -28,28 +29,37 @@ const generate = new GeneratePanel({
   setEndpoint: (which, image) => interpolate.endpoints[which].setImage(image),
 });
 const examples = new Examples({ canvas, project });
+const pages = new Pages({ canvas, project });
 const modelsPanel = new ModelsPanel(models);
 let model = null; // the card of the chosen model
 let samples = null; // its generated pictures
 let restored = false; // whether the drawing of the address is on the canvas
+const LEAD = byId("lead").textContent;
 
 async function setModel(card) {
   samples = null;
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
   document.documentElement.style.setProperty("--paper", cssColour(backgroundColour(card)));
-  const prompt = card.prompt || "Draw something";
+  document.body.classList.toggle("pages", Boolean(card.tiles));
+  byId("file").multiple = Boolean(card.tiles);
+  canvas.paint.tabIndex = card.tiles ? -1 : 0; // nobody draws on a page
+  const prompt = card.prompt || (card.noise === null ? "Open a picture" : "Draw something");
   byId("prompt").textContent = prompt;
+  byId("lead").textContent = card.noise === null ? (card.description ?? "") : LEAD;
   byId("invitation").querySelector("span").textContent = prompt;
   model = card;
   setPalette(card.shape[0] === 1 ? [] : ["#000000", "#ffffff"]);
   setShape(card);
-  for (const panel of [lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
+  for (const panel of [lasting, generate, interpolate, pages, modelsPanel]) panel.setModel(card);
+  await examples.setModel(card);
+  if (model !== card) return;
   byId("lasting").hidden = Boolean(card.tiles); // a large image many times would take minutes
   byId("exact").hidden = !card.exact;
   for (const section of document.querySelectorAll("section[inert]")) section.inert = false;
   document.querySelector(".pair").hidden = card.noise === null; // an imported network may make nothing of noise
-  writeAddress({ m: models.reference });
+  writeAddress({ m: models.reference, ...(restored && { d: "" }) });
   await restoreDrawing();
+  if (!canvas.isEmpty) canvas.finish(); // the address has the drawing of this model
   await project.running; // the drawing comes before what nobody has asked for yet
   if (model !== card) return;
   if (card.noise !== null) {
@@ -57,7 +67,9 @@ async function setModel(card) {
     return;
   }
   models.loadThumbnails();
-  whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
+  if (pages.hasSome) await pages.showAgain();
+  else if (canvas.isEmpty) await examples.introduce();
+  whenVisible(byId("lasting"), () => model === card && !card.tiles && lasting.runWithResult());
 }
 
 /** Give the canvas the shape of a card: that of the model, or of an opened image if the model takes any size. */
@@ -67,6 +79,7 @@ function setShape(card) {
   document.body.classList.toggle("fine", Math.max(height, width) >= 48);
   document.body.classList.toggle("large", Math.max(height, width) > 448); // the browser reduces it
   document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
+  document.documentElement.style.setProperty("--ratio", width / height);
   // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
   const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
   Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
@@ -76,6 +89,7 @@ function setShape(card) {
 }
 
 project.addEventListener("sized", ({ detail }) => setShape({ ...model, shape: [model.shape[0], ...detail] }));
+project.addEventListener("opened", ({ detail }) => pages.open(detail));
 
 /** Use the first generated pictures of a model: for examples, comparisons and colours. */
 async function setSamples(card, images) {
@@ -83,7 +97,7 @@ async function setSamples(card, images) {
   if (model !== card) return;
   samples = project.samples = decoded;
   examples.setSamples(samples);
-  if (card.shape[0] === 3) setPalette(samples.palette());
+  if (card.shape[0] === 3) setPalette(samples.palette(), examples.firstStroke);
   if (canvas.isEmpty) await examples.introduce();
   await project.running;
   if (model !== card) return;
@@ -168,8 +182,8 @@ function setBrush(width) {
   byId("brush").previousElementSibling.style.setProperty("--brush", width);
 }
 
-/** Offer these colours; none for a model of grey pictures. */
-function setPalette(colours) {
+/** Offer these colours, none for a model of grey pictures; begin with colour and width of a stroke, if there is one. */
+function setPalette(colours, stroke) {
   byId("palette").hidden = colours.length === 0;
   const swatches = colours.map((colour) => {
     const swatch = createElement("button", { type: "button", className: "swatch", "aria-label": `Colour ${colour}` });
@@ -180,7 +194,8 @@ function setPalette(colours) {
   });
   byId("swatches").replaceChildren(...swatches);
   if (colours.length === 0) canvas.colour = null;
-  else setInk(mostVisible(colours, backgroundColour(model)));
+  else setInk(stroke?.colour ?? mostVisible(colours, backgroundColour(model)));
+  if (stroke) setBrush((byId("brush").value = stroke.size));
 }
 
 /** The colour that differs most from the background. */

@@ -9,7 +9,8 @@ export class DrawingCanvas extends EventTarget {
   #actions = [];
   #undone = [];
   #card = null;
-  #example = null; // an image that is shown, but not drawn: the first action replaces it
+  #example = null; // actions that are shown, but not drawn: the first action of the user replaces them
+  #drawings = new Map(); // model and shape → {actions, undone} of another one
 
   constructor(paint, mask) {
     super();
@@ -21,10 +22,12 @@ export class DrawingCanvas extends EventTarget {
     this.revision = 0; // counts changes of the pixels
   }
 
-  /** Use the shape and the colours of a model. Images are of one model, so a drawing with some is put away. */
+  /** Use the shape and the colours of a model, and its own drawing: colours and sizes are of one model. */
   setModel(card) {
-    if (this.#card && this.actions.some((action) => action.kind === "image")) [this.#actions, this.#undone] = [[], []];
-    this.#card = card;
+    const place = ({ name, version, shape }) => [name, version, ...shape].join();
+    if (this.#card) this.#drawings.set(place(this.#card), { actions: this.#actions, undone: this.#undone });
+    const { actions = [], undone = [] } = this.#drawings.get(place(card)) ?? {};
+    [this.#actions, this.#undone, this.#card] = [actions, undone, card];
     const [, height, width] = card.shape;
     const scale = canvasScale(card.shape);
     for (const canvas of [this.paint, this.mask]) [canvas.width, canvas.height] = [width * scale, height * scale];
@@ -94,10 +97,10 @@ export class DrawingCanvas extends EventTarget {
     this.finish();
   }
 
-  /** Show an image that the first action of the user replaces. */
-  showExample(image) {
-    this.#example = image;
-    this.#paintImage(image);
+  /** Show actions that the first action of the user replaces. */
+  showExample(actions) {
+    this.#example = actions;
+    for (const action of [{ kind: "clear" }, ...actions]) this.#perform(action);
     this.revision++;
     this.dispatchEvent(new Event("changed"));
   }

@@ -1,22 +1,31 @@
-// Examples: pictures of the model that are damaged, a page of print, and the animation at load.
+// Examples: drawings that draw themselves, pictures of the model that are damaged, and a page with its result.
 
+import { decodeDrawing } from "./address.js";
 import { byId } from "./dom.js";
+import { DRAWINGS } from "./drawings.js";
 import { NOISE, asDrawn, drawingOrder, drawnUntil, toGrey, toSketch, withNoise } from "./effects.js";
-import { toCanvas } from "./pixels.js";
+import { toBase64, toCanvas } from "./pixels.js";
+import { verdict } from "./verdict.js";
 
 const DRAW_MS = 1500;
+const STROKE_MS = 2600; // of a drawing of strokes
 const NOISE_MS = 900;
 const REVEAL_S = 1.1;
 const ENDS = [0, 1].map((x) => ({ x, y: 0.75, pressure: 0.5 }));
 const LOWER_HALF = { kind: "stroke", layer: "mask", colour: "ink", size: 0.5, points: ENDS };
 const PAGE = new URL("example_page.webp", import.meta.url);
+// What this model makes of the page; another one is asked.
+const PAGE_MADE = { model: "scans", url: new URL("example_page_made.webp", import.meta.url) };
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const frame = () => new Promise(requestAnimationFrame);
+const imageAction = (image) => ({ kind: "image", layer: "paint", image: toCanvas(image) });
 
 export class Examples {
   #samples = null;
   #running = null; // the abort controller of the animation
+  #drawings = []; // of the model, each a list of strokes
+  #next = 0; // drawing
 
   /** @param {{canvas: DrawingCanvas, project: ProjectPanel}} parts */
   constructor({ canvas, project }) {
@@ -27,17 +36,24 @@ export class Examples {
     this.#enable();
   }
 
-  setModel(card) {
+  async setModel(card) {
     this.card = card;
     this.#running?.abort();
     this.setSamples(null);
     const grey = card.shape[0] === 1;
     for (const button of this.buttons) {
       const { example } = button.dataset;
-      // All but the page are generated pictures.
       if (example === "page") button.hidden = !(card.tiles && grey);
+      else if (example === "drawn") button.hidden = card.noise === null || !(grey || card.name in DRAWINGS);
       else button.hidden = card.noise === null || (grey && ["grey", "sketch"].includes(example));
     }
+    [this.#drawings, this.#next] = [[], 0];
+    this.#drawings = await Promise.all((DRAWINGS[card.name] ?? []).map(decodeDrawing));
+  }
+
+  /** The first stroke of the drawings of the model, if it has some. */
+  get firstStroke() {
+    return this.#drawings[0]?.[0];
   }
 
   setSamples(samples) {
@@ -45,41 +61,48 @@ export class Examples {
     this.#enable();
   }
 
-  /** Put a damaged picture on the canvas, another one each time. */
+  /** Put an example on the canvas, another one each time. */
   async show(kind) {
     this.#running?.abort();
-    if (kind === "page") {
-      await this.project.open(PAGE);
-      return;
+    if (kind === "page") return this.#showPage();
+    const { canvas, card } = this;
+    if (kind === "drawn" && this.#drawings.length) {
+      const drawing = this.#nextDrawing();
+      if (await this.#animate((signal) => this.#replay(drawing, signal))) canvas.replace(drawing);
+      return undefined;
     }
     const picture = this.#samples.next();
-    const { canvas, card } = this;
     const place = (image) => canvas.placeImage(toCanvas(image));
     if (kind === "noisy") place(withNoise(picture, NOISE, card.shape[0]));
     if (kind === "grey") place(toGrey(picture));
     if (kind === "sketch") place(toSketch(picture));
-    if (kind === "hidden") canvas.replace([{ kind: "image", layer: "paint", image: toCanvas(picture) }, LOWER_HALF]);
+    if (kind === "hidden") canvas.replace([imageAction(picture), LOWER_HALF]);
     if (kind === "drawn") {
       const drawn = asDrawn(picture, card);
       if (await this.#animate((signal) => this.#draw(drawn, 0.6 * DRAW_MS, signal))) place(drawn);
     }
+    return undefined;
   }
 
-  /** A picture draws itself, gets noise and is made real; without motion only its last moment is shown. */
+  /** Show what the model does, before anybody asks: without motion only the last moment of it. */
   async introduce() {
-    const picture = asDrawn(this.#samples.next(), this.card);
-    const noisy = withNoise(picture, 0.6 * NOISE, this.card.shape[0]);
+    if (this.card.noise === null) {
+      if (this.card.tiles && this.card.shape[0] === 1) await this.#showPage();
+      return;
+    }
+    const drawing = this.#drawings.length ? this.#nextDrawing() : null;
+    const picture = drawing ? null : asDrawn(this.#samples.next(), this.card);
+    const noisy = drawing ? null : withNoise(picture, 0.6 * NOISE, this.card.shape[0]);
+    const last = drawing ?? [imageAction(noisy)];
     if (reducedMotion.matches) {
-      this.canvas.showExample(toCanvas(noisy));
+      this.canvas.showExample(last);
       return;
     }
     await this.#animate(async (signal) => {
-      await this.#draw(picture, DRAW_MS, signal);
-      await this.#over(NOISE_MS, signal, (time) => {
-        this.canvas.showExample(toCanvas(withNoise(picture, 0.6 * NOISE * time, this.card.shape[0])));
-      });
+      if (drawing) await this.#replay(drawing, signal);
+      else await this.#drawAndDamage(picture, signal);
       if (signal.aborted) return;
-      this.canvas.showExample(toCanvas(noisy));
+      this.canvas.showExample(last);
       await new Promise((resolve) => {
         for (const [source, event] of [[this.project, "projected"], [signal, "abort"]]) {
           source.addEventListener(event, resolve, { once: true });
@@ -89,10 +112,51 @@ export class Examples {
     });
   }
 
+  /** The page beside what the model makes of it: at once, where that is known. */
+  async #showPage() {
+    const { card, canvas, project } = this;
+    const open = async (url) => createImageBitmap(await (await fetch(url)).blob());
+    if (card.name !== PAGE_MADE.model) {
+      const file = new File([await (await fetch(PAGE)).blob()], "The example");
+      if (this.card === card) await project.openAndProject(file);
+      return;
+    }
+    const [page, made] = await Promise.all([PAGE, PAGE_MADE.url].map(open));
+    if (this.card !== card || !canvas.isEmpty) return;
+    const description = "The example page, made clean";
+    const result = { seen: toBase64(page), made: toBase64(made), description, verdict: verdict({}, card), distance: null };
+    project.showExample(page, result);
+  }
+
+  #nextDrawing() {
+    return this.#drawings[this.#next++ % this.#drawings.length];
+  }
+
+  /** Draw the strokes point by point. */
+  async #replay(strokes, signal) {
+    const total = strokes.reduce((sum, { points }) => sum + points.length, 0);
+    await this.#over(STROKE_MS, signal, (time) => {
+      let left = Math.ceil(time * total);
+      const drawn = strokes.flatMap((stroke) => {
+        const points = stroke.points.slice(0, Math.max(0, left));
+        left -= stroke.points.length;
+        return points.length ? [{ ...stroke, points }] : [];
+      });
+      this.canvas.showExample(drawn);
+    });
+  }
+
+  async #drawAndDamage(picture, signal) {
+    await this.#draw(picture, DRAW_MS, signal);
+    await this.#over(NOISE_MS, signal, (time) => {
+      this.canvas.showExample([imageAction(withNoise(picture, 0.6 * NOISE * time, this.card.shape[0]))]);
+    });
+  }
+
   async #draw(picture, milliseconds, signal) {
     const order = drawingOrder(picture, this.card);
     await this.#over(milliseconds, signal, (time) => {
-      this.canvas.showExample(toCanvas(drawnUntil(picture, order, time, this.card)));
+      this.canvas.showExample([imageAction(drawnUntil(picture, order, time, this.card))]);
     });
   }
 

@@ -14,12 +14,20 @@ export function titleOf({ title, name }) {
   return title || words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-/** The model to show first: the default, unless it is the built-in one; then that of the largest drawn images. */
-export function firstOf(models, usual) {
-  if (!usual.startsWith(`${BUILT_IN}/`)) return usual;
-  const size = ({ shape, prompt, noise }) => (prompt && noise ? shape.reduce((product, side) => product * side) : 0);
-  const [largest] = models.toSorted((a, b) => size(b) - size(a) || (referenceOf(b) === usual) - (referenceOf(a) === usual));
-  return referenceOf(largest);
+/** The models as the page lists them: a chosen default first; else that of any size, then by the size of the images. */
+export function inOrder(models, usual) {
+  const chosen = (model) => referenceOf(model) === usual && model.name !== BUILT_IN;
+  const size = ({ shape, prompt }) => (prompt ? shape.reduce((product, side) => product * side) : 0);
+  return models.toSorted((a, b) => chosen(b) - chosen(a) || size(b) - size(a) || (referenceOf(b) === usual) - (referenceOf(a) === usual));
+}
+
+/** The reference of the model that a link names, as `name` or `name/version`; a version that went is the newest now. */
+function find(models, wanted = "") {
+  const [name] = wanted.split("/");
+  const same = models.filter((model) => model.name === name);
+  const newest = same.toSorted((a, b) => b.version.localeCompare(a.version, "en", { numeric: true }))[0];
+  const found = same.find((model) => referenceOf(model) === wanted) ?? newest;
+  return found && referenceOf(found);
 }
 
 export const referenceOf = ({ name, version }) => `${name}/${version}`;
@@ -43,15 +51,12 @@ export class Models extends EventTarget {
   /** Load the list, select a model, and return its card. */
   async load(preferred, signal) {
     const { models, failures, default: usual, limits } = await callJson("models", { signal });
-    Object.assign(this, { list: models, failures, limits });
+    const list = inOrder(models, usual);
+    Object.assign(this, { list, failures, limits });
     this.#cards.clear();
-    const references = models.map(referenceOf);
-    const first = firstOf(models, usual);
-    const rank = (model) => [usual, first].lastIndexOf(referenceOf(model));
-    models.sort((a, b) => rank(b) - rank(a));
-    this.#chosen = references.includes(preferred) ? preferred : first;
+    this.#chosen = find(list, preferred) ?? referenceOf(list[0]);
     this.root.querySelector(".choices")?.remove();
-    this.root.append(createElement("span", { className: "choices" }, ...models.map((model) => this.#choice(model))));
+    this.root.append(createElement("span", { className: "choices" }, ...list.map((model) => this.#choice(model))));
     this.root.disabled = false;
     return this.card(signal);
   }
@@ -61,7 +66,8 @@ export class Models extends EventTarget {
   }
 
   /** Choose a model as if its button had been pressed. */
-  choose(reference) {
+  choose(wanted) {
+    const reference = find(this.list, wanted);
     const button = [...this.root.querySelectorAll("input")].find((input) => input.value === reference);
     if (button && !button.checked) button.click();
   }

@@ -98,13 +98,10 @@ export class ModelsPanel {
 const size = ({ shape: [channels, height, width], tiles }) =>
   `${tiles ? "any size," : `${width} × ${height}`} ${channels === 1 ? "grey" : "colour"}`;
 
-/** Show the facts of a model card, warnings first. */
+/** Show the facts of a model card. */
 function showCard(card) {
   byId("about-name").textContent = `${titleOf(card)}: ${card.name}, version ${card.version}`;
   byId("about-lead").textContent = card.description ?? "";
-  const warnings = card.quality?.warnings ?? [];
-  byId("about-warnings").hidden = warnings.length === 0;
-  byId("about-warnings").replaceChildren(...warnings.map((warning) => createElement("li", {}, warning)));
   byId("about-facts").replaceChildren(
     ...cardFacts(card).map(([name, value]) =>
       createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)),
@@ -122,6 +119,7 @@ function cardFacts(card) {
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
     ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],
     origin && ["Imported from", list(origin.file, ...origin.folded)],
+    ["Limits", (quality?.warnings ?? []).join("; ")],
     training?.parameters && ["Parameters", count(training.parameters)],
     card.licence && ["Licence of the weights", card.licence],
     ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],

@@ -1,6 +1,7 @@
 // Conversions between the canvas and the model's input: colours, sizes, bytes.
 
 const CANVAS_SIDE = 448; // about the pixels of the longer side of the canvas
+const INKED = 25; // levels of 0…255 from the background
 
 /** The background colour of a model, [r, g, b] in 0…255; the card has it in the model's range. */
 export function backgroundColour({ background, range: [low, high], shape: [channels] }) {
@@ -72,6 +73,15 @@ export function inkOf(image, card) {
   let sum = 0;
   for (let i = 0; i < image.data.length; i++) if (i % 4 < 3) sum += Math.abs(image.data[i] - background[i % 4]);
   return sum / ((image.data.length / 4) * 3 * 255);
+}
+
+/** The share of pixels that differ from the background in one of the images at least. */
+export function inkedShare(images, card) {
+  const background = backgroundColour(card);
+  const inked = ({ data }, i) => [0, 1, 2].some((c) => Math.abs(data[i + c] - background[c]) > INKED);
+  let count = 0;
+  for (let i = 0; i < images[0].data.length; i += 4) count += images.some((image) => inked(image, i));
+  return (4 * count) / images[0].data.length;
 }
 
 /** The standard deviation of an image, as a share of the range: 0 if it is plain. */

@@ -4,7 +4,7 @@ import { callJson, curlCommand, streamEvents } from "./api.js";
 import { byId } from "./dom.js";
 import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
-import { inkOf, toCanvas, toPng } from "./pixels.js";
+import { decodePixels, inkOf, inkedShare, toCanvas, toPng } from "./pixels.js";
 import { Problem } from "./problem.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
@@ -13,7 +13,6 @@ import { formatTimes, isNearlyEmpty, showVerdict, verdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
-const LARGE = 2 ** 19; // pixels; a larger image is not sent while it is drawn on
 const DRAWING_STEPS = 8; // of a model that takes several from noise: with 4, the mouth of a drawn face stays smeared
 
 export class ProjectPanel extends EventTarget {
@@ -46,7 +45,11 @@ export class ProjectPanel extends EventTarget {
     byId("grey").addEventListener("click", () => this.edit(toGrey));
     byId("sketch").addEventListener("click", () => this.edit(toSketch));
     byId("save-drawing").addEventListener("click", () => this.#saveDrawing());
-    onUpload(byId("file"), byId("drawing"), (file) => this.open(file));
+    onUpload([byId("file"), byId("photo")], byId("drawing"), (files) => {
+      if (!this.card) return; // dropped or pasted before the models are loaded
+      if (this.card.tiles) this.dispatchEvent(new CustomEvent("opened", { detail: files }));
+      else this.place(files[0]).then((placed) => placed && !byId("live").checked && this.project());
+    });
   }
 
   /** Switch to another model. */
@@ -58,15 +61,12 @@ export class ProjectPanel extends EventTarget {
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#panel.reset();
     this.result.setModel(card);
-    if (this.#isLarge) {
-      byId("live").checked = false;
-      byId("go").hidden = false;
-    }
+    showVerdict("", null, card);
+    // Nobody draws on an image of any size, and it takes seconds.
+    byId("live").checked = !card.tiles;
+    byId("live").parentElement.hidden = Boolean(card.tiles);
+    byId("go").hidden = !card.tiles;
     this.#changed();
-  }
-
-  get #isLarge() {
-    return this.card.shape[1] * this.card.shape[2] > LARGE;
   }
 
   /** Whether there is a result, and it belongs to what is on the canvas, with the pen up. */
@@ -116,28 +116,49 @@ export class ProjectPanel extends EventTarget {
     }
     const { card, samples } = this;
     const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
-    const options = { steps, strength, record: "0", score: !this.#isLarge };
+    const options = { steps, strength, record: "0", score: !card.tiles };
     const request = { form: await this.#form(image, mask, options), signal };
     const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
     signal.throwIfAborted();
-    const text = verdict(answer, card, { nearlyEmpty: isNearlyEmpty(image, card, samples) });
-    const description = `The drawing made real ${formatTimes(steps)}`;
     const [seen, made] = [answer.trajectory[0].data, answer.data];
-    this.result.show({ seen, made, description, verdict: text, mark });
-    showVerdict(text, answer.distance, card, { drawing: this.canvas.isDrawing });
+    const description = `The drawing made real ${formatTimes(steps)}`;
+    this.showResult({ seen, made, description, ...(await this.#judge(image, answer)) }, mark);
     this.#showCommand(options, mask);
     this.dispatchEvent(new Event("projected"));
     return undefined;
   }
 
+  /** What is said of an answer: the words, and how far f moved the picture. */
+  async #judge(image, { data, distance, drift }) {
+    const { card, samples } = this;
+    const nearlyEmpty = isNearlyEmpty(image, card, samples);
+    if (card.tiles || !samples) return { verdict: verdict({ distance, drift }, card, { nearlyEmpty }), distance };
+    const made = await decodePixels(data);
+    const moved = distance * Math.max(1, samples.inkedShare / inkedShare([image, made], card));
+    return { verdict: verdict({ distance: moved, drift }, card, { nearlyEmpty, foreign: samples.isForeign(made) }), distance: moved };
+  }
+
+  /** Show a result of what is on the canvas. */
+  showResult(result, mark = this.#mark) {
+    this.result.expect(this.#mark);
+    this.result.show({ ...result, mark });
+    showVerdict(result.verdict, result.distance, this.card, { drawing: this.canvas.isDrawing });
+  }
+
   /** The image of a response, while it says how many tiles are done. */
   async #byTiles(request) {
     const pictures = [];
+    showProgress(0);
+    request.signal.addEventListener("abort", () => showProgress(null));
     for await (const [name, data] of streamEvents("project", request)) {
-      if (name === "progress") this.#panel.say(`${data.rows_done} of ${data.rows} tiles …`);
+      if (name === "progress") showProgress(data.rows_done / data.rows);
       else if (name === "step") pictures.push(data);
-      else return { ...data.images[0], data: pictures.at(-1).data, trajectory: pictures };
+      else {
+        showProgress(null);
+        return { ...data.images[0], data: pictures.at(-1).data, trajectory: pictures };
+      }
     }
+    showProgress(null);
     throw new Problem({ detail: "The response ended too early." });
   }
 
@@ -166,9 +187,16 @@ export class ProjectPanel extends EventTarget {
     this.canvas.placeImage(toCanvas(change(image)), { keepMask: true });
   }
 
-  /** Put an image on the canvas: a file, or what a URL has. */
-  open(source) {
-    if (!this.card) return undefined; // dropped or pasted before the models are loaded
+  /** Make an image real; its result, or null if that failed. */
+  async openAndProject(file) {
+    if (!(await this.place(file))) return null;
+    this.project();
+    await this.running;
+    return this.result.current;
+  }
+
+  /** Put an image on the canvas: a file, or what a URL has. Whether that succeeded. */
+  place(source) {
     return this.#uploads.run("Reading the picture", async (signal) => {
       const { card, models } = this;
       const fetched = source instanceof URL && (await (await fetch(source, { signal })).blob());
@@ -177,9 +205,15 @@ export class ProjectPanel extends EventTarget {
       if (!picture || signal.aborted) return undefined;
       if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));
       this.canvas.placeImage(picture);
-      if (!byId("live").checked) this.project();
       return undefined;
     });
+  }
+
+  /** Show an image and what is said of it as an example, which the first action of the user replaces. */
+  showExample(image, result) {
+    this.dispatchEvent(new CustomEvent("sized", { detail: [image.height, image.width] }));
+    this.canvas.showExample([{ kind: "image", layer: "paint", image }]);
+    this.showResult(result);
   }
 
   #saveDrawing() {
@@ -195,4 +229,10 @@ export class ProjectPanel extends EventTarget {
     byId("steps").setAttribute("aria-valuetext", steps);
     byId("strength-out").value = `${byId("strength").value} %`;
   }
+}
+
+/** How much of an image is done, 0…1; null if none is in work. */
+function showProgress(share) {
+  byId("progress").hidden = share === null;
+  byId("progress").value = share ?? 0;
 }

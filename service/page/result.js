@@ -28,6 +28,11 @@ export class Result {
     return this.#shown?.made ?? null;
   }
 
+  /** What is shown, if it belongs to what is on the canvas. */
+  get current() {
+    return this.isCurrent ? this.#shown : null;
+  }
+
   /** Whether a result is shown that belongs to what is on the canvas. */
   get isCurrent() {
     return this.#shown !== null && this.#shown.mark === this.#mark;
@@ -40,6 +45,7 @@ export class Result {
    */
   show(result) {
     const first = this.#shown === null;
+    if (first) byId("compare").value = this.card.tiles ? 50 : 0; // half of a page before, half after
     this.#shown = result;
     byId("seen").src = dataUrl(result.seen);
     byId("seen").hidden = byId("compare").hidden = false;
@@ -83,6 +89,6 @@ export class Result {
   #split() {
     const compare = byId("compare");
     this.stage.style.setProperty("--at", compare.valueAsNumber / 100);
-    compare.setAttribute("aria-valuetext", `${compare.value} % of it is the drawing`);
+    compare.setAttribute("aria-valuetext", `${compare.value} % of it is what went in`);
   }
 }

@@ -1,6 +1,6 @@
 // Generated pictures of a model: what examples start from, and what drawings are compared to.
 
-import { decodePixels, difference, inkOf } from "./pixels.js";
+import { decodePixels, difference, inkOf, inkedShare } from "./pixels.js";
 
 const SWATCHES = 10;
 const BASIC = ["#000000", "#ffffff", "#d13c2f", "#f2a33a", "#4f9d52", "#2f6db3"]; // beside few colours of pictures
@@ -13,6 +13,8 @@ export class Samples {
     this.pictures = pictures;
     /** Least ink of a picture; a drawing of half of it is nearly empty. */
     this.leastInk = Math.min(...pictures.map((picture) => inkOf(picture, card)));
+    this.inkedShare = median(pictures.map((picture) => inkedShare([picture], card)));
+    this.apartAtMost = Math.max(...pictures.map((picture) => this.#nearest(picture)));
     /** Median difference between two pictures, as a share of the range. */
     this.apart = median(pictures.slice(1).map((picture, i) => difference(picture, pictures[i])));
   }
@@ -21,6 +23,15 @@ export class Samples {
   static async decode(images, card) {
     const lasting = images.toSorted((a, b) => a.drift - b.drift);
     return new Samples(await Promise.all(lasting.map(({ data }) => decodePixels(data))), card);
+  }
+
+  /** Whether a picture is further from these than any of them is from the others. */
+  isForeign(picture) {
+    return this.#nearest(picture) > this.apartAtMost;
+  }
+
+  #nearest(picture) {
+    return Math.min(...this.pictures.filter((other) => other !== picture).map((other) => difference(picture, other)));
   }
 
   /** A picture, another one each time. */

@@ -1,7 +1,7 @@
 // Files to keep and to show: pictures of 512 pixels, and a card of before and after.
 
 import { createElement } from "./dom.js";
-import { backgroundColour, cssColour, decodeImage } from "./pixels.js";
+import { backgroundColour, cssColour, dataUrl, decodeImage } from "./pixels.js";
 
 const SIDE = 512;
 const CARD = { width: 1200, height: 630 }; // as link previews show it
@@ -19,8 +19,46 @@ export function saveBlob(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000); // the browser reads it meanwhile
 }
 
-/** Save a picture, base64 of a PNG, enlarged to 512 pixels. */
+/**
+ * The files as one ZIP archive, stored as they are: pictures are compressed already.
+ *
+ * @param {[string, Blob][]} files names and contents
+ */
+export async function zipOf(files) {
+  const [parts, directory] = [[], []];
+  let at = 0;
+  for (const [name, blob] of files) {
+    const [letters, bytes] = [new TextEncoder().encode(name), new Uint8Array(await blob.arrayBuffer())];
+    // What both headers of a file have in common: version 2.0, names in UTF-8, stored, 1 January 1980.
+    const common = [u16(20), u16(0x800), u16(0), u16(0), u16(0x21), u32(crc32(bytes)), u32(bytes.length), u32(bytes.length), u16(letters.length), u16(0)];
+    const header = [u32(0x04034b50), ...common, letters];
+    directory.push(u32(0x02014b50), u16(20), ...common, u16(0), u16(0), u16(0), u32(0), u32(at), letters);
+    parts.push(...header, bytes);
+    at += sizeOf(header) + bytes.length;
+  }
+  const end = [u32(0x06054b50), u32(0), u16(files.length), u16(files.length), u32(sizeOf(directory)), u32(at), u16(0)];
+  return new Blob([...parts, ...directory, ...end], { type: "application/zip" });
+}
+
+const u16 = (value) => Uint8Array.of(value, value >> 8);
+const u32 = (value) => Uint8Array.of(value, value >> 8, value >> 16, value >> 24);
+const sizeOf = (parts) => parts.reduce((sum, { length }) => sum + length, 0);
+
+function crc32(bytes) {
+  let crc = -1;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc;
+}
+
+/** Save a picture, base64 of a PNG: enlarged to 512 pixels, or as it is if the model takes any size. */
 export async function savePicture(data, name, card) {
+  if (card.tiles) {
+    saveUrl(dataUrl(data), name);
+    return;
+  }
   const canvas = createElement("canvas", { width: SIDE, height: SIDE });
   const context = canvas.getContext("2d");
   context.fillStyle = cssColour(backgroundColour(card));

@@ -3,16 +3,16 @@
 import { Problem, callApi } from "./api.js";
 import { chooseCrop } from "./crop.js";
 
-/** Call `onFile` with each file that is opened, dropped or pasted. */
-export function onUpload(input, area, onFile) {
-  input.addEventListener("change", () => {
-    if (input.files[0]) onFile(input.files[0]);
-    input.value = ""; // so that the same file can be opened again
-  });
-  addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files][0];
-    if (file) onFile(file);
-  });
+/** Call `onFiles` with the files that are opened, dropped or pasted at once. */
+export function onUpload(inputs, area, onFiles) {
+  const take = (files) => files.length && onFiles([...files]);
+  for (const input of inputs) {
+    input.addEventListener("change", () => {
+      take(input.files);
+      input.value = ""; // so that the same file can be opened again
+    });
+  }
+  addEventListener("paste", (event) => take(event.clipboardData.files));
   // On the whole page: the browser would open a file that is dropped beside the area.
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -24,10 +24,11 @@ export function onUpload(input, area, onFile) {
   addEventListener("drop", (event) => {
     event.preventDefault();
     area.classList.remove("target");
-    if (event.dataTransfer.files[0]) onFile(event.dataTransfer.files[0]);
+    take(event.dataTransfer.files);
   });
 }
 
+const PDF = "A PDF is cleaned in a shell: ign project --local --model scans scan.pdf --out clean.pdf";
 const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**
@@ -38,6 +39,7 @@ const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
  */
 export async function prepareUpload(file, { card, model, limits, signal }) {
   let picture;
+  if (file.type === "application/pdf") throw new Problem({ detail: PDF, retry: false });
   try {
     picture = await createImageBitmap(file); // turned as its EXIF data says
   } catch {

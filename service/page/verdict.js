@@ -1,4 +1,7 @@
 // One line about a result: what f made of the picture, in per cent of the range of a pixel.
+//
+// A sparse drawing is mostly background, which f keeps: changes count as if there were as much ink, in the drawing or in
+// the result, as in generated pictures.
 
 import { byId } from "./dom.js";
 import { contrastOf, inkOf } from "./pixels.js";
@@ -28,13 +31,15 @@ export function percentile(value, quantiles) {
  *
  * @param {{distance: number, drift: number | null}} result in the model's units; no drift if it was not measured
  * @param {object} card
- * @param {{nearlyEmpty: boolean}} input
+ * @param {{nearlyEmpty: boolean, foreign: boolean}} input so little is drawn that nothing can be said of it; the result is
+ *   like no generated picture
  * @returns {string} such as "Made real · moved 6 % · stable"
  */
-export function verdict({ distance, drift }, card, { nearlyEmpty = false } = {}) {
+export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreign = false } = {}) {
+  if (card.tiles) return "Done. Drag the line to compare.";
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
-  const stable = drift === null || drift <= Math.max(quantiles?.[90] ?? 0, distance / 10);
+  const stable = drift === null || drift <= Math.max(quantiles?.[99] ?? 0, distance / 10);
   const moved = `moved ${formatShare(distance / (high - low))}`;
   const rest = stable ? "stable" : `still moves ${formatShare(drift / (high - low))}`;
   return [word(), moved, ...(drift === null ? [] : [rest])].join(" · ");
@@ -42,8 +47,9 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false } = {})
   function word() {
     if (nearlyEmpty) return "Little to go on";
     if (quantiles && distance > FOREIGN * quantiles[99]) return "Not recognised";
-    if (quantiles && percentile(distance, quantiles) <= 90) return "Looked real already";
-    return stable ? "Made real" : "Not settled";
+    if (!stable) return "Not settled";
+    if (foreign) return "Changed";
+    return quantiles && percentile(distance, quantiles) <= 90 ? "Looked real already" : "Made real";
   }
 }
 
@@ -54,8 +60,8 @@ export const isNearlyEmpty = (image, card, samples) =>
 /** Show how far f moved the picture, beside how far it moves real ones. */
 function showMeter(distance, card) {
   const meter = document.querySelector("#verdict .meter");
-  meter.hidden = distance === null;
-  if (distance === null) return;
+  meter.hidden = distance === null || Boolean(card.tiles);
+  if (meter.hidden) return;
   const [low, high] = card.range;
   const quantiles = card.distance_quantiles;
   const [least, most] = quantiles ? [quantiles[1], quantiles[99]] : [0, 0];

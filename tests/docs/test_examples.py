@@ -4,13 +4,11 @@ import ast
 import contextlib
 import io
 import json
-import os
 import re
 import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,16 +20,6 @@ from ign_client import AsyncClient, Client
 from tests.helpers.live import ROOT, SHIPPED, live_service, run
 
 EXAMPLES = ROOT / "examples"
-TESSERACT = """
-import os, sys
-import numpy as np
-from PIL import Image
-is_clean = np.median(np.asarray(Image.open(sys.stdin.buffer))) > 240
-best_read = is_clean == (os.environ["BEST_READ"] == "cleaned")
-print("conf", "text", sep="\\t")
-for row in [(-1, ""), (95, "good"), (90 if best_read else 20, "other")]:
-    print(*row, sep="\\t")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -137,41 +125,6 @@ def test_clean_a_folder(url: str, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "a.png") as cleaned:
         assert cleaned.size == (150, 90)
         assert np.median(np.asarray(cleaned)) > 240  # paper
-
-
-@pytest.mark.parametrize(
-    ("dpi", "size", "best_read"),
-    [
-        (300, (150, 90), "cleaned"),
-        (150, (300, 180), "cleaned"),
-        (600, (75, 45), "cleaned"),
-        (300, (150, 90), "raw"),
-    ],
-)
-def test_the_plugin_for_ocr_cleans_a_page_that_reads_better_then(
-    url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dpi: int,
-    size: tuple[int, int],
-    best_read: str,
-) -> None:
-    monkeypatch.setenv("IGN_BASE_URL", url)
-    # all that the plugin uses of the programs
-    monkeypatch.setitem(sys.modules, "ocrmypdf", SimpleNamespace(hookimpl=lambda hook: hook))
-    tesseract = tmp_path / "tesseract"
-    tesseract.write_text(f"#!{sys.executable}\n{TESSERACT}")
-    tesseract.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("BEST_READ", best_read)
-    scan = page(150, 90)
-    scan.info["dpi"] = (dpi, dpi)
-    job = SimpleNamespace(options=SimpleNamespace(languages=["deu", "eng"]))
-    read = runpy.run_path(str(EXAMPLES / "ocrmypdf_ign.py"))["filter_ocr_image"](job, scan)
-    assert read.size == size
-    assert read.info["dpi"] == (dpi * size[0] / 150,) * 2
-    is_clean = np.median(np.asarray(read)) > 240  # paper
-    assert is_clean == (best_read == "cleaned")
 
 
 def test_the_triton_client(url: str, tmp_path: Path) -> None:

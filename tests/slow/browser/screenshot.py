@@ -24,20 +24,17 @@ def main() -> None:
     ):
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ALONE)
         options: dict[str, Any] = {
-            "viewport": {"width": 1280, "height": 720},
+            "viewport": {"width": 1280, "height": 800},
             "reduced_motion": "reduce",
         }
-        with visiting(browser, service.url, **options) as visit:
-            visit.empty()
-            visit.draw()
-            visit.button("+ noise").click()
+        with visiting(browser, service.url, "scans", **options) as visit:
             visit.settled()
-            visit.page.mouse.move(1, 1)
-            visit.page.evaluate("scrollTo(0, 0)")
             visit.page.evaluate(
                 "Promise.all(document.getAnimations().map((animation) => animation.finished))"
             )
             visit.page.screenshot(path=FILE)
+        with visiting(browser, service.url, "avatars64", **options) as visit:
+            visit.settled()
             with visit.page.expect_download() as saved:
                 visit.button("Save before and after").click()
             saved.value.save_as(PREVIEW)

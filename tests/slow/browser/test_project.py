@@ -90,7 +90,7 @@ def test_strength_none_leaves_it_as_it_is_and_the_slider_compares(visit: Visit) 
     side = drawn.shape[0] // 28
     means = drawn.reshape(28, side, 28, side).mean(axis=(1, 3))
     assert np.abs(means - visit.picture("#seen")).max() <= 0.51  # f saw what was drawn
-    slider = visit.page.get_by_role("slider", name="Compare with the drawing")
+    slider = visit.page.get_by_role("slider", name="Compare with what went in")
     slider.focus()
     for _ in range(3):
         visit.page.keyboard.press("PageUp")

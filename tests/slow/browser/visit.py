@@ -31,7 +31,9 @@ __all__ = [
     "visiting",
 ]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
-VERDICT = re.compile(r"^(Made real|Looked real already|Not settled|Little to go on) · moved .*%")
+VERDICT = re.compile(
+    r"^(Made real|Changed|Looked real already|Not settled|Little to go on) · moved .*%"
+)
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
 

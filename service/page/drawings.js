@@ -1,0 +1,10 @@
+// Drawings that examples replay stroke by stroke, by the name of the model that they are for; each in the form of a link
+// (`address.js`). Any drawing becomes one: it is the `d` of its link.
+
+export const DRAWINGS = {
+  avatars64: [
+    "AQOeViJwABx9jH-Nf49-knuTdpNxkG-Lb4R0fnx5hnmQfpeHmZKVnoqoe6xqqlygVJFUf15ub2OGYJxmrXa1jAEDnlYiPQACxJHHlAEDj9DAZgAMOHA7YENSUUZiPXU5ijmdPa5GvFLEYMdwAQOP0MBSAALJa9SZAQMAAAAPAAw8dD1zQHJDcUdwS3BOcFJwVnFZclxzXXQBAwAAAA8ADHt0fXOAcoNxhnCKcI5wknCWcZlym3OddAED____QgACT4pSigEDAAAAGgACUopUigED____QgACioqMigEDAAAAGgACjIqPigEDehUwMwACZrBzsAED____FAACXqh6qA",
+    "AQPy07FwABx9jH-Nf49-knuTdpNxkG-Lb4R0fnx5hnmQfpeHmZKVnoqoe6xqqlygVJFUf15ub2OGYJxmrXa1jAED8tOxPQACxJHHlAEDqyoYVwAMO3E-YkVVUUlgQXI8hDuWPqZEtE6-W8NpAQP___9CAAJPilKKAQMAAAAaAAJSilSKAQP___9CAAKKioyKAQMAAAAaAAKMio-KAQOwJjoaAAyDrYGvfbF5s3O0brVotWO0XrNZsVavU60",
+    "AQN2OQBwABx9jH-Nf49-knuTdpNxkG-Lb4R0fnx5hnmQfpeHmZKVnoqoe6xqqlygVJFUf15ub2OGYJxmrXa1jAEDdjkAPQACxJHHlAED4IosZgAMPXNAY0hUVEhkQHY7iTubQKtIt1S_Y8JzAQPgiiwzAAJATEwmAQPgiiwzAAKAQIUaAQPgiiwzAAKyTMwuAQP___9CAAJPilKKAQMAAAAaAAJSilSKAQP___9CAAKKioyKAQMAAAAaAAKMio-KAQP___8kAAJcsICt",
+  ],
+};

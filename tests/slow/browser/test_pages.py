@@ -1,0 +1,150 @@
+"""Pages of any size, and what the page shows before anybody asks."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.contract.data import pixels
+from tests.contract.harness import Service
+from tests.helpers.live import ROOT
+from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
+
+EXAMPLE = ROOT / "service" / "page" / "example_page.webp"
+QUIET = {"reduced_motion": "reduce"}
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_opens_with_a_page_and_what_the_model_makes_of_it(
+    browser: Browser, service: Service, width: int
+) -> None:
+    asked: list[str] = []
+    viewport = {"width": width, "height": 800}
+    with visiting(browser, f"{service.url}/#", viewport=viewport, **QUIET) as visit:
+        visit.page.on("request", lambda request: asked.append(request.url))
+        visit.ready()
+        visit.settled()
+        visit.says("real", "Done.")
+        slider = visit.page.get_by_role("slider", name="Compare with what went in")
+        assert slider.input_value() == "50"
+        made = visit.picture("#made")
+        tabs = visit.one("#models label").all()
+        assert len(tabs) >= 4
+        boxes = [tab.bounding_box() for tab in tabs]
+        assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+        visit.accessible()
+    assert not any(url.endswith("/project") for url in asked)
+    answer = service.client.post(
+        "/project",
+        data={"model": "scans"},
+        files={"image": EXAMPLE.read_bytes()},
+        headers={"Accept": "image/png"},
+    )
+    expected = pixels(answer.content, "L").astype(float)
+    assert np.abs(expected - made).mean() < 2  # but for what WebP loses
+
+
+def test_several_pages_are_made_real_shown_again_and_saved(
+    browser: Browser, service: Service, tmp_path: Path
+) -> None:
+    with Image.open(EXAMPLE) as image:
+        page = image.convert("L").crop((0, 0, 760, 420))
+    files = [tmp_path / f"{name}.png" for name in ("first", "second")]
+    page.save(files[0])
+    page.rotate(180).save(files[1])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with visiting(browser, service.url, "scans", **QUIET) as visit:
+        visit.ready()
+        visit.settled()
+        visit.one("#file").set_input_files([*files, tmp_path / "broken.png"])
+        visit.one("#save-all:enabled").wait_for()
+        visit.toast("broken.png is no picture").get_by_role("button").first.click()
+        shown = [button.is_enabled() for button in visit.one("#page-list button").all()]
+        assert shown == [True, True, False]
+        with zipfile.ZipFile(visit.saved("Save all")) as saved:
+            assert saved.testzip() is None
+            assert saved.namelist() == ["1-first.png", "2-second.png"]
+            second = pixels(saved.read("2-second.png"), "L")
+        assert second.shape == (420, 760)
+        visit.button("Page 1").click()
+        visit.one("#page-list [aria-pressed=true]").filter(has_text="Page 1").wait_for()
+        with Image.open(io.BytesIO(visit.saved("Save picture").read_bytes())) as first:
+            assert first.size == (760, 420)
+            assert (
+                np.abs(np.asarray(first.convert("L")).astype(float) - second[::-1, ::-1]).mean() < 8
+            )
+        visit.choose("Digits")
+        visit.choose("Scans")
+        visit.one("#page-list button").nth(1).wait_for()  # they are still there
+        visit.settled()
+
+
+def test_a_pdf_is_refused_with_the_command_that_takes_it(
+    browser: Browser, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "scan.pdf").write_bytes(b"%PDF-1.7")
+    with visiting(browser, service.url, "scans", **QUIET) as visit:
+        visit.ready()
+        visit.one("#file").set_input_files(tmp_path / "scan.pdf")
+        visit.toast("ign project --local --model scans scan.pdf --out clean.pdf")
+
+
+def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> None:
+    with visiting(browser, service.url, "avatars64", **QUIET) as visit:
+        visit.ready()
+        visit.settled()
+        assert visit.one("#real .status").inner_text().startswith("Made real")
+        assert float(visit.one("#brush").input_value()) > 0.15
+        visit.draw(SEVEN)
+        visit.settled()
+        visit.page.wait_for_function("location.hash.includes('d=')")
+        face = visit.canvas("RGB")
+        visit.choose("Digits")
+        visit.ready()
+        visit.settled()
+        assert "d=" not in visit.page.url
+        visit.choose("Avatars")
+        visit.page.wait_for_function("location.hash.includes('d=')")
+        visit.settled()
+        assert (visit.canvas("RGB") == face).all()
+
+
+def test_a_drawing_draws_itself_stroke_by_stroke(browser: Browser, service: Service) -> None:
+    with visiting(browser, service.url, "avatars64", **QUIET) as visit:
+        visit.ready()
+        visit.settled()
+        first = visit.canvas("RGB")
+        visit.button("Drawn").click()
+        visit.page.wait_for_function("location.hash.includes('d=')")
+        visit.settled()
+        assert (visit.canvas("RGB") != first).any()  # another one
+        assert visit.button("Undo").is_enabled()
+
+
+@pytest.mark.parametrize("name", ["scans", "scans/1"])
+def test_a_link_names_a_model_without_its_version(
+    browser: Browser, service: Service, name: str
+) -> None:
+    with visiting(browser, service.url, name, **QUIET) as visit:
+        visit.ready()
+        visit.settled()
+        assert visit.page.get_by_role("radio", name="Scans", exact=True).is_checked()
+
+
+def test_a_verdict_counts_what_is_drawn(visit: Visit) -> None:
+    """A line in the empty paper is no digit, although most pixels stay as they are."""
+    card = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}
+    result = {"distance": 0.05, "drift": 0}
+    assert visit.call("verdict", "verdict", result, card).startswith("Looked real already")
+    assert visit.call("verdict", "verdict", {**result, "distance": 0.2}, card).startswith(
+        "Made real"
+    )
+    foreign = visit.call("verdict", "verdict", result, card, {"foreign": True})
+    assert foreign.startswith("Changed")
+    visit.draw([(0.5, 0.5), (0.5, 0.62)])
+    visit.settled()
+    moved = visit.one("#real .status").inner_text()
+    assert not moved.startswith("Looked real already")
