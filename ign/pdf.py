@@ -1,7 +1,7 @@
 """PDF in, PDF out for `ign project`: the pages of a document as images, and back.
 
-Needs pypdfium2, the extra `pdf`. The pages keep their size, but for a part of a pixel; text layers, links and bookmarks are
-lost.
+Needs pypdfium2, the extra `pdf`. The pages keep their size, but for a part of a pixel; text layers,
+links and bookmarks are lost.
 """
 
 import argparse
