@@ -111,7 +111,9 @@ def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for count in (1, 2):
             traffic(service)
             # The error is the last that a rule counts: a look before it would miss the first one.
-            seen = found.until(f'sum(ign_requests_total{{status="5xx"}}) == {count}', answers)
+            seen = found.until(
+                f'sum(ign_requests_total{{status="5xx",endpoint="/generate"}}) == {count}', answers
+            )
             assert seen == [count], found.ask("targets")
         yield found
 
