@@ -46,7 +46,6 @@ from service.images.decode import (
     memory_for,
 )
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
-from service.images.pool import CodecThread
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
 Options = GenerateRequest | ProjectOptions | ScoreOptions
@@ -153,7 +152,7 @@ class Pipeline:
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
         return await self._codec.run(
-            "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
+            "decode", lambda: [*map(Item, file.pages(self._limits, _MAX_PAGES))]
         )
 
     async def run(self, items: Sequence[Item]) -> None:
@@ -169,19 +168,19 @@ class Pipeline:
                 await self._codec.run("decode", partial(self._decode, items))
                 await self._run_isolating([item for item in items if item.row is not None])
 
-    def _open(self, items: Iterable[Item], thread: CodecThread) -> None:
+    def _open(self, items: Iterable[Item]) -> None:
         for item in items:
             if isinstance(item.source, bytes):
                 with item.failing():
-                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
+                    item.source = ImageBytes(item.name, item.source).open(self._limits)
 
-    def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
+    def _decode(self, items: Iterable[Item]) -> None:
         for item in items:
-            self._open([item], thread)
+            self._open([item])
             with item.failing():
-                self._prepare(item, thread)
+                self._prepare(item)
 
-    def _prepare(self, item: Item, thread: CodecThread) -> None:
+    def _prepare(self, item: Item) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
         upload = self._upload
@@ -191,9 +190,9 @@ class Pipeline:
             (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
         elif isinstance(item.source, EncodedImage) and upload is not None:
             if self._mask is None and self._mask_file is not None:
-                self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
+                self._mask = to_mask(self._mask_file.open(self._limits))
             with memory_for(item.source.pixels):
-                picture = item.source.decode(thread)
+                picture = item.source.decode()
                 item.source = b""  # it holds the pixels, too
             item.dpi = picture.dpi if self._is_tiled else None
             card = self.model.card.sized(picture.image.size[::-1])
@@ -226,7 +225,7 @@ class Pipeline:
             params = replace(params, keep_mask=np.stack(keep) if keep else None)
             result = await self.model.scheduler.run(np.stack(rows), params)
         del rows
-        await self._codec.run("encode", lambda _: self._finish(items, result))
+        await self._codec.run("encode", lambda: self._finish(items, result))
 
     def _finish(self, items: Sequence[Item], result: Result) -> None:
         """Give the items their measures and files, instead of their rows."""

@@ -5,8 +5,8 @@ Decode `.npy`, too.
     bytes or base64 text, the header: its size,           the pixels:
     opaque                up to milliseconds              up to seconds
 
-What opens or decodes takes the `CodecThread` that runs it, so nothing of that can run on the event
-loop. Only a small PNG of exactly the model's size, `ImageBytes.is_png_of`, is decoded anywhere.
+What opens or decodes runs in a thread of the codec pool. Only a small PNG of exactly the model's
+size, `ImageBytes.is_png_of`, is decoded anywhere.
 
 This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format,
 opens some JPEG files as multi-image files, and reports large images through `warnings`, which
@@ -52,7 +52,6 @@ from service.images.formats import (
     is_tiff,
     tiff_pages,
 )
-from service.images.pool import CodecThread
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels).
 # Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write about ten scans.
@@ -169,7 +168,7 @@ class EncodedImage:
         width, height = (max(1, side) for side in self.stored_size)
         return (width, height) if self._transpose in _TURNED else (height, width)
 
-    def decode(self, thread: CodecThread) -> Picture:
+    def decode(self) -> Picture:
         """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its
         orientation.
 
@@ -179,21 +178,16 @@ class EncodedImage:
         Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that
         is decoded (`undecodable_image`), and TooLarge for more pixels than the header says.
         """
-        return self._upright(self.decode_as_stored(thread))
-
-    def decode_as_stored(self, _: CodecThread) -> Image.Image:
-        """Decode without the orientation."""
-        return self._decoded()
-
-    def _decoded(self) -> Image.Image:
-        with _map_decoder_errors(self.field):
-            return self._load()
-
-    def _upright(self, image: Image.Image) -> Picture:
+        image = self.decode_as_stored()
         transpose = self._transpose
         return Picture(
             image if transpose is None else image.transpose(transpose), image.size, transpose
         )
+
+    def decode_as_stored(self) -> Image.Image:
+        """Decode without the orientation."""
+        with _map_decoder_errors(self.field):
+            return self._load()
 
 
 @dataclass(slots=True, eq=False)
@@ -236,17 +230,9 @@ class ImageBytes:
             with suppress(RuntimeError):
                 pixels: Pixels = pyspng.load(content)
                 return pixels
-        opened = self._open(_SMALL)
-        return opened._upright(opened._decoded())
+        return self.open(_SMALL).decode()
 
-    def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
-        """Read the header of an image, so that its size is known before any pixel is decoded.
-
-        Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
-        """
-        return self._open(limits)
-
-    def pages(self, thread: CodecThread, limits: DecodeLimits, most: int) -> list[EncodedImage]:
+    def pages(self, limits: DecodeLimits, most: int) -> list[EncodedImage]:
         """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
         `open`.
         """
@@ -256,7 +242,7 @@ class ImageBytes:
             with suppress(Exception):
                 pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
         if len(pages) < 2:
-            return [self.open(thread, limits)]
+            return [self.open(limits)]
         return [
             _checked(f"{self.field}.page.{number}", _opened_page(page), limits)
             for number, page in enumerate(pages)
@@ -268,7 +254,11 @@ class ImageBytes:
             return data
         return untrusted.decode_base64(data, field=self.field, max_chars=limits.max_chars)
 
-    def _open(self, limits: DecodeLimits) -> EncodedImage:
+    def open(self, limits: DecodeLimits) -> EncodedImage:
+        """Read the header of an image, so that its size is known before any pixel is decoded.
+
+        Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
+        """
         try:
             content = self._bytes(limits)
             with _map_decoder_errors(self.field):

@@ -11,7 +11,6 @@ import pytest
 
 from service.artifact.card import Tiles
 from service.images.decode import EncodedImage, Picture
-from service.images.pool import CodecThread
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import (
     LIMIT_S,
@@ -55,9 +54,9 @@ def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
-    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
+    def decode(image: EncodedImage) -> Picture:
         decoded.append(image.field)
-        return decode_image(image, thread)
+        return decode_image(image)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     with (

@@ -25,7 +25,6 @@ from service.api.request import RawHeaders
 from service.domain.errors import InvalidContent
 from service.domain.tasks import Result, StepOutput, StreamProgress, close_loop, shown_result
 from service.images.encode import AnimationFormat, ImageFormat, check_sides, sheet_size
-from service.images.pool import CodecThread
 
 RASTER: Final[Mapping[Media, ImageFormat]] = {
     Media.PNG: "png",
@@ -60,7 +59,7 @@ class RowWork(Work):
     """
 
     options: ImageOptions
-    source: Upload[Any] | Callable[[CodecThread | None], InputRows]
+    source: Upload[Any] | Callable[[], InputRows]
     labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
@@ -80,10 +79,10 @@ class RowWork(Work):
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()
 
-    def open(self, thread: CodecThread) -> Plan:
+    def open(self) -> Plan:
         """Read the headers of the uploaded images, and plan the request."""
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
-        self.opened = open_upload(thread, self.api, self.source, self.model.card)
+        self.opened = open_upload(self.api, self.source, self.model.card)
         images = self.opened.images
         self.labels = [{"index": index} for index in range(len(images))]
         if self.is_tiled:
@@ -213,16 +212,16 @@ class RowWork(Work):
             count_codec("decode", [*uploads], start)
         for work in works:
             if not isinstance(work.source, Upload):
-                work.inputs = work.source(None)
+                work.inputs = work.source()
 
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self) -> None:
         """Set the inputs of one request."""
         source = self.source
         if not isinstance(source, Upload):
-            self.inputs = source(thread)
+            self.inputs = source()
             return
-        opened = self.opened or open_upload(thread, self.api, source, self.model.card)
-        self._take(decode_large(thread, self.api, source, opened, self.model.card))
+        opened = self.opened or open_upload(self.api, source, self.model.card)
+        self._take(decode_large(self.api, source, opened, self.model.card))
 
     def _take(self, inputs: InputRows) -> None:
         self.inputs = inputs

@@ -262,7 +262,7 @@ def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
         for i, x in enumerate(ask.rows)
     ]
 
-    async def at_once(_: str, job: Callable[[Any], Any]) -> Any:
+    async def at_once(_: str, job: Callable[[], Any]) -> Any:
         return job(None)
 
     async def main(scheduler: Scheduler) -> None:
