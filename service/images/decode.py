@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Never
+from typing import Any, Final
 
 import numpy as np
 import pyspng
@@ -151,9 +151,7 @@ class EncodedImage:
     """
 
     field: str  # in errors
-    stored_size: (
-        Size  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
-    )
+    stored_size: Size  # (width, height) in the header
     _transpose: Image.Transpose | None
     _load: Callable[[], Image.Image]
 
@@ -164,8 +162,8 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the upright image; at least 1 each."""
-        width, height = (max(1, side) for side in self.stored_size)
+        """(height, width) of the upright image."""
+        width, height = self.stored_size
         return (width, height) if self._transpose in _TURNED else (height, width)
 
     def decode(self) -> Picture:
@@ -175,8 +173,8 @@ class EncodedImage:
         16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette
         RGB or RGBA.
 
-        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that
-        is decoded (`undecodable_image`), and TooLarge for more pixels than the header says.
+        Raises InvalidContent (`undecodable_image`) for a damaged file, and TooLarge for more pixels
+        than the header says.
         """
         image = self.decode_as_stored()
         transpose = self._transpose
@@ -238,7 +236,7 @@ class ImageBytes:
         """
         pages = list[TiffPage]()
         if self.may_have_pages:
-            # a damaged file raises nearly any error, and `open` finds the text for it
+            # A damaged file raises nearly any error, and `open` finds the text for it.
             with suppress(Exception):
                 pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
         if len(pages) < 2:
@@ -257,21 +255,15 @@ class ImageBytes:
     def open(self, limits: DecodeLimits) -> EncodedImage:
         """Read the header of an image, so that its size is known before any pixel is decoded.
 
-        Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
+        Raises TooLarge beyond a limit, and InvalidContent for anything else than base64 (code
+        `invalid_base64`) of a format that is decoded (`undecodable_image`).
         """
-        try:
-            content = self._bytes(limits)
-            with _map_decoder_errors(self.field):
-                opened = _open(content, self.field)
-        except InvalidContent as exc:
-            # Without the exception, whose frames hold the file: the image, its error and the frames
-            # would be a cycle.
-            return EncodedImage(
-                self.field,
-                (0, 0),
-                None,
-                partial(_reject, self.field, exc.fields[0][1], exc.error_code),
-            )
+        content = self._bytes(limits)
+        opener = _opener(content)
+        if opener is None:
+            raise _invalid(self.field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
+        with _map_decoder_errors(self.field):
+            opened = opener(content)
         return _checked(self.field, opened, limits)
 
 
@@ -290,10 +282,6 @@ def _invalid(field: str, message: str, code: str = "undecodable_image") -> Inval
     return InvalidContent.field(field, message, code=code)
 
 
-def _reject(field: str, message: str, code: str) -> Never:
-    raise _invalid(field, message, code)
-
-
 # size in the header, what makes the image upright, decoder
 _Opened = tuple[Size, Image.Transpose | None, Callable[[], Image.Image]]
 
@@ -301,13 +289,6 @@ _Opened = tuple[Size, Image.Transpose | None, Callable[[], Image.Image]]
 def is_picture(data: bytes) -> bool:
     """Whether the first bytes are those of a format that is decoded."""
     return _opener(data) is not None
-
-
-def _open(data: bytes, field: str) -> _Opened:
-    opener = _opener(data)
-    if opener is None:
-        raise _invalid(field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
-    return opener(data)
 
 
 def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
@@ -436,24 +417,20 @@ _SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
 
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
+    error: IgnError = _invalid(field, "is truncated or damaged, and cannot be decoded")
     try:
-        # causes lose their traceback: from Python 3.13 on, its frames and the cause are a cycle,
-        # with the file
         yield
     except (IgnError, MemoryError):
         raise
-    except untrusted.Unsupported as exc:
-        raise _invalid(field, str(exc)) from exc.with_traceback(None)
-    except Image.DecompressionBombError as exc:
-        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc.with_traceback(
-            None
-        )
-    except (
-        Exception
-    ) as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
-        raise _invalid(
-            field, "is truncated or damaged, and cannot be decoded"
-        ) from exc.with_traceback(None)
+    # For hostile bytes Pillow's parsers raise nearly every built-in exception.
+    except Exception as exc:
+        if isinstance(exc, untrusted.Unsupported):
+            error = _invalid(field, str(exc))
+        elif isinstance(exc, Image.DecompressionBombError):
+            error = TooLarge(f"{field}: too many pixels", code="image_too_large")
+        # The cause loses its traceback: from Python 3.13 on, its frames and the cause are a cycle,
+        # with the file.
+        raise error from exc.with_traceback(None)
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:

@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.model import DeviceOutOfMemory, Model
-from service.environment import available_cpus
+from service.domain.model import DeviceOutOfMemory
+from service.environment import available_cpus, lower_priority
 from service.models.loaded import close_all
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions
@@ -37,7 +37,7 @@ def open_instances(
 
     A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is
     ``alone``, with one model and without HTTP, a fast model has up to eight instances on a CPU, and
-    a slow one two; they share the threads. Raises StartupError, all closed, if one cannot be made.
+    a slow one two; they share the threads, and nothing is to go before its tiles. Raises StartupError, all closed, if one cannot be made.
     """
     threads = settings.threads or available_cpus()
     left = max(1, threads - 1)
@@ -57,6 +57,7 @@ def open_instances(
             cuda=cuda,
             threads=max(1, threads),
             max_batch_rows=settings.max_batch_rows,
+            low_priority=not alone,
         )
 
     first = make(settings.device, threads=each)
@@ -81,15 +82,16 @@ def open_instances(
 
 
 class SharedModel:
-    """A model that lanes of several schedulers call: one call at a time, in the order in which they
-    ask, so that a small tile waits for one large tile at most.
+    """A model of tiles, which lanes of several schedulers call: one call at a time, in the order in
+    which they ask, so that a small tile waits for one large tile at most.
 
-    The calls run in a thread of their own, which calls ``prepare_thread`` first.
+    The calls run in a thread of their own, with the priority that the model asks for.
     """
 
-    def __init__(self, model: Model, prepare_thread: Callable[[], None]) -> None:
+    def __init__(self, model: OnnxModel) -> None:
         self._model = model
-        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare_thread)
+        prepare = lower_priority if model.is_low_priority else None
+        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare)
 
     @property
     def buckets(self) -> Sequence[int] | None:

@@ -73,7 +73,6 @@ class Scheduler:
         clock: Clock = time.monotonic,
         observe: Callable[[Report], None] = lambda _: None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
-        prepare_thread: Callable[[], None] = lambda: None,
         on_batch: OnBatch | None = None,
         memory: ModelMemory | None = None,
         exact: bool = False,
@@ -93,7 +92,7 @@ class Scheduler:
             self._call_on_loop(partial(self._on_deliveries, lane))
 
         self._lanes = [
-            Lane(model, limit, clock, on_delivery, prepare_thread, memory)
+            Lane(model, limit, clock, on_delivery, memory)
             for model, limit in zip(models, self._admission.limits, strict=True)
         ]
         self._former = BatchFormer(self._lanes, overlaps=overlaps)
@@ -156,7 +155,7 @@ class Scheduler:
         """
         try:
             self._check_serving()
-            self._admission.reserve(rows, key)
+            self._admission.reserve(rows, key, self._clock())
         except IgnError as exc:
             self._report.rejected.append(exc.error_code)
             self._publish()
@@ -164,7 +163,7 @@ class Scheduler:
         try:
             yield
         finally:
-            self._admission.reserve(-rows, key)
+            self._admission.reserve(-rows, key, 0.0)
 
     def submit(
         self, requests: Sequence[tuple[FloatRows, SchedulingParams]], on_events: OnEvents

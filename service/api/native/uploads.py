@@ -149,7 +149,7 @@ def open_upload(api: ApiRequest, upload: Upload[Any], card: Card) -> OpenUpload:
     """Read the headers of all images and masks.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
-    for too many pixels of all together. Other errors are left to the decoder.
+    for too many pixels of all together. Damage behind a header is left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)

@@ -263,7 +263,7 @@ def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
     ]
 
     async def at_once(_: str, job: Callable[[], Any]) -> Any:
-        return job(None)
+        return job()
 
     async def main(scheduler: Scheduler) -> None:
         events = list[Event]()
