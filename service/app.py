@@ -33,7 +33,7 @@ from service.models.instances import SharedModel, open_instances
 from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import Repository, repository_options
+from service.models.repository import Repository, describe_failure, repository_options
 from service.observability.metrics import Metrics
 from service.observability.shared import SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
@@ -159,14 +159,10 @@ async def load_models(services: AppState) -> None:
         await services.registry.open()
     except Exception as exc:
         services.phase = "failed"
-        if isinstance(exc, StartupError):
-            raise
+        text = describe_failure("the models", exc)
         if isinstance(exc, OSError):
-            raise StartupError(f"the models cannot be read: {exc}") from exc
-        _LOG.exception("loading the models failed")
-        raise StartupError(
-            "loading the models failed in a way nobody foresaw; the log says how"
-        ) from exc
+            text = f"the models cannot be read: {exc}"
+        raise StartupError(text) from exc
     services.phase = "serving"
     services.metrics.ready.set(1)
 

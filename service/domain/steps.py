@@ -93,19 +93,6 @@ class StepRequest:
 class RowSteps:
     """Neighbouring rows (N, C, H, W) of a request, from ``start`` on, with the same steps."""
 
-    __slots__ = (
-        "count",
-        "done",
-        "inputs",
-        "keep",
-        "recorded",
-        "request",
-        "rows",
-        "scoring",
-        "start",
-        "steps",
-    )
-
     def __init__(
         self, request: StepRequest, start: int, inputs: FloatRows, keep: KeepMask | None
     ) -> None:

@@ -5,7 +5,9 @@ many threads.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows, NoiseSource
@@ -21,7 +23,6 @@ _FAST_ROW_S: Final = 0.005
 _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
-Device = Literal["auto", "cpu", "cuda"]
 MakeModel = Callable[..., OnnxModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
@@ -37,36 +38,27 @@ def open_instances(
 
     A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is
     ``alone``, with one model and without HTTP, a fast model has up to eight instances on a CPU, and
-    a slow one two; they share the threads, and nothing is to go before its tiles. Raises StartupError, all closed, if one cannot be made.
+    a slow one two; they share the threads, and nothing is to go before its tiles. Raises
+    StartupError, all closed, if one cannot be made.
     """
     threads = settings.threads or available_cpus()
     left = max(1, threads - 1)
     count = min(_MAX_INSTANCES, left) if alone else 1
     each = left // count
 
-    def make(device: Device, device_id: int = 0, *, threads: int = 1) -> OnnxModel:
-        cuda = CudaOptions(
-            device_id=device_id,
-            deterministic=settings.deterministic,
-            memory_mib=settings.cuda_memory_mib,
-            half=settings.precision == "fp16",
-        )
-        return make_model(
-            data,
-            device=device,
-            cuda=cuda,
-            threads=max(1, threads),
-            max_batch_rows=settings.max_batch_rows,
-            low_priority=not alone,
-        )
-
-    first = make(settings.device, threads=each)
+    cuda = CudaOptions(
+        deterministic=settings.deterministic,
+        memory_mib=settings.cuda_memory_mib,
+        half=settings.precision == "fp16",
+    )
+    make = partial(make_model, data, max_batch_rows=settings.max_batch_rows, low_priority=not alone)
+    first = make(device=settings.device, cuda=cuda, threads=each)
     instances = [first]
     try:
         if first.device == "cuda":
             for device_id in range(1, settings.gpu_count):
                 with wrap_errors(f"device {device_id}"):
-                    instances.append(make(settings.device, device_id))
+                    instances.append(make(device="cuda", cuda=replace(cuda, device_id=device_id)))
         else:
             if threads > 1 and _is_slow(first):
                 first.close()
@@ -74,7 +66,8 @@ def open_instances(
                 count = 1 + alone
                 each = threads // count
             for _ in range(count - len(instances)):
-                instances.append(make("cpu" if instances else settings.device, threads=each))
+                device = "cpu" if instances else settings.device
+                instances.append(make(device=device, cuda=cuda, threads=each))
     except BaseException:
         close_all(instances)
         raise

@@ -130,12 +130,7 @@ class Scheduler:
         their current steps. May be called from any thread, so that the event loop goes on.
         """
         self._closed = True
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # in another thread
-            self._call_on_loop(self._fail_all)
-        else:
-            self._fail_all()
+        self._call_on_loop(self._fail_all)
         until = time.monotonic() + seconds
         for lane in self._lanes:
             lane.stop()

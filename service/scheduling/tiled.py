@@ -46,8 +46,6 @@ class _Image(RowSteps):
     the other.
     """
 
-    __slots__ = ("canvas", "left", "tiling")
-
     def __init__(
         self, request: StepRequest, index: int, row: FloatRow, tiling: Tiling, keep: KeepMask | None
     ) -> None:
