@@ -7,7 +7,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,20 +161,3 @@ def shown_result(
     ]
     is_array = is_grey and not isinstance(inputs, list)  # else sizes may differ
     return replace(result, rows=np.stack(rows) if is_array else rows, trajectory=trajectory)
-
-
-def close_loop(result: Result) -> Result:
-    """The result with its first row repeated at the end, as the last frame of a closed path."""
-
-    def closed(values: Any) -> Any:
-        return np.concatenate((values, values[:1]))
-
-    return replace(
-        result,
-        rows=closed(result.rows),
-        steps=closed(result.steps),
-        converged=closed(result.converged),
-        distance=closed(result.distance),
-        drift=None if result.drift is None else closed(result.drift),
-        trajectory=[*result.trajectory, *result.trajectory[:1]],
-    )

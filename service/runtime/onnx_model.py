@@ -73,7 +73,6 @@ class OnnxModel:
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
         self.shape: ImageShape = self.card.shape
-        self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
         if self.device == "cuda":
             self.buckets = bounded_buckets(
@@ -110,7 +109,7 @@ class OnnxModel:
     def warm_up(self) -> None:
         """Run every bucket, and give up those that do not fit; raises as :meth:`run`."""
         # So no caller waits for algorithm search, or allocations. The CPU searches nothing.
-        shape = self.shape if self.device == "cuda" else self._shapes[0]
+        shape = self.shape if self.device == "cuda" else self.card.row_shapes[0]
         while True:
             try:
                 # Twice, because only the second run of a session allocates as all later ones.

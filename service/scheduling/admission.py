@@ -108,7 +108,8 @@ class Admission:
         self._memory = memory
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         # of all devices that are not lost
-        self._places, self._devices = (sum(batch_rows), len(batch_rows))
+        self._places = sum(batch_rows)
+        self._devices = len(batch_rows)
         self._queue = Capacity.of(queue_rows, max_rows)
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
@@ -122,7 +123,8 @@ class Admission:
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
         self.limits[device] = rows
-        self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
+        self._places = sum(self.limits)
+        self._devices = sum(limit > 0 for limit in self.limits)
 
     def admit(
         self, requests: Sequence[ScheduledRequest], now: float

@@ -205,7 +205,6 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
         labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
         columns=frames,
         fps=options.fps,
-        closed=options.loop,
     )
 
 

@@ -23,7 +23,7 @@ from service.api.negotiation import Json, Media
 from service.api.pipeline import Events, InputRows, Plan, Work, count_codec, count_rows
 from service.api.request import RawHeaders
 from service.domain.errors import InvalidContent
-from service.domain.tasks import Result, StepOutput, StreamProgress, close_loop, shown_result
+from service.domain.tasks import Result, StepOutput, StreamProgress, shown_result
 from service.images.encode import AnimationFormat, ImageFormat, check_sides, sheet_size
 
 RASTER: Final[Mapping[Media, ImageFormat]] = {
@@ -52,10 +52,10 @@ class RowWork(Work):
     ``source`` is the upload, or makes the rows: in a thread of the codec pool, if ``is_large``.
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`,
     `row`, `col`. ``members`` precede `images` in the JSON body. A sheet has ``columns``, or
-    ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations; if ``closed``, they
-    repeat the first image at the end. ``strength`` is the s of (1−s)·x + s·f^k(x), 0…1. ``sizes``
-    are those of the images, (H, W); the headers of an upload tell them, if the model takes any size
-    (``is_tiled``). ``shows_change``: the response says where f changes an image.
+    ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations. ``strength`` is the
+    s of (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W); the headers of an
+    upload tell them, if the model takes any size (``is_tiled``). ``shows_change``: the response
+    says where f changes an image.
     """
 
     options: ImageOptions
@@ -64,7 +64,6 @@ class RowWork(Work):
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
     fps: int = 0
-    closed: bool = False
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
     shows_change: bool = False
@@ -98,7 +97,7 @@ class RowWork(Work):
         is_slow = options.gap > 0 or (self.fps and self.is_animation)
         is_large = values * options.scale**2 > INLINE_VALUES
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
-        rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
+        rows = len(self.labels)
         if self.is_tiled:
             rows, tile_bytes = self.model.plan_tiles(self.sizes)
             held += tile_bytes
@@ -245,7 +244,7 @@ class RowWork(Work):
         result = self.result
         if self.strength != 1.0 or self.inputs.chroma:
             result = shown_result(result, self.inputs.rows, self.strength, self.inputs.chroma)
-        return close_loop(result) if self.closed else result
+        return result
 
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response, but its Server-Timing."""
