@@ -129,7 +129,12 @@ class Scheduler:
         their current steps. May be called from any thread, so that the event loop goes on.
         """
         self._closed = True
-        self._call_on_loop(self._fail_all)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # in another thread
+            self._call_on_loop(self._fail_all)
+        else:
+            self._fail_all()
         until = time.monotonic() + seconds
         for lane in self._lanes:
             lane.stop()
