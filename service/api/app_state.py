@@ -19,7 +19,7 @@ from service.domain.errors import (
     UnavailableError,
 )
 from service.images.pool import CodecPool
-from service.models.registry import ModelChange, ModelRegistry
+from service.models.registry import ModelChange, ModelRegistry, ServedModel
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -75,22 +75,23 @@ class AppState:
             )
 
     def require_ready(self) -> None:
-        """As `require_serving`; also if the service is about to drain, or the workers of a model
-        are not healthy.
+        """As `require_serving`; also if the service is about to drain, or a model has lost its
+        device.
         """
         self.require_serving()
         if self.in_flight.leaving:
             raise Draining("the service is about to shut down")
-        models = self.registry.models.items()
-        for ref, scheduler in (
-            (ref, each) for ref, model in models for each in model.schedulers.values()
-        ):
-            if reason := scheduler.device_error:
-                raise NotReady(
-                    f"the device of {ref} is lost, only a new process can use it again: {reason}"
-                )
-            if not scheduler.healthy:
-                raise NotReady(f"a worker of {ref} is being replaced")
+        for model in self.registry.models.values():
+            require_device(model)
+
+
+def require_device(model: ServedModel) -> None:
+    """Raise `NotReady` if the model has lost its device."""
+    for scheduler in model.schedulers.values():
+        if reason := scheduler.device_error:
+            raise NotReady(
+                f"the device of {model.ref} is lost, only a new process can use it again: {reason}"
+            )
 
 
 class InFlightRequests:

@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ _SILENCE_S: Final = 10.0  # without a beat
 # … before the first one: a process imports modules before its event loop runs
 _START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
-_JOIN_S: Final = 0.5  # for threads that are about to end
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
@@ -152,20 +150,10 @@ def tune_gc() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, also if a thread is busy or the log cannot be written: Python would wait
-    for both.
+    """End this process, also if a thread is busy or the log cannot be written: `sys.exit` would
+    wait for both.
     """
-    written = flush_log()
-    deadline = time.monotonic() + _JOIN_S
-    busy = [
-        thread
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.main_thread()
-    ]
-    for thread in busy:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if written and not any(thread.is_alive() for thread in busy):
-        sys.exit(status)
+    flush_log()
     os._exit(status)
 
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from service import __version__
 from service.api.access import check_host
-from service.api.app_state import AppState
+from service.api.app_state import AppState, require_device
 from service.api.info.openapi import BINARY_TENSORS
 from service.api.info.routes import PROBE
 from service.api.message import parse_as
@@ -36,7 +36,6 @@ from service.api.pipeline import (
 from service.api.request import LARGE_BODY, ApiRequest
 from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
-from service.domain.errors import NotReady
 from service.domain.tasks import StepParams
 from service.images.pool import CodecThread
 from service.models.registry import ModelChange, ServedModel
@@ -95,9 +94,7 @@ async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
 
 async def model_ready(api: ApiRequest) -> Response:
     """Does a model serve?"""
-    model = api.named_model()
-    if not all(scheduler.healthy for scheduler in model.schedulers.values()):
-        raise NotReady(f"a worker of {model.ref} is being replaced")
+    require_device(api.named_model())
     return Response()
 
 
