@@ -119,8 +119,7 @@ def build_services(
     registry = ModelRegistry(
         repository,
         serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock, only is None),
-        on_activated=partial(_on_activated, metrics),
-        on_deactivated=metrics.unloaded,
+        on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
     codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
@@ -268,15 +267,7 @@ async def _load(services: AppState, on_loaded: OnLoaded) -> None:
         on_loaded(None)
 
 
-def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
-    metrics.loaded(
-        loaded.ref,
-        digest=loaded.digest[:12],
-        provider=loaded.provider,
-        reproducible=loaded.golden.reproducible,
-        quantiles=loaded.card.distance_quantiles,
-        instances=len(loaded.instances),
-    )
+def _on_activated(loaded: LoadedModel) -> None:
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""

@@ -84,8 +84,6 @@ _DISTANCE: Final = (
     1.5,
     2.0,
 )
-# percentiles of the card that are exported for comparison with ign_distance
-_REFERENCE: Final = (50, 90, 99)
 _CLOSED: Final = (
     "age",
     "limit",
@@ -142,8 +140,6 @@ class Metrics:
             caller=label_limiter(MAX_CALLERS),
         )
         self.model_label = self._limits["model"]
-        # series that describe a loaded model
-        self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
         self._queued = set[str]()  # models whose rows have been waiting
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
@@ -247,7 +243,7 @@ class Metrics:
         )
 
         # Models
-        self._reference = gauge(
+        self.reference = gauge(
             "ign_distance_reference",
             "Percentiles of mean |f(x) - x| of held-out real images, from the model card.",
             "model",
@@ -255,8 +251,8 @@ class Metrics:
             combine=max,
         )
         info = ("model", "digest", "provider", "reproducible")
-        self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
-        self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
+        self.model_info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
+        self.instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
         self.failed_models = gauge(
             "ign_failed_models", "Versions in the model directory that failed to load.", combine=max
         )
@@ -396,41 +392,6 @@ class Metrics:
         drifts = [result.drift.tolist() for result in results if result.drift is not None]
         if drifts:
             self._drift(model, endpoint).observe([value for each in drifts for value in each])
-
-    def loaded(
-        self,
-        model: str,
-        *,
-        digest: str,
-        provider: str,
-        reproducible: str,
-        quantiles: Sequence[float] | None = None,
-        instances: int = 1,
-    ) -> None:
-        """Describe a model that starts to serve; replaces the description of an earlier file of
-        this version.
-
-        ``quantiles`` are the 101 `distance_quantiles` of the card, if it has them.
-        """
-        self.unloaded(model)
-        label = self.model_label(model)
-        values = {
-            (self._info, (label, digest, provider, reproducible)): 1.0,
-            (self._instances, (label,)): instances,
-        }
-        if quantiles:
-            values |= {
-                (self._reference, (label, str(percent))): quantiles[percent]
-                for percent in _REFERENCE
-            }
-        for (gauge, labels), value in values.items():
-            gauge.labels(*labels).set(value)
-        self._described[model] = list(values)
-
-    def unloaded(self, model: str) -> None:
-        """Remove the description of a model that no longer serves."""
-        for gauge, labels in self._described.pop(model, ()):
-            gauge.remove(*labels)
 
     def open_models(self, count: int, size: int) -> None:
         """Set the number of open models and their bytes."""
