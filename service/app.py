@@ -40,7 +40,6 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.lane import Clock
 from service.scheduling.scheduler import Scheduler
-from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
 if TYPE_CHECKING:
@@ -216,21 +215,6 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
         Router(lifespan=lambda _: _lifespan(services, on_loaded)),
         table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else {key.sha256: key for key in keys},
-    )
-
-
-def make_connections(services: AppState) -> OpenConnections:
-    """Limits the open connections of the server that serves the app."""
-    metrics = services.metrics
-    settings = services.settings
-    limit = connection_limit(settings.max_open_connections)
-    metrics.connection_limit.set(limit)
-    return OpenConnections(
-        metrics,
-        limit=limit,
-        head_timeout_s=settings.head_timeout_s,
-        max_age_s=settings.max_connection_age_s,
-        clock=services.clock,
     )
 
 

@@ -87,9 +87,7 @@ class Application:
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
-        path: str = scope["path"]
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root)
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         state = scope.setdefault("state", {})
         request = state["request"] = ApiRequest(
             self.services, scope, receive, send, self._routes.find(path), path

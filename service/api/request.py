@@ -136,8 +136,7 @@ class ApiRequest(RequestRecord):
         self.state: dict[str, Any] = scope["state"]  # `service.server` shares it
         self.peer = scope["client"][0] if scope.get("client") else None
         # The server sets it for requests that wait on their connection.
-        arrival = self.state.get("arrival")
-        self.arrival: float = services.clock() if arrival is None else arrival
+        self.arrival: float = self.state.get("arrival") or services.clock()
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
         self.added: RawHeaders = []  # to every response
         self._head: Message = {}
@@ -156,7 +155,7 @@ class ApiRequest(RequestRecord):
         if services.phase != "serving":
             services.require_serving()
         settings = services.settings
-        seconds = services.settings.request_timeout_s
+        seconds = settings.request_timeout_s
         timeout = self.headers.get(b"x-request-timeout")
         if timeout is not None:
             seconds = min(_seconds(timeout), seconds)

@@ -166,28 +166,14 @@ class QueuedHandler(logging.Handler):
         super().__init__()
         self._waiting: SimpleQueue[Any] = SimpleQueue()
         self.on_drop: Callable[[], object] = lambda: None
-        self._dropped = 0
         _Writer(self._waiting, target).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record, or count it; when there is room again, a line says how many are
-        missing.
-        """
-        waiting = self._waiting.qsize()
-        if waiting >= MAX_WAITING:
-            self._dropped += 1
+        """Queue the record, or count it as dropped."""
+        if self._waiting.qsize() >= MAX_WAITING:
             self.on_drop()
-            return
-        if self._dropped and waiting < MAX_WAITING // 2:
-            text = (
-                f"{self._dropped} lines of the log were dropped because they could not be "
-                f"written in time"
-            )
-            self._dropped = 0
-            self._waiting.put(
-                logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None)
-            )
-        self._waiting.put(record)
+        else:
+            self._waiting.put(record)
 
     def flush(self) -> None:
         """Wait until everything is written, at most a second."""

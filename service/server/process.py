@@ -35,7 +35,9 @@ from service.environment import available_cpus, share_metrics, stop_signals
 from service.models.registry import ModelChange
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
+from service.observability.shared import SharedFiles
 from service.server import uvicorn_server
+from service.server.open_connections import OpenConnections
 from service.server.parent import MESSAGE, Parent, report
 from service.settings import Settings
 
@@ -94,7 +96,7 @@ def run_server(
     The exit status is 0, or 1 if no device is left: a new process may have the device again. Raises
     StartupError if a setting or a model is unusable.
     """
-    from service.app import build_services, create_app, make_connections
+    from service.app import build_services, create_app
 
     errors: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
@@ -122,7 +124,7 @@ def run_server(
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
     app = create_app(services, on_loaded=on_loaded)
-    connections = make_connections(services)
+    connections = OpenConnections(services)
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
@@ -222,8 +224,7 @@ class _Child:
     place: int  # among the processes; its replacement gets the same
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
-    silence: float = 0.0  # seconds since the last beat
-    has_beaten: bool = False
+    silence: float = _SILENCE_S - _START_SILENCE_S  # seconds since the last beat
     is_killed: bool = False
 
 
@@ -245,7 +246,8 @@ class _Supervisor:
         self._on_listening = on_listening
         self._folder = folder
         self._child_settings = per_process_settings(settings)
-        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
+        self._metrics = Metrics(SharedFiles(folder / "supervisor.prom"))
+        self._metrics.ready.set(1)  # whether the service is ready does not depend on this process
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
         # lose the status.
@@ -336,7 +338,6 @@ class _Supervisor:
             while child.messages.poll():
                 message = child.messages.recv()
                 child.silence = 0.0
-                child.has_beaten = True
                 match message:
                     case number, ModelChange() as change:
                         self._begin_change(_Call(change, child, number, set(self._children)))
@@ -386,13 +387,11 @@ class _Supervisor:
             pass
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
-        silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
-        if child.is_killed or (now < self._kill_at and (self._stopping or child.silence < silence)):
+        in_time = self._stopping or child.silence < _SILENCE_S
+        if child.is_killed or (now < self._kill_at and in_time):
             return
         child.is_killed = True
-        reason = (
-            "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
-        )
+        reason = "did not stop in time" if self._stopping else "sent no beat in time"
         _LOG.error("process %s %s and is killed", child.process.pid, reason)
         child.process.kill()
 

@@ -45,7 +45,6 @@ from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
-from service.artifact.card import Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -184,24 +183,20 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
         places = product(range(grid.rows), range(grid.cols))
-        mix = partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method)
         return _latent_work(
             api,
             options,
             "points",
-            options.points,
-            lambda rows, _: mix(rows),
+            partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method),
             labels=[{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)],
             columns=grid.cols,
         )
     frames = options.frames or 9
-    walk = partial(path_rows, frames=frames, method=options.method, loop=options.loop)
     return _latent_work(
         api,
         options,
         "points",
-        options.points,
-        lambda rows, _: walk(rows),
+        partial(path_rows, frames=frames, method=options.method, loop=options.loop),
         labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
         columns=frames,
         fps=options.fps,
@@ -214,31 +209,30 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
 
     f^k of a weighted sum of up to 16 seeds, images or latents: one image.
     """
+    noise = noise_of(api.resolve(options.model).card)
+    norm = noise.norm if options.normalize else None
 
-    def mix(rows: list[FloatRow], noise: Noise) -> FloatRows:
-        norm = noise.norm if options.normalize else None
+    def mix(rows: list[FloatRow]) -> FloatRows:
         try:
             return weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
     labels = [{"index": 0}]
-    return _latent_work(
-        api, options, "terms", options.terms, mix, labels=labels, members={"seed": None}
-    )
+    return _latent_work(api, options, "terms", mix, labels=labels, members={"seed": None})
 
 
 def _latent_work(
     api: ApiRequest,
     options: ArithmeticRequest | InterpolateRequest,
     field: str,
-    points: Sequence[PointRequest],
-    mix: Callable[[list[FloatRow], Noise], FloatRows],
+    mix: Callable[[list[FloatRow]], FloatRows],
     **shown: Any,
 ) -> RowWork:
     """The work for what ``mix`` makes of the points in a field."""
     model = api.resolve(options.model)
-    noise = noise_of(model.card)
+    noise_of(model.card)
+    points: Sequence[PointRequest] = getattr(options, field)
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,
@@ -246,7 +240,7 @@ def _latent_work(
     )
 
     def make_rows(thread: Any) -> InputRows:
-        rows = mix(read_points(thread, api, model, field, points), noise)
+        rows = mix(read_points(thread, api, model, field, points))
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
         if not is_bounded(rows):

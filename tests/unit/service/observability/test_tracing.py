@@ -154,7 +154,6 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     handler.handle(logging.makeLogRecord({"msg": "last"}))
     handler.flush()
     assert lines[:11] == [str(i) for i in range(11)]
-    assert "89 lines" in lines[-2]
     assert lines[-1] == "last"
 
 
