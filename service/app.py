@@ -26,13 +26,13 @@ from service.api.openai import endpoints as openai
 from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
-from service.environment import available_cpus, lower_priority, metrics_file
+from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SharedModel, open_instances
 from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import Repository, repository_options
+from service.models.repository import Repository, describe_failure, repository_options
 from service.observability.metrics import Metrics
 from service.observability.shared import SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
@@ -92,11 +92,7 @@ def build_services(
             max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes
         ),
     )
-    # A service lets requests of small models go before tiles, and computes a tile with all threads.
-    # In a program with one model nothing is to go first, and a further instance computes while the
-    # first waits for its threads.
-    make_model = partial(OnnxModel, low_priority=only is None)
-    open_all = partial(open_instances, make_model, alone=only is not None)
+    open_all = partial(open_instances, OnnxModel, alone=only is not None)
     options = repository_options(settings) | {
         "open_models": partial(open_all, settings),
         "only": only,
@@ -117,7 +113,7 @@ def build_services(
         repository = Repository(**options)
     registry = ModelRegistry(
         repository,
-        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock, only is None),
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
         on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
@@ -160,14 +156,10 @@ async def load_models(services: AppState) -> None:
         await services.registry.open()
     except Exception as exc:
         services.phase = "failed"
-        if isinstance(exc, StartupError):
-            raise
+        text = describe_failure("the models", exc)
         if isinstance(exc, OSError):
-            raise StartupError(f"the models cannot be read: {exc}") from exc
-        _LOG.exception("loading the models failed")
-        raise StartupError(
-            "loading the models failed in a way nobody foresaw; the log says how"
-        ) from exc
+            text = f"the models cannot be read: {exc}"
+        raise StartupError(text) from exc
     services.phase = "serving"
     services.metrics.ready.set(1)
 
@@ -264,16 +256,13 @@ def _serve(
     tracing: "Tracing | None",
     on_device_lost: Callback,
     clock: Clock,
-    low_priority: bool,
     loaded: LoadedModel,
 ) -> ServedModel:
     statistics = ModelStatistics(metrics, loaded.ref)
     card = loaded.card
-    is_low = low_priority and card.tiles and loaded.device == "cpu"
-    prepare_thread = lower_priority if is_low else lambda: None
     instances: Sequence[Model] = loaded.instances
-    if len(card.row_shapes) > 1:
-        instances = [SharedModel(each, prepare_thread) for each in instances]
+    if card.tiles:
+        instances = [SharedModel(each) for each in loaded.instances]
 
     def make_scheduler() -> Scheduler:
         return Scheduler(
@@ -288,7 +277,6 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             overlaps=available_cpus() >= 2 * settings.workers,
-            prepare_thread=prepare_thread,
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

@@ -39,7 +39,6 @@ from service.domain.tasks import (
     StepParams,
     StreamProgress,
 )
-from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
@@ -118,7 +117,7 @@ class Work(ABC):
     content: Sequence[Piece] = field(init=False, default=())
     media_type: str = field(init=False, default=Media.JSON)
 
-    def open(self, thread: CodecThread) -> Plan:
+    def open(self) -> Plan:
         """Read the headers of uploaded files, and plan the request."""
         raise NotImplementedError  # nothing to upload
 
@@ -130,7 +129,7 @@ class Work(ABC):
         """
 
     @abstractmethod
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self) -> None:
         """Set the ``inputs`` of this request."""
 
     @classmethod
@@ -233,7 +232,7 @@ class Pipeline:
             # Set here: a job that ends after the deadline of its request must not give it anything
             # any more.
             request.work = await request.run_codec(
-                "decode", lambda _: stages.parse(request, request.body)
+                "decode", lambda: stages.parse(request, request.body)
             )
         loop = asyncio.get_running_loop()
         if not self._arrived:
@@ -251,7 +250,7 @@ class Pipeline:
         if work.events is not None:
             return await work.send_events(work.events, send)
         if not work.content:  # encoding is large
-            await request.run_codec("encode", lambda _: work.encode([work]))
+            await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
         work.finish()
         return [*work.response_headers(), *work.headers], work.content, work.media_type

@@ -51,7 +51,6 @@ class Lane:
         limit: int,
         clock: Clock,
         on_delivery: Callable[["Lane"], None],
-        prepare_thread: Callable[[], None],
         memory: ModelMemory | None,
     ) -> None:
         self.limit = limit
@@ -65,7 +64,6 @@ class Lane:
         self._clock = clock
         self._memory = memory
         self._on_delivery = on_delivery
-        self._prepare_thread = prepare_thread
         self._given = SimpleQueue[Batch | None]()
         self._start()
 
@@ -90,7 +88,6 @@ class Lane:
             self._thread.join(seconds)
 
     def _main(self) -> None:
-        self._prepare_thread()
         while (batch := self._given.get()) is not None:
             try:
                 self._run(batch)

@@ -399,7 +399,7 @@ def busy_codec(service: Service) -> Iterator[None]:
     held = threading.Barrier(codec.threads + 2)
     free = threading.Event()
 
-    def hold(_: object) -> None:
+    def hold() -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 

@@ -11,7 +11,6 @@ import pytest
 
 from service.artifact.card import Tiles
 from service.images.decode import EncodedImage, Picture
-from service.images.pool import CodecThread
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import (
     LIMIT_S,
@@ -55,9 +54,9 @@ def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
-    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
+    def decode(image: EncodedImage) -> Picture:
         decoded.append(image.field)
-        return decode_image(image, thread)
+        return decode_image(image)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     with (
@@ -173,7 +172,7 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
 def test_rows_of_a_client_that_left_never_run(
     models: Path, monkeypatch: Patch, spaces: int
 ) -> None:
-    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)
+    monkeypatch.setattr("service.server.protocol._LINGER_S", 0.01)
     head = BODY.replace(b": 2", b": %d" % (17 + spaces))
     body = b'{"n":7,"steps":1' + b" " * spaces + b"}"
     with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):

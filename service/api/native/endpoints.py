@@ -94,7 +94,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     size = image_size(options, model.card, settings)
     is_tiled = size != model.card.shape[1:]
 
-    def make_rows(_: object) -> InputRows:
+    def make_rows() -> InputRows:
         noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if is_tiled else rows)
@@ -200,7 +200,6 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
         labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
         columns=frames,
         fps=options.fps,
-        closed=options.loop,
     )
 
 
@@ -239,8 +238,8 @@ def _latent_work(
         settings=api.services.settings,
     )
 
-    def make_rows(thread: Any) -> InputRows:
-        rows = mix(read_points(thread, api, model, field, points))
+    def make_rows() -> InputRows:
+        rows = mix(read_points(api, model, field, points))
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
         if not is_bounded(rows):

@@ -255,7 +255,7 @@ async def step_members(work: RowWork, step: StepOutput) -> Json:
         return picture(step.row, work.model.card, options)
 
     if step.row.size * options.scale**2 > INLINE_VALUES:
-        data = await work.api.run_codec("encode", lambda _: encode())
+        data = await work.api.run_codec("encode", encode)
     else:
         start = time.perf_counter()
         data = encode()

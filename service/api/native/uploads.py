@@ -37,7 +37,6 @@ from service.images.decode import (
     is_picture,
     memory_for,
 )
-from service.images.pool import CodecThread
 from service.images.prepare import (
     Invert,
     Mask,
@@ -146,13 +145,11 @@ def is_small(upload: Upload[Any], card: Card) -> bool:
     )
 
 
-def open_upload(
-    thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card
-) -> OpenUpload:
+def open_upload(api: ApiRequest, upload: Upload[Any], card: Card) -> OpenUpload:
     """Read the headers of all images and masks.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
-    for too many pixels of all together. Other errors are left to the decoder.
+    for too many pixels of all together. Damage behind a header is left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
@@ -160,14 +157,14 @@ def open_upload(
     for image in upload.images:
         api.check_not_over()
         if not upload.has_pages:
-            images.append(image.open(thread, limits))
+            images.append(image.open(limits))
             continue
-        images += image.pages(thread, limits, settings.max_images)
+        images += image.pages(limits, settings.max_images)
         check_count(image.field.partition(".")[0], len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = [mask.open(thread, limits) for mask in upload.masks]
+    masks = [mask.open(limits) for mask in upload.masks]
     # a single image within its own limit always passes
     limit = max(settings.max_request_pixels, settings.max_pixels)
     total = 0
@@ -198,9 +195,7 @@ def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
     return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
 
-def decode_large(
-    thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card
-) -> InputRows:
+def decode_large(api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card) -> InputRows:
     """The rows of any upload. Images and masks are decoded one at a time: each of them can have
     `IGN_MAX_PIXELS`.
     """
@@ -215,11 +210,11 @@ def decode_large(
             mask_field = encoded.field
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                mask = to_mask(thread, encoded, by_alpha=upload.masks_by_alpha)
+                mask = to_mask(encoded, by_alpha=upload.masks_by_alpha)
         encoded = opened.images.pop(0)
         with memory_for(encoded.pixels):
             api.check_not_over()
-            picture = encoded.decode(thread)
+            picture = encoded.decode()
             sized = card.sized(picture.image.size[::-1])
             if mask is not None:
                 fitted = keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
@@ -238,7 +233,6 @@ def decode_large(
 
 
 def read_points(
-    thread: CodecThread,
     api: ApiRequest,
     model: ServedModel,
     field: str,
@@ -255,7 +249,7 @@ def read_points(
         if point.image is not None
     ]
     upload = Upload[Any](options=None, images=images, has_pages=False)
-    opened = open_upload(thread, api, upload, model.card).images
+    opened = open_upload(api, upload, model.card).images
     rows = list[FloatRow]()
     for number, point in enumerate(points):
         api.check_not_over()
@@ -265,7 +259,7 @@ def read_points(
             encoded = opened.pop(0)
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                rows.append(prepare(encoded.decode(thread), model.card).row)
+                rows.append(prepare(encoded.decode(), model.card).row)
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"

@@ -37,7 +37,6 @@ from service.api.request import LARGE_BODY, ApiRequest
 from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.tasks import StepParams
-from service.images.pool import CodecThread
 from service.models.registry import ModelChange, ServedModel
 
 _TAG: Final = "Open Inference Protocol"
@@ -160,10 +159,10 @@ class InferWork(Work):
         """Read the rows of several requests."""
         start = time.perf_counter()
         for work in works:
-            work.decode_large(None)
+            work.decode_large()
         count_codec("decode", works, start)
 
-    def decode_large(self, _: CodecThread | None) -> None:
+    def decode_large(self) -> None:
         """Read the rows of one request."""
         self.inputs = InputRows(rows=tensors.read_rows(self.inference.x, self.body))
 
