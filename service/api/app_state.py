@@ -80,7 +80,7 @@ class AppState:
                 label, loaded.digest[:12], loaded.provider, loaded.golden.reproducible
             ).set(1)
             metrics.instances.labels(label).set(len(loaded.instances))
-            quantiles = loaded.card.distance_quantiles
+            quantiles = loaded.card.distance_quantiles or ()
             for percent in _REFERENCE if quantiles else ():
                 metrics.reference.labels(label, str(percent)).set(quantiles[percent])
 

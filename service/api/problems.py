@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from service.api.negotiation import Json
 from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
 
@@ -102,7 +103,7 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, Any]:
+def problem_body(error: IgnError, request_id: str, path: str = "") -> Json:
     """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's
     API.
     """
@@ -119,7 +120,7 @@ def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, 
                 "code": error.error_code,
             }
         }
-    members: dict[str, Any] = {
+    members: Json = {
         "type": "about:blank",
         "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,

@@ -100,7 +100,7 @@ class RouteTable:
                 needs_key=access in ("key", "admin", *private),
                 has_rate=access in ("key", "admin"),
             )
-        self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
+        self.find = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""
 
     def _find(self, path: str) -> Route:

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,7 +43,6 @@ MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
-Child = TypeVar("Child", Counter, Series)
 
 _LATENCY: Final = (
     0.001,
@@ -320,13 +319,11 @@ class Metrics:
             "ign_worker_replacements", "Worker threads that died and were replaced.", "model"
         )
 
-    def _children(
-        self, child_of: Callable[..., Child], labels: Sequence[str]
-    ) -> Callable[..., Child]:
+    def _children(self, child_of: Callable[..., Any], labels: Sequence[str]) -> Callable[..., Any]:
         limits = [self._limits[label] for label in labels]
 
         @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
-        def child(*values: str | None) -> Child:
+        def child(*values: str | None) -> Any:
             both = zip(limits, values, strict=True)
             return child_of(*("none" if value is None else limit(value) for limit, value in both))
 

@@ -5,7 +5,7 @@ and the card, and resolves the model. Its docstring is the description in `/open
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from math import prod
@@ -29,7 +29,6 @@ from service.api.native.schemas import (
     GenerateRequest,
     ImageOptions,
     InterpolateRequest,
-    PointRequest,
     ProjectOptions,
     ProjectRequest,
     ScoreOptions,
@@ -113,9 +112,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     )
 
 
-def project(
-    api: ApiRequest, upload: Upload[ProjectOptions], make: MakeWork = NativeWork
-) -> RowWork:
+def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> RowWork:
     """Make images real.
 
     f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look
@@ -127,7 +124,7 @@ def project(
 
     The body is a form, JSON or one image; the options in the query belong to the latter.
     """
-    options = upload.options
+    options: ProjectOptions = upload.options
     settings = api.services.settings
     count = len(upload.images)
     model = api.resolve(options.model)
@@ -137,7 +134,7 @@ def project(
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
 
-def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
+def score(api: ApiRequest, upload: Upload) -> RowWork:
     """Measure how real images look to the model.
 
     How far f moves each image (`distance`), and how that compares with held-out real images
@@ -153,7 +150,7 @@ def upload_work(
     make: MakeWork,
     api: ApiRequest,
     model: ServedModel,
-    upload: Upload[Any],
+    upload: Upload,
     params: StepParams,
     options: ImageOptions,
     **more: Any,
@@ -231,7 +228,7 @@ def _latent_work(
     """The work for what ``mix`` makes of the points in a field."""
     model = api.resolve(options.model)
     noise_of(model.card)
-    points: Sequence[PointRequest] = getattr(options, field)
+    points = getattr(options, field)
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,

@@ -16,6 +16,7 @@ from math import prod
 from typing import Any, Final, Self
 
 import numpy as np
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from service import __version__
@@ -276,7 +277,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
     return {}
 
 
-async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tensors.Schema:
+async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
     settings = api.services.settings
     if settings.api_keys_file is None:
