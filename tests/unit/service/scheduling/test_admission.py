@@ -184,7 +184,7 @@ def test_others_are_in_the_way_only_for_their_share() -> None:
     # 10 row-steps a second, of which 100 are too many; and a queue of more than a minute.
     [(0.8, 2, 10.0, 12.5), (480.0, 1000, 48.0, 60.0)],
 )
-def test_retry_after_follows_the_measured_calls(
+def test_retry_after_follows_the_measured_drain_rate(
     seconds: float, steps: int, least: float, most: float
 ) -> None:
     admission = Admission(1000, 8)
