@@ -172,7 +172,7 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
 def test_rows_of_a_client_that_left_never_run(
     models: Path, monkeypatch: Patch, spaces: int
 ) -> None:
-    monkeypatch.setattr("service.server.protocol._LINGER_S", 0.01)
+    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)
     head = BODY.replace(b": 2", b": %d" % (17 + spaces))
     body = b'{"n":7,"steps":1' + b" " * spaces + b"}"
     with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
