@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import (
@@ -33,7 +34,7 @@ from service.domain.tasks import Result
 from service.environment import onnxruntime_version
 from service.observability.histogram import Histogram, Series
 from service.observability.logs import RequestRecord
-from service.observability.shared import SharedTexts, add_up
+from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -318,6 +319,15 @@ class Metrics:
         self.replacements = counters(
             "ign_worker_replacements", "Worker threads that died and were replaced.", "model"
         )
+
+    @classmethod
+    def of_supervisor(cls, shared: Path) -> "Metrics":
+        """Those of the process that starts the others; whether the service is ready does not depend
+        on it.
+        """
+        metrics = cls(SharedFiles(shared))
+        metrics.ready.set(1)
+        return metrics
 
     def _children(self, child_of: Callable[..., Any], labels: Sequence[str]) -> Callable[..., Any]:
         limits = [self._limits[label] for label in labels]

@@ -35,7 +35,6 @@ from service.environment import available_cpus, share_metrics, stop_signals
 from service.models.registry import ModelChange
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
-from service.observability.shared import SharedFiles
 from service.server import uvicorn_server
 from service.server.open_connections import OpenConnections
 from service.server.parent import MESSAGE, Parent, report
@@ -246,8 +245,7 @@ class _Supervisor:
         self._on_listening = on_listening
         self._folder = folder
         self._child_settings = per_process_settings(settings)
-        self._metrics = Metrics(SharedFiles(folder / "supervisor.prom"))
-        self._metrics.ready.set(1)  # whether the service is ready does not depend on this process
+        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
         # lose the status.
