@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from starlette.routing import Router
 
-from service import __version__
 from service.api import table
 from service.api.access import load_keys
 from service.api.app_state import AppState, InFlightRequests
@@ -41,7 +40,6 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.lane import Clock
 from service.scheduling.scheduler import Scheduler
-from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
 if TYPE_CHECKING:
@@ -116,8 +114,7 @@ def build_services(
     registry = ModelRegistry(
         repository,
         serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
-        on_activated=partial(_on_activated, metrics),
-        on_deactivated=metrics.unloaded,
+        on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
     codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
@@ -205,39 +202,11 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
-    app = FastAPI(
-        title="ign-service",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        # The service has its own metrics; FastAPI's would look for a telemetry provider at every
-        # request.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=lambda _: _lifespan(services, on_loaded),
-    )
-    table.install(app, endpoints)
     return Application(
         services,
-        app,
+        Router(lifespan=lambda _: _lifespan(services, on_loaded)),
         table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else {key.sha256: key for key in keys},
-    )
-
-
-def make_connections(services: AppState) -> OpenConnections:
-    """Limits the open connections of the server that serves the app."""
-    metrics = services.metrics
-    settings = services.settings
-    limit = connection_limit(settings.max_open_connections)
-    metrics.connection_limit.set(limit)
-    return OpenConnections(
-        metrics,
-        limit=limit,
-        head_timeout_s=settings.head_timeout_s,
-        max_age_s=settings.max_connection_age_s,
-        clock=services.clock,
     )
 
 
@@ -274,15 +243,7 @@ async def _load(services: AppState, on_loaded: OnLoaded) -> None:
         on_loaded(None)
 
 
-def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
-    metrics.loaded(
-        loaded.ref,
-        digest=loaded.digest[:12],
-        provider=loaded.provider,
-        reproducible=loaded.golden.reproducible,
-        quantiles=loaded.card.distance_quantiles,
-        instances=len(loaded.instances),
-    )
+def _on_activated(loaded: LoadedModel) -> None:
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""

@@ -17,7 +17,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
@@ -349,7 +349,14 @@ class Pipeline:
 async def _stream_tiles(work: Work, send: Send) -> bytes:
     """Run the tiles of a request and send what comes of them; returns the last piece."""
     events: Events = asyncio.Queue()
-    task = asyncio.create_task(_deliver(work.run_tiles(events.put_nowait), events))
+
+    async def run() -> None:
+        try:
+            events.put_nowait(await work.run_tiles(events.put_nowait))
+        except Exception as exc:  # the one that reads the events raises it
+            events.put_nowait(exc)
+
+    task = asyncio.create_task(run())
     try:
         return await work.send_events(events, send)
     finally:
@@ -358,13 +365,6 @@ async def _stream_tiles(work: Work, send: Send) -> bytes:
             event = events.get_nowait()
             if isinstance(event, Exception):  # that nobody has read
                 forget_frames(event)
-
-
-async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
-    try:
-        events.put_nowait(await result)
-    except Exception as exc:  # the one that reads the events raises it
-        events.put_nowait(exc)
 
 
 def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:

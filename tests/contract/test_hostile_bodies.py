@@ -82,7 +82,7 @@ def test_after_the_deadline_no_further_picture_is_decoded(
 def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
     decoder = Decoder()
     monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
-    monkeypatch.setattr("service.server.protocol._LINGER_S", 0.01)
+    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)
     content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
     head = (
         b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: "

@@ -161,7 +161,7 @@ def test_images_are_gone_when_their_request_has_ended(
     pictures: list[weakref.ref[Image.Image]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.server.protocol._LINGER_S", 0.01)  # of who closes a connection
+    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)  # of who closes a connection
     data = REQUESTS[name]
     stream_s = 300.0 if answer in ends else 1.0
     chosen = settings(

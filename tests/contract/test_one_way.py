@@ -296,7 +296,7 @@ def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     chosen = settings(models, api_keys_file=keys, max_body_bytes=4000, **limits)
     with pytest.MonkeyPatch.context() as patch, gated(patch, chosen, loop="asyncio") as found:
         patch.setattr(EncodedImage, "decode", fail)
-        patch.setattr("service.server.protocol._LINGER_S", 0.01)  # of who closes a connection
+        patch.setattr("service.server.protocol.LINGER_S", 0.01)  # of who closes a connection
         assert found[0].get("/models", headers=bearer("slow")).status_code == 200
         yield found
 

@@ -172,7 +172,7 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
 def test_rows_of_a_client_that_left_never_run(
     models: Path, monkeypatch: Patch, spaces: int
 ) -> None:
-    monkeypatch.setattr("service.server.protocol._LINGER_S", 0.01)
+    monkeypatch.setattr("service.server.protocol.LINGER_S", 0.01)
     head = BODY.replace(b": 2", b": %d" % (17 + spaces))
     body = b'{"n":7,"steps":1' + b" " * spaces + b"}"
     with held(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate):
@@ -231,18 +231,17 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(
         assert service.metric("ign_ready") == 0
 
 
-def test_only_requests_for_a_model_without_worker_are_refused(
+def test_only_requests_for_a_model_without_device_are_refused(
     models: Path, monkeypatch: Patch
 ) -> None:
     with serving(settings(models)) as service:
         scheduler = service.services.registry.models["grey/10"].scheduler
+        monkeypatch.setattr(scheduler, "device_error", "CUDA failure 700")
         monkeypatch.setattr(
             type(scheduler), "healthy", property(lambda self: self is not scheduler)
         )
         for path in ("/readyz", "/v2/health/ready"):
-            assert (
-                "grey/10 is being replaced" in problem(service.get(path), 503, "not_ready").detail
-            )
+            assert "of grey/10 is lost" in problem(service.get(path), 503, "not_ready").detail
         problem(service.get("/v2/models/grey/versions/10/ready"), 503, "not_ready")
         assert service.get("/v2/models/grey/versions/2/ready").status_code == 200
         problem(service.post("/generate", {}), 503, "not_ready")

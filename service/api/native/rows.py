@@ -3,15 +3,12 @@ decoded.
 """
 
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from starlette.types import Send
-
 from service.api.native.schemas import ImageOptions
-from service.api.native.stream import send_events
+from service.api.native.stream import StreamedWork
 from service.api.native.uploads import (
     OpenUpload,
     Upload,
@@ -20,10 +17,10 @@ from service.api.native.uploads import (
     open_upload,
 )
 from service.api.negotiation import Json, Media
-from service.api.pipeline import Events, InputRows, Plan, Work, count_codec, count_rows
+from service.api.pipeline import InputRows, Plan, Work, count_codec
 from service.api.request import RawHeaders
 from service.domain.errors import InvalidContent
-from service.domain.tasks import Result, StepOutput, StreamProgress, shown_result
+from service.domain.tasks import Result, shown_result
 from service.images.encode import AnimationFormat, ImageFormat, check_sides, sheet_size
 
 RASTER: Final[Mapping[Media, ImageFormat]] = {
@@ -46,7 +43,7 @@ _TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class RowWork(Work):
+class RowWork(StreamedWork):
     """A request whose response shows its rows as images, or measures them.
 
     ``source`` is the upload, or makes the rows: in a thread of the codec pool, if ``is_large``.
@@ -59,7 +56,7 @@ class RowWork(Work):
     """
 
     options: ImageOptions
-    source: Upload[Any] | Callable[[], InputRows]
+    source: Upload | Callable[[], InputRows]
     labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
@@ -68,10 +65,6 @@ class RowWork(Work):
     sizes: Sequence[tuple[int, int]] = ()
     shows_change: bool = False
     opened: OpenUpload | None = field(init=False, default=None)
-
-    @abstractmethod
-    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
-        """The event of a stream for what the scheduler delivers; empty for none."""
 
     def __post_init__(self) -> None:
         source = self.source
@@ -226,18 +219,6 @@ class RowWork(Work):
         self.inputs = inputs
         for label, inverted in zip(self.labels, inputs.inverted, strict=True):
             label["inverted"] = inverted
-
-    async def send_events(self, events: Events, send: Send) -> bytes:
-        """Send the events of a stream; returns its last piece."""
-        return await send_events(
-            self.api, self.response_headers(), events, send, self._encode_event
-        )
-
-    async def _encode_event(self, item: StepOutput | StreamProgress | Result) -> bytes:
-        if isinstance(item, Result):
-            self.result = item
-            count_rows([self])
-        return await self.event(item)
 
     def shown(self) -> Result:
         """The result as the caller is shown it."""
