@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from starlette.routing import Router
+from fastapi import FastAPI
 
+from service import __version__
 from service.api import table
 from service.api.access import load_keys
 from service.api.app_state import AppState, InFlightRequests
@@ -202,9 +203,22 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
+    app = FastAPI(
+        title="ign-service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # The service has its own metrics; FastAPI's would look for a telemetry provider at every
+        # request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        lifespan=lambda _: _lifespan(services, on_loaded),
+    )
+    table.install(app, endpoints)
     return Application(
         services,
-        Router(lifespan=lambda _: _lifespan(services, on_loaded)),
+        app,
         table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else {key.sha256: key for key in keys},
     )

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-from pydantic_core import to_json
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
@@ -34,20 +33,20 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    ``keys`` are the API keys by their digests, if there are any. ``lifespan`` answers what is no
-    request: requests are answered only within it.
+    ``keys`` are the API keys by their digests, if there are any. ``fastapi`` answers what runs
+    no model, and has the lifespan, within which alone requests are answered.
     """
 
     def __init__(
         self,
         services: AppState,
-        lifespan: Router,
+        fastapi: FastAPI,
         routes: RouteTable,
         *,
         keys: Mapping[str, ApiKey] | None = None,
     ) -> None:
         self.services = services
-        self._lifespan = lifespan
+        self.fastapi = fastapi
         self._routes = routes
         self._pipeline = Pipeline()
         self._keys = keys
@@ -65,7 +64,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._lifespan(scope, receive, send)
+            await self.fastapi(scope, receive, send)
             return
         request = self._begin(scope, receive, send)
         try:
@@ -133,10 +132,8 @@ class Application:
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
             else:
-                answer = await endpoint.run(request)
-                if not isinstance(answer, Response):
-                    answer = Response(to_json(answer), media_type="application/json")
-                await answer(scope, receive, send)
+                # without FastAPI's middleware, which answers exceptions
+                await self.fastapi.router(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:

@@ -10,7 +10,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
+from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
@@ -79,6 +83,23 @@ class Endpoint(NamedTuple):
             lambda match: f"(?P<{match[1]}>{_KINDS[match[2] or '']})", re.escape(self.path)
         )
         return re.compile(pattern, re.DOTALL)
+
+
+def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
+    """Let FastAPI's router answer those that run no model."""
+    for endpoint in endpoints:
+        if not isinstance(endpoint.run, Stages):
+            app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
+
+
+def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
+        answer = await run(request.state.request)
+        if isinstance(answer, Response):
+            return answer
+        return Response(to_json(answer), media_type="application/json")
+
+    return respond
 
 
 class RouteTable:
