@@ -243,7 +243,7 @@ def make_connections(services: AppState) -> OpenConnections:
     return OpenConnections(
         metrics,
         limit=limit,
-        head_timeout_s=settings.head_timeout_s,
+        head_timeout_s=settings.receive_timeout_s,
         max_age_s=settings.max_connection_age_s,
         clock=services.clock,
     )

@@ -47,8 +47,6 @@ def open_instances(
     def make(device: Device, device_id: int = 0, *, threads: int = 1) -> OnnxModel:
         cuda = CudaOptions(
             device_id=device_id,
-            deterministic=settings.deterministic,
-            memory_mib=settings.cuda_memory_mib,
             half=settings.precision == "fp16",
         )
         return make_model(

@@ -161,7 +161,7 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
     }
     assert set(limits) == {
         "max_body_bytes",
-        *(f"{what}_timeout_s" for what in ("body", "head", "request", "stream")),
+        *(f"{what}_timeout_s" for what in ("receive", "request", "stream")),
     }
     assert limits == {name: getattr(load_settings({}), name) for name in limits}
 

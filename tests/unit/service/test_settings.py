@@ -6,7 +6,14 @@ import pytest
 from docs.site_reference import settings_page
 from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.settings import Settings, load_settings, name_warnings, summary_of
+from service.settings import (
+    GONE,
+    Settings,
+    load_settings,
+    name_warnings,
+    summary_of,
+    variable_of,
+)
 
 FIELDS = tuple(Settings.model_fields)
 
@@ -75,6 +82,17 @@ def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None
     assert {"IGN_MAX_BATCH_ROW", "IGN_MAX_BATCH_ROWS?"} <= set(nearest.split())
     assert "secret" not in nearest
     assert "IGN_ZZZ" in other
+
+
+def test_one_that_is_gone_is_refused_with_what_replaces_it() -> None:
+    assert not {variable_of(name) for name in FIELDS} & set(GONE)
+    for name, instead in GONE.items():
+        for mentioned in re.findall(r"IGN_\w+", instead):
+            assert mentioned.removeprefix("IGN_").lower() in FIELDS
+        line = refusal(**{name.removeprefix("IGN_"): "2"})
+        assert line.startswith(f"{name}='2' is no setting any more: ")
+        assert instead in line
+    assert load_settings(dict.fromkeys(GONE, "")) == Settings()
 
 
 def test_names_of_the_client_and_of_others_are_ignored() -> None:
