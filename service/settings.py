@@ -39,13 +39,29 @@ _WITHOUT_HTTP: Final = {
     "IGN_MAX_INFLIGHT_BYTES": f"{2**40}",
     "IGN_REQUEST_TIMEOUT_S": "86400",
     **dict.fromkeys(
-        ("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""
+        (
+            "IGN_PUBLIC",
+            "IGN_API_KEYS_FILE",
+            "IGN_PRIVATE_ENDPOINTS",
+            "IGN_RATE_LIMIT",
+            "IGN_MODEL_MEMORY_MIB",
+        ),
+        "",
     ),
 }
-_UNLESS_SET: Final = {
+_LOCAL: Final = {
     "max_pixels": 2**28,
     "max_body_bytes": 2**31 - 1,
     "max_steps": 10**9,
+}
+# The page sends one request after the other while somebody draws, and obeys Retry-After.
+_PUBLIC: Final = {
+    "rate_limit": Rate(20, 1.0),
+    "max_steps": 1000,
+    "max_pixels": 16_000_000,
+    "stream_timeout_s": 60.0,
+    "queue_rows": 1024,
+    "max_inflight_requests": 128,
 }
 _STORES: Final = ("s3", "gs", "az")
 _BOTH_TIMES: Final = "IGN_RECEIVE_TIMEOUT_S replaces it, for heads and bodies"
@@ -207,6 +223,11 @@ class Settings(BaseModel):
     """
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    public: bool = False
+    """whether it is a page for strangers, without API keys. Nobody can change models, and unless
+    they are set, limits are tight: 20 requests a second of a caller, 1000 steps, 16 million pixels
+    for all models, 60 s of a stream, 1024 waiting rows, 128 requests in flight.
+    """
     site: Path | None = None
     """folder that `ign site` wrote. The page then has a switch to run its models in the browser."""
     api_keys_file: Path | None = None
@@ -248,6 +269,10 @@ class Settings(BaseModel):
             (
                 self.private_endpoints and self.api_keys_file is None,
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
+            ),
+            (
+                self.public and self.api_keys_file is not None,
+                "IGN_PUBLIC=1 serves strangers without keys, and IGN_API_KEYS_FILE is set",
             ),
             (
                 self.workers > 1 and cuda,
@@ -306,6 +331,12 @@ class Settings(BaseModel):
             **{name: value for name, value in self if name in self.model_fields_set} | changes
         )
 
+    def unless_set(self, values: Mapping[str, Any]) -> Self:
+        """A copy with other ``values`` in place of defaults."""
+        return self.replace(
+            **{name: value for name, value in values.items() if name not in self.model_fields_set}
+        )
+
 
 def load_settings(environ: Variables) -> Settings:
     """Read the settings from variables; `name_warnings` finds unknown ones.
@@ -319,9 +350,10 @@ def load_settings(environ: Variables) -> Settings:
             raise StartupError(f"{name}={_shown(text)!r} is no setting any more: {instead}")
     texts = {field: environ.get(variable_of(field), "").strip() for field in Settings.model_fields}
     try:
-        return Settings.model_validate({field: text for field, text in texts.items() if text})
+        settings = Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
         raise StartupError(_first_error(exc, texts)) from exc
+    return settings.unless_set(_PUBLIC) if settings.public else settings
 
 
 def _first_error(exc: ValidationError, texts: Variables) -> str:
@@ -368,14 +400,7 @@ def local_settings() -> Settings:
 
     Only sizes of images, bytes of a file and steps are limited, where the environment does so.
     """
-    settings = from_environment(_WITHOUT_HTTP)
-    return settings.replace(
-        **{
-            name: value
-            for name, value in _UNLESS_SET.items()
-            if name not in settings.model_fields_set
-        }
-    )
+    return from_environment(_WITHOUT_HTTP).unless_set(_LOCAL)
 
 
 def variable_of(field: str) -> str:

@@ -148,11 +148,14 @@ def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
         raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 
 
-def check_host(headers: RequestHeaders) -> None:
-    """Raise `ForbiddenError` unless `Host` is an IP address or `localhost`.
+def check_host(headers: RequestHeaders, *, public: bool) -> None:
+    """Raise `ForbiddenError` if the service is ``public``, or unless `Host` is an IP address or
+    `localhost`.
 
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
+    if public:
+        raise ForbiddenError("nobody changes the models of a page for strangers (IGN_PUBLIC)")
     host = headers.get(b"host", "")
     name = host.partition(":")[0]
     if name.lower() != "localhost" and _address(host) is None:

@@ -413,6 +413,13 @@ def test_other_sites_may_neither_run_nor_change_models_without_keys(service: Ser
     assert service.get("/models/colour").status_code == 200
 
 
+def test_nobody_changes_the_models_of_a_page_for_strangers(models: Path) -> None:
+    with serving(settings(models, public=True)) as public:
+        for request_ in CHANGES:
+            assert asked(public, request_, {}).status_code == 403
+        assert asked(public, RUNS[-1], {}).status_code == 200
+
+
 def test_own_and_allowed_sites_may(service: Service, models: Path) -> None:
     """With `*` in `IGN_CORS_ORIGINS`, all may run models, and none may change them."""
     for request_ in (*RUNS, CHANGES[0]):

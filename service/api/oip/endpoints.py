@@ -282,8 +282,9 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
 
 async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tensors.Schema:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
-    if api.services.settings.api_keys_file is None:
-        check_host(api.headers)
+    settings = api.services.settings
+    if settings.api_keys_file is None:
+        check_host(api.headers, public=settings.public)
     api.services.require_serving()
     return parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))
 

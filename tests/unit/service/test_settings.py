@@ -117,12 +117,23 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
             {"PRIVATE_ENDPOINTS": "docs, page"},
             ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE"),
         ),
+        ({"PUBLIC": "1", "API_KEYS_FILE": "keys.json"}, ("IGN_PUBLIC=1", "IGN_API_KEYS_FILE")),
         ({"GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
     ],
 )
 def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, ...]) -> None:
     line = refusal(**environ)
     assert all(name in line for name in names)
+
+
+def test_a_page_for_strangers_has_tight_limits_unless_they_are_set() -> None:
+    usual = load_settings({})
+    public = load_settings({"IGN_PUBLIC": "1", "IGN_MAX_STEPS": "5"})
+    assert public.max_steps == 5
+    assert public.rate_limit == Rate(20, 1.0)
+    assert public.for_images(any_size=True).max_pixels == 16_000_000
+    for name in ("stream_timeout_s", "queue_rows", "max_inflight_requests"):
+        assert getattr(public, name) < getattr(usual, name)
 
 
 def test_a_copy_keeps_what_was_set_and_is_checked() -> None:
