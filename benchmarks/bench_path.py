@@ -29,10 +29,11 @@ from benchmarks.load_generator.messages import (
     upload,
     with_headers,
 )
-from service.app import build_services, create_app, load_models, make_connections
+from service.app import build_services, create_app, load_models
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
 from service.server import uvicorn_server
+from service.server.open_connections import OpenConnections
 from service.server.process import tune_gc
 from service.settings import Settings
 
@@ -122,7 +123,7 @@ async def measured(options: argparse.Namespace) -> list[Json]:
     app = create_app(services)
     await load_models(services)
     tune_gc()
-    config = uvicorn_server.config(app, make_connections(services))
+    config = uvicorn_server.config(app, OpenConnections(services))
     config.load()
     protocol: Any = config.http_protocol_class
     make_protocol = partial(protocol, config=config, server_state=ServerState(), app_state={})

@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from starlette.routing import Router
 
-from service import __version__
 from service.api import table
 from service.api.access import load_keys
 from service.api.app_state import AppState, InFlightRequests
@@ -27,13 +26,13 @@ from service.api.openai import endpoints as openai
 from service.domain.accounts import Capacity, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
-from service.environment import available_cpus, lower_priority, metrics_file
+from service.environment import available_cpus, metrics_file
 from service.images.pool import CodecPool
 from service.models.instances import SharedModel, open_instances
 from service.models.loaded import LoadedModel
 from service.models.on_demand import Memory, OnDemandRepository
 from service.models.registry import ModelRegistry, ServedModel
-from service.models.repository import Repository, repository_options
+from service.models.repository import Repository, describe_failure, repository_options
 from service.observability.metrics import Metrics
 from service.observability.shared import SharedFiles, SharedTexts
 from service.observability.statistics import ModelStatistics
@@ -41,7 +40,6 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.lane import Clock
 from service.scheduling.scheduler import Scheduler
-from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings, trace_exporters
 
 if TYPE_CHECKING:
@@ -94,11 +92,7 @@ def build_services(
             max(settings.max_inflight_bytes, settings.max_body_bytes), 2 * settings.max_body_bytes
         ),
     )
-    # A service lets requests of small models go before tiles, and computes a tile with all threads.
-    # In a program with one model nothing is to go first, and a further instance computes while the
-    # first waits for its threads.
-    make_model = partial(OnnxModel, low_priority=only is None)
-    open_all = partial(open_instances, make_model, alone=only is not None)
+    open_all = partial(open_instances, OnnxModel, alone=only is not None)
     options = repository_options(settings) | {
         "open_models": partial(open_all, settings),
         "only": only,
@@ -119,9 +113,8 @@ def build_services(
         repository = Repository(**options)
     registry = ModelRegistry(
         repository,
-        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock, only is None),
-        on_activated=partial(_on_activated, metrics),
-        on_deactivated=metrics.unloaded,
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost, clock),
+        on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
     codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
@@ -163,14 +156,10 @@ async def load_models(services: AppState) -> None:
         await services.registry.open()
     except Exception as exc:
         services.phase = "failed"
-        if isinstance(exc, StartupError):
-            raise
+        text = describe_failure("the models", exc)
         if isinstance(exc, OSError):
-            raise StartupError(f"the models cannot be read: {exc}") from exc
-        _LOG.exception("loading the models failed")
-        raise StartupError(
-            "loading the models failed in a way nobody foresaw; the log says how"
-        ) from exc
+            text = f"the models cannot be read: {exc}"
+        raise StartupError(text) from exc
     services.phase = "serving"
     services.metrics.ready.set(1)
 
@@ -213,39 +202,11 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
-    app = FastAPI(
-        title="ign-service",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        # The service has its own metrics; FastAPI's would look for a telemetry provider at every
-        # request.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=lambda _: _lifespan(services, on_loaded),
-    )
-    table.install(app, endpoints)
     return Application(
         services,
-        app,
+        Router(lifespan=lambda _: _lifespan(services, on_loaded)),
         table.RouteTable(endpoints, settings.private_endpoints),
         keys=None if keys is None else {key.sha256: key for key in keys},
-    )
-
-
-def make_connections(services: AppState) -> OpenConnections:
-    """Limits the open connections of the server that serves the app."""
-    metrics = services.metrics
-    settings = services.settings
-    limit = connection_limit(settings.max_open_connections)
-    metrics.connection_limit.set(limit)
-    return OpenConnections(
-        metrics,
-        limit=limit,
-        head_timeout_s=settings.receive_timeout_s,
-        max_age_s=settings.max_connection_age_s,
-        clock=services.clock,
     )
 
 
@@ -282,15 +243,7 @@ async def _load(services: AppState, on_loaded: OnLoaded) -> None:
         on_loaded(None)
 
 
-def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
-    metrics.loaded(
-        loaded.ref,
-        digest=loaded.digest[:12],
-        provider=loaded.provider,
-        reproducible=loaded.golden.reproducible,
-        quantiles=loaded.card.distance_quantiles,
-        instances=len(loaded.instances),
-    )
+def _on_activated(loaded: LoadedModel) -> None:
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""
@@ -303,16 +256,13 @@ def _serve(
     tracing: "Tracing | None",
     on_device_lost: Callback,
     clock: Clock,
-    low_priority: bool,
     loaded: LoadedModel,
 ) -> ServedModel:
     statistics = ModelStatistics(metrics, loaded.ref)
     card = loaded.card
-    is_low = low_priority and card.tiles and loaded.device == "cpu"
-    prepare_thread = lower_priority if is_low else lambda: None
     instances: Sequence[Model] = loaded.instances
-    if len(card.row_shapes) > 1:
-        instances = [SharedModel(each, prepare_thread) for each in instances]
+    if card.tiles:
+        instances = [SharedModel(each) for each in loaded.instances]
 
     def make_scheduler() -> Scheduler:
         return Scheduler(
@@ -327,7 +277,6 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             overlaps=available_cpus() >= 2 * settings.workers,
-            prepare_thread=prepare_thread,
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

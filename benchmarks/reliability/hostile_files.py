@@ -31,7 +31,6 @@ from service.artifact.golden import digest_of
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import IgnError, StartupError
 from service.images.decode import DecodeLimits, ImageBytes
-from service.images.pool import CodecThread
 from service.images.prepare import prepare, to_mask
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
@@ -52,7 +51,6 @@ _ARGUMENTS: Final = (
     *("--tile=16", "--overlap=0", "--range=-1,1", "--range=0,1", "--color=luma", "--bgr"),
     "--residual",
 )
-_THREAD: Final = CodecThread()
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
 _OPERATORS: Final = sorted(
     {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
@@ -254,9 +252,9 @@ def picture(rng: Rng, _: Path) -> str:
     """Decode an image as an input and as a mask, and the pages of a TIFF."""
     data = damaged_image(rng, image(rng))
     try:
-        for page in ImageBytes("image", data).pages(_THREAD, _LIMITS, _MOST_PAGES):
-            prepare(page.decode(_THREAD), Card.model_validate(_card()))
-        to_mask(_THREAD, ImageBytes("mask", data).open(_THREAD, _LIMITS))
+        for page in ImageBytes("image", data).pages(_LIMITS, _MOST_PAGES):
+            prepare(page.decode(), Card.model_validate(_card()))
+        to_mask(ImageBytes("mask", data).open(_LIMITS))
     except IgnError as exc:
         return exc.error_code
     return "decoded"

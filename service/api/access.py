@@ -174,9 +174,7 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
     address = _address(peer or "")
     if address is None:
         return peer or "local"
-    hops = [hop for value in forwarded[-_MAX_HOPS:] for hop in value.rsplit(",", _MAX_HOPS)][
-        -_MAX_HOPS:
-    ]
+    hops = ",".join(forwarded).split(",")[-_MAX_HOPS:]
     while hops and any(address in network for network in trusted):
         before = _address(hops.pop())
         if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop

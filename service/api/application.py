@@ -8,13 +8,13 @@ that it did not accept, and ``is_received`` once the whole body has arrived. Thi
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from fastapi import FastAPI
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
@@ -34,20 +34,20 @@ CLIENT_GONE: Final = 499
 class Application:
     """See the module; this is what the server calls.
 
-    ``keys`` are the API keys by their digests, if there are any. ``fastapi`` answers what runs no
-    model, and has the lifespan.
+    ``keys`` are the API keys by their digests, if there are any. ``lifespan`` answers what is no
+    request: requests are answered only within it.
     """
 
     def __init__(
         self,
         services: AppState,
-        fastapi: FastAPI,
+        lifespan: Router,
         routes: RouteTable,
         *,
         keys: Mapping[str, ApiKey] | None = None,
     ) -> None:
         self.services = services
-        self.fastapi = fastapi
+        self._lifespan = lifespan
         self._routes = routes
         self._pipeline = Pipeline()
         self._keys = keys
@@ -62,14 +62,10 @@ class Application:
             )
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
 
-    def lifespan(self) -> AbstractAsyncContextManager[Any]:
-        """Requests are answered only within it; a server enters it, without one the caller does."""
-        return self.fastapi.router.lifespan_context(self.fastapi)
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self.fastapi(scope, receive, send)
+            await self._lifespan(scope, receive, send)
             return
         request = self._begin(scope, receive, send)
         try:
@@ -91,9 +87,7 @@ class Application:
         request.release()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> ApiRequest:
-        path: str = scope["path"]
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root)
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         state = scope.setdefault("state", {})
         request = state["request"] = ApiRequest(
             self.services, scope, receive, send, self._routes.find(path), path
@@ -139,8 +133,10 @@ class Application:
             if isinstance(endpoint.run, Stages):
                 await self._pipeline.run(endpoint.run, request, send)
             else:
-                # without FastAPI's middleware, which answers exceptions
-                await self.fastapi.router(scope, receive, send)
+                answer = await endpoint.run(request)
+                if not isinstance(answer, Response):
+                    answer = Response(to_json(answer), media_type="application/json")
+                await answer(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:
@@ -186,14 +182,7 @@ class Application:
             response = Response(status_code=HTTPStatus.NOT_MODIFIED, headers=exc.headers)
         else:
             response = problem_response(request.describe(exc), request.request_id, request.path)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": response.status_code,
-                "headers": response.raw_headers,
-            }
-        )
-        await send({"type": "http.response.body", "body": bytes(response.body)})
+        await response(scope, request.receive, send)
 
     def _record(self, request: ApiRequest) -> None:
         """Count and log a request that has ended."""

@@ -17,7 +17,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
@@ -39,7 +39,6 @@ from service.domain.tasks import (
     StepParams,
     StreamProgress,
 )
-from service.images.pool import CodecThread
 from service.models.registry import ServedModel
 
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
@@ -118,7 +117,7 @@ class Work(ABC):
     content: Sequence[Piece] = field(init=False, default=())
     media_type: str = field(init=False, default=Media.JSON)
 
-    def open(self, thread: CodecThread) -> Plan:
+    def open(self) -> Plan:
         """Read the headers of uploaded files, and plan the request."""
         raise NotImplementedError  # nothing to upload
 
@@ -130,7 +129,7 @@ class Work(ABC):
         """
 
     @abstractmethod
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self) -> None:
         """Set the ``inputs`` of this request."""
 
     @classmethod
@@ -233,7 +232,7 @@ class Pipeline:
             # Set here: a job that ends after the deadline of its request must not give it anything
             # any more.
             request.work = await request.run_codec(
-                "decode", lambda _: stages.parse(request, request.body)
+                "decode", lambda: stages.parse(request, request.body)
             )
         loop = asyncio.get_running_loop()
         if not self._arrived:
@@ -251,7 +250,7 @@ class Pipeline:
         if work.events is not None:
             return await work.send_events(work.events, send)
         if not work.content:  # encoding is large
-            await request.run_codec("encode", lambda _: work.encode([work]))
+            await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
         work.finish()
         return [*work.response_headers(), *work.headers], work.content, work.media_type
@@ -350,7 +349,14 @@ class Pipeline:
 async def _stream_tiles(work: Work, send: Send) -> bytes:
     """Run the tiles of a request and send what comes of them; returns the last piece."""
     events: Events = asyncio.Queue()
-    task = asyncio.create_task(_deliver(work.run_tiles(events.put_nowait), events))
+
+    async def run() -> None:
+        try:
+            events.put_nowait(await work.run_tiles(events.put_nowait))
+        except Exception as exc:  # the one that reads the events raises it
+            events.put_nowait(exc)
+
+    task = asyncio.create_task(run())
     try:
         return await work.send_events(events, send)
     finally:
@@ -359,13 +365,6 @@ async def _stream_tiles(work: Work, send: Send) -> bytes:
             event = events.get_nowait()
             if isinstance(event, Exception):  # that nobody has read
                 forget_frames(event)
-
-
-async def _deliver(result: Coroutine[Any, Any, Result], events: Events) -> None:
-    try:
-        events.put_nowait(await result)
-    except Exception as exc:  # the one that reads the events raises it
-        events.put_nowait(exc)
 
 
 def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from service.api.negotiation import Json
 from service.domain import errors
 from service.domain.errors import IgnError, InvalidContent, reason_of
 
@@ -73,6 +74,14 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
 """HTTP status of each error class; a class that is not listed has the status of its nearest
 base.
 """
+_HEADERS: Final[Mapping[type[IgnError], dict[str, str]]] = {
+    errors.UnauthorizedError: {"WWW-Authenticate": "Bearer"},
+    errors.DeadlineUnreachable: {"X-Should-Retry": "false"},
+    # The rest of the body may never arrive, so the connection cannot be reused.
+    errors.BodyTooSlow: {"Connection": "close"},
+    # The client should connect to another replica for its next attempt.
+    errors.Draining: {"Connection": "close"},
+}
 
 
 def describe(exc: Exception, path: str = "") -> IgnError:
@@ -94,7 +103,7 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, Any]:
+def problem_body(error: IgnError, request_id: str, path: str = "") -> Json:
     """The members of the problem document, ready for JSON; below `/v1`, of the error of OpenAI's
     API.
     """
@@ -111,7 +120,7 @@ def problem_body(error: IgnError, request_id: str, path: str = "") -> dict[str, 
                 "code": error.error_code,
             }
         }
-    members: dict[str, Any] = {
+    members: Json = {
         "type": "about:blank",
         "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
@@ -142,24 +151,12 @@ def log_failure(exc: Exception, request_id: str) -> None:
 def _headers(exc: IgnError) -> dict[str, str]:
     if isinstance(exc, WrongMethod):
         return {"Allow": exc.allowed}
-    if isinstance(exc, errors.UnauthorizedError):
-        return {"WWW-Authenticate": "Bearer"}
-    if isinstance(exc, errors.DeadlineUnreachable):
-        return {"X-Should-Retry": "false"}
-    # the rest of the body may never arrive, so the connection cannot be reused
-    if isinstance(exc, errors.BodyTooSlow):
-        return {"Connection": "close"}
-    if isinstance(exc, errors.OverloadedError | errors.UnavailableError):
-        after = {"Retry-After": str(_whole_seconds(exc.retry_after))}
-        # While it drains, the client should connect to another replica for its next attempt.
-        return after | ({"Connection": "close"} if isinstance(exc, errors.Draining) else {})
-    return {}
-
-
-def _whole_seconds(seconds: float) -> int:
-    if not seconds > 1.0:  # NaN too
-        return 1
-    return math.ceil(min(seconds, _MAX_RETRY_S))
+    headers = _HEADERS.get(type(exc), {})
+    if isinstance(exc, errors.TemporaryError):
+        # of NaN, too
+        seconds = math.ceil(min(max(1.0, exc.retry_after), _MAX_RETRY_S))
+        return {"Retry-After": str(seconds), **headers}
+    return headers
 
 
 def invalid_content(exc: ValidationError) -> InvalidContent:

@@ -10,11 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from fastapi import FastAPI
 from pydantic import BaseModel
-from pydantic_core import to_json
-from starlette.requests import Request
-from starlette.responses import Response
 
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
@@ -85,23 +81,6 @@ class Endpoint(NamedTuple):
         return re.compile(pattern, re.DOTALL)
 
 
-def install(app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
-    """Let FastAPI's router answer those that run no model."""
-    for endpoint in endpoints:
-        if not isinstance(endpoint.run, Stages):
-            app.add_route(endpoint.path, _responder(endpoint.run), [*endpoint.methods])
-
-
-def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(request: Request) -> Response:
-        answer = await run(request.state.request)
-        if isinstance(answer, Response):
-            return answer
-        return Response(to_json(answer), media_type="application/json")
-
-    return respond
-
-
 class RouteTable:
     """Finds the endpoints of a path, for every request before it is admitted; ``private`` are those
     that everybody could use, but need a key.
@@ -121,7 +100,7 @@ class RouteTable:
                 needs_key=access in ("key", "admin", *private),
                 has_rate=access in ("key", "admin"),
             )
-        self.find: Callable[[str], Route] = lru_cache(maxsize=_CACHED)(self._find)
+        self.find = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""
 
     def _find(self, path: str) -> Route:

@@ -3,13 +3,13 @@ of `--local`.
 
     decode (codec threads) ─ run (scheduler) ─ encode (codec threads)
 
-Several groups of images are at different places at once. Of large images, two run at a time, so the
-model has tiles while one of them begins or ends.
+Several groups of images are at different places at once. Of images that are cut into tiles, two run
+at a time, so the model has tiles while one of them begins or ends.
 """
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -46,7 +46,6 @@ from service.images.decode import (
     memory_for,
 )
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
-from service.images.pool import CodecThread
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
 Options = GenerateRequest | ProjectOptions | ScoreOptions
@@ -59,7 +58,7 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
 """The options of each task: those of the endpoint of the same name."""
 # groups of an instance: one on the device, one waiting, one being decoded, one encoded
 _IN_FLIGHT: Final = 4
-_LARGE: Final = 1 << 23  # pixels
+_TILED_IN_FLIGHT: Final = 2  # images of any size
 _MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
@@ -122,12 +121,12 @@ class Pipeline:
         except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
-        # a tiled image may be large
-        self._group = 1 if self._is_tiled else services.settings.max_batch_rows
-        self._turns = asyncio.Semaphore(
-            _IN_FLIGHT * (1 if self._is_tiled else len(self.model.loaded.instances))
-        )
-        self._two_large = asyncio.Semaphore(2)
+        self._group = services.settings.max_batch_rows
+        turns = _IN_FLIGHT * len(self.model.loaded.instances)
+        if self._is_tiled:  # each may be large
+            self._group = 1
+            turns = _TILED_IN_FLIGHT
+        self._turns = asyncio.Semaphore(turns)
 
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for too many, or without noise."""
@@ -153,7 +152,7 @@ class Pipeline:
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
         return await self._codec.run(
-            "decode", lambda thread: [*map(Item, file.pages(thread, self._limits, _MAX_PAGES))]
+            "decode", lambda: [*map(Item, file.pages(self._limits, _MAX_PAGES))]
         )
 
     async def run(self, items: Sequence[Item]) -> None:
@@ -163,37 +162,29 @@ class Pipeline:
 
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:
-            if self._is_tiled:  # else the row is small, whatever the size of the image
-                await self._codec.run("decode", partial(self._open, items))
-            async with self._two_large if any(map(_is_large, items)) else nullcontext():
-                await self._codec.run("decode", partial(self._decode, items))
-                await self._run_isolating([item for item in items if item.row is not None])
+            await self._codec.run("decode", partial(self._decode, items))
+            await self._run_isolating([item for item in items if item.row is not None])
 
-    def _open(self, items: Iterable[Item], thread: CodecThread) -> None:
+    def _decode(self, items: Iterable[Item]) -> None:
         for item in items:
-            if isinstance(item.source, bytes):
-                with item.failing():
-                    item.source = ImageBytes(item.name, item.source).open(thread, self._limits)
-
-    def _decode(self, items: Iterable[Item], thread: CodecThread) -> None:
-        for item in items:
-            self._open([item], thread)
             with item.failing():
-                self._prepare(item, thread)
+                self._prepare(item)
 
-    def _prepare(self, item: Item, thread: CodecThread) -> None:
+    def _prepare(self, item: Item) -> None:
         """Draw noise, or fit a decoded image to the model's input as `/project` does."""
         made = self._made
         upload = self._upload
         if isinstance(item.source, RequestError):
             raise item.source
+        if isinstance(item.source, bytes):
+            item.source = ImageBytes(item.name, item.source).open(self._limits)
         if isinstance(item.source, int) and isinstance(made, GenerateRequest):
             (item.row,) = self._noise.rows(made.seed or 0, item.source, 1, made.noise_scale)
         elif isinstance(item.source, EncodedImage) and upload is not None:
             if self._mask is None and self._mask_file is not None:
-                self._mask = to_mask(thread, self._mask_file.open(thread, self._limits))
+                self._mask = to_mask(self._mask_file.open(self._limits))
             with memory_for(item.source.pixels):
-                picture = item.source.decode(thread)
+                picture = item.source.decode()
                 item.source = b""  # it holds the pixels, too
             item.dpi = picture.dpi if self._is_tiled else None
             card = self.model.card.sized(picture.image.size[::-1])
@@ -226,7 +217,7 @@ class Pipeline:
             params = replace(params, keep_mask=np.stack(keep) if keep else None)
             result = await self.model.scheduler.run(np.stack(rows), params)
         del rows
-        await self._codec.run("encode", lambda _: self._finish(items, result))
+        await self._codec.run("encode", lambda: self._finish(items, result))
 
     def _finish(self, items: Sequence[Item], result: Result) -> None:
         """Give the items their measures and files, instead of their rows."""
@@ -250,7 +241,3 @@ class Pipeline:
             raise InvalidContent.field("scale", "the image would have too many pixels")
         dpi = item.dpi if made.scale == 1 else None
         return encode(enlarge(pixels, made.scale, made.resample), made.format, dpi)
-
-
-def _is_large(item: Item) -> bool:
-    return isinstance(item.source, EncodedImage) and item.source.pixels > _LARGE

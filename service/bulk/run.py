@@ -158,7 +158,7 @@ class Shards:
             raise failed.exceptions[0] from None
         made = [each for task in tasks for each in task.result()]
         if self._job.pack != "files":
-            file = await self._services.codec.run("encode", lambda _: packed(self._job.pack, made))
+            file = await self._services.codec.run("encode", lambda: packed(self._job.pack, made))
             await self._output.write(number, [(self._folder(number), file)])
         return await asyncio.to_thread(self._output.finish, number, [record for record, _ in made])
 

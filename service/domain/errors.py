@@ -211,9 +211,7 @@ class UnavailableError(TemporaryError, code="unavailable"):
 
 
 class NotReady(UnavailableError, code="not_ready"):
-    """Models are loading, a worker is being replaced, or the model would not open before the
-    deadline.
-    """
+    """Models are loading, a device is lost, or the model would not open before the deadline."""
 
 
 class Draining(UnavailableError, code="draining"):

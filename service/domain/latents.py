@@ -150,11 +150,11 @@ def path_rows(
     included; all segments have the same length in t.
 
     Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop``
-    returns to the first point; its last frame, which repeats the first, is left out.
+    returns to the first point, which is the last frame, too.
     """
     stops = [*points, points[0]] if loop else list(points)
     rows = []
-    for i in range(frames - loop):
+    for i in range(frames):
         # Integer arithmetic, so that a frame that falls on a point is that point exactly.
         segment, remainder = divmod(i * (len(stops) - 1), frames - 1)
         ends = stops[segment : segment + 2]  # of the last frame, its point alone

@@ -73,10 +73,7 @@ class StepRequest:
             and not (step_params.score or step_params.record)
             and step_params.tolerance is None
         )
-        # Without recorded steps nothing is appended, so the rows share one list.
-        self.trajectory: list[list[StepOutput]] = [[]] * count
-        if step_params.record:
-            self.trajectory = [[] for _ in range(count)]
+        self.trajectory: list[list[StepOutput]] = [[] for _ in range(count)]
 
     def allocate(self, rows: Images) -> None:
         """Make the result, with ``rows`` to be filled."""
@@ -92,19 +89,6 @@ class StepRequest:
 
 class RowSteps:
     """Neighbouring rows (N, C, H, W) of a request, from ``start`` on, with the same steps."""
-
-    __slots__ = (
-        "count",
-        "done",
-        "inputs",
-        "keep",
-        "recorded",
-        "request",
-        "rows",
-        "scoring",
-        "start",
-        "steps",
-    )
 
     def __init__(
         self, request: StepRequest, start: int, inputs: FloatRows, keep: KeepMask | None

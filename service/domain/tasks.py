@@ -7,7 +7,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,19 +105,8 @@ class Result:
     compute_s: float = 0.0  # seconds from then until the last row was done
 
 
-def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:
-    """(1 − s)·x + s·f^k(x) of one row (C, H, W), for strength s in 0…1; exact at 0 and 1."""
-    if strength == 1.0:
-        return end
-    if strength == 0.0:
-        return start
-    s = np.float32(strength)
-    blended: FloatRow = (np.float32(1.0) - s) * start + s * end
-    return blended
-
-
 def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
-    """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `with_chroma`; None if the
+    """The luma (1, H, W) of a colour image (3, H, W), and its chroma for `shown_row`; None if the
     image is grey.
 
     Luma is Y of ITU-R BT.601, as JPEG and Pillow have it: 0.299·R + 0.587·G + 0.114·B in the full
@@ -129,18 +118,19 @@ def split_luma(image: FloatRow) -> tuple[FloatRow, FloatRow | None]:
     return luma, image - luma
 
 
-def with_chroma(luma: FloatRow, chroma: FloatRow | None) -> FloatRow:
-    """The image (3, H, W) of this luma (1, H, W): to a change of Y alone, YCbCr adds the same to R,
-    G and B.
-    """
-    return luma if chroma is None else luma + chroma
-
-
 def shown_row(
     start: FloatRow, end: FloatRow, strength: float = 1.0, chroma: FloatRow | None = None
 ) -> FloatRow:
-    """What a caller gets of a row that was ``start``: blended with it, and its ``chroma``."""
-    return with_chroma(blend(start, end, strength), chroma)
+    """What a caller gets of a row x = ``start`` (C, H, W) that became f^k(x) = ``end``.
+
+    It is (1 − s)·x + s·f^k(x), for strength s in 0…1; exact at 0 and 1. A ``chroma`` (3, H, W)
+    makes it the image of this luma: to a change of Y alone, YCbCr adds the same to R, G and B.
+    """
+    row = start if strength == 0.0 else end
+    if 0.0 < strength < 1.0:
+        s = np.float32(strength)
+        row = (np.float32(1.0) - s) * start + s * end
+    return row if chroma is None else row + chroma
 
 
 def shown_step(
@@ -171,20 +161,3 @@ def shown_result(
     ]
     is_array = is_grey and not isinstance(inputs, list)  # else sizes may differ
     return replace(result, rows=np.stack(rows) if is_array else rows, trajectory=trajectory)
-
-
-def close_loop(result: Result) -> Result:
-    """The result with its first row repeated at the end, as the last frame of a closed path."""
-
-    def closed(values: Any) -> Any:
-        return np.concatenate((values, values[:1]))
-
-    return replace(
-        result,
-        rows=closed(result.rows),
-        steps=closed(result.steps),
-        converged=closed(result.converged),
-        distance=closed(result.distance),
-        drift=None if result.drift is None else closed(result.drift),
-        trajectory=[*result.trajectory, *result.trajectory[:1]],
-    )

@@ -5,8 +5,8 @@ Decode `.npy`, too.
     bytes or base64 text, the header: its size,           the pixels:
     opaque                up to milliseconds              up to seconds
 
-What opens or decodes takes the `CodecThread` that runs it, so nothing of that can run on the event
-loop. Only a small PNG of exactly the model's size, `ImageBytes.is_png_of`, is decoded anywhere.
+What opens or decodes runs in a thread of the codec pool. Only a small PNG of exactly the model's
+size, `ImageBytes.is_png_of`, is decoded anywhere.
 
 This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format,
 opens some JPEG files as multi-image files, and reports large images through `warnings`, which
@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Never
+from typing import Any, Final
 
 import numpy as np
 import pyspng
@@ -52,7 +52,6 @@ from service.images.formats import (
     is_tiff,
     tiff_pages,
 )
-from service.images.pool import CodecThread
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels).
 # Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write about ten scans.
@@ -152,9 +151,7 @@ class EncodedImage:
     """
 
     field: str  # in errors
-    stored_size: (
-        Size  # (width, height) in the header; (0, 0) if that is damaged, which decoding reports
-    )
+    stored_size: Size  # (width, height) in the header
     _transpose: Image.Transpose | None
     _load: Callable[[], Image.Image]
 
@@ -165,35 +162,30 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the upright image; at least 1 each."""
-        width, height = (max(1, side) for side in self.stored_size)
+        """(height, width) of the upright image."""
+        width, height = self.stored_size
         return (width, height) if self._transpose in _TURNED else (height, width)
 
-    def decode(self, thread: CodecThread) -> Picture:
+    def decode(self) -> Picture:
         """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its
         orientation.
 
         16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette
         RGB or RGBA.
 
-        Raises InvalidContent for anything else than base64 (code `invalid_base64`) of a format that
-        is decoded (`undecodable_image`), and TooLarge for more pixels than the header says.
+        Raises InvalidContent (`undecodable_image`) for a damaged file, and TooLarge for more pixels
+        than the header says.
         """
-        return self._upright(self.decode_as_stored(thread))
-
-    def decode_as_stored(self, _: CodecThread) -> Image.Image:
-        """Decode without the orientation."""
-        return self._decoded()
-
-    def _decoded(self) -> Image.Image:
-        with _map_decoder_errors(self.field):
-            return self._load()
-
-    def _upright(self, image: Image.Image) -> Picture:
+        image = self.decode_as_stored()
         transpose = self._transpose
         return Picture(
             image if transpose is None else image.transpose(transpose), image.size, transpose
         )
+
+    def decode_as_stored(self) -> Image.Image:
+        """Decode without the orientation."""
+        with _map_decoder_errors(self.field):
+            return self._load()
 
 
 @dataclass(slots=True, eq=False)
@@ -236,27 +228,19 @@ class ImageBytes:
             with suppress(RuntimeError):
                 pixels: Pixels = pyspng.load(content)
                 return pixels
-        opened = self._open(_SMALL)
-        return opened._upright(opened._decoded())
+        return self.open(_SMALL).decode()
 
-    def open(self, _: CodecThread, limits: DecodeLimits) -> EncodedImage:
-        """Read the header of an image, so that its size is known before any pixel is decoded.
-
-        Raises TooLarge beyond a limit; all other errors are left to `EncodedImage.decode`.
-        """
-        return self._open(limits)
-
-    def pages(self, thread: CodecThread, limits: DecodeLimits, most: int) -> list[EncodedImage]:
+    def pages(self, limits: DecodeLimits, most: int) -> list[EncodedImage]:
         """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
         `open`.
         """
         pages = list[TiffPage]()
         if self.may_have_pages:
-            # a damaged file raises nearly any error, and `open` finds the text for it
+            # A damaged file raises nearly any error, and `open` finds the text for it.
             with suppress(Exception):
                 pages = list(islice(tiff_pages(self._bytes(limits)), most + 1))
         if len(pages) < 2:
-            return [self.open(thread, limits)]
+            return [self.open(limits)]
         return [
             _checked(f"{self.field}.page.{number}", _opened_page(page), limits)
             for number, page in enumerate(pages)
@@ -268,20 +252,18 @@ class ImageBytes:
             return data
         return untrusted.decode_base64(data, field=self.field, max_chars=limits.max_chars)
 
-    def _open(self, limits: DecodeLimits) -> EncodedImage:
-        try:
-            content = self._bytes(limits)
-            with _map_decoder_errors(self.field):
-                opened = _open(content, self.field)
-        except InvalidContent as exc:
-            # Without the exception, whose frames hold the file: the image, its error and the frames
-            # would be a cycle.
-            return EncodedImage(
-                self.field,
-                (0, 0),
-                None,
-                partial(_reject, self.field, exc.fields[0][1], exc.error_code),
-            )
+    def open(self, limits: DecodeLimits) -> EncodedImage:
+        """Read the header of an image, so that its size is known before any pixel is decoded.
+
+        Raises TooLarge beyond a limit, and InvalidContent for anything else than base64 (code
+        `invalid_base64`) of a format that is decoded (`undecodable_image`).
+        """
+        content = self._bytes(limits)
+        opener = _opener(content)
+        if opener is None:
+            raise _invalid(self.field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
+        with _map_decoder_errors(self.field):
+            opened = opener(content)
         return _checked(self.field, opened, limits)
 
 
@@ -300,10 +282,6 @@ def _invalid(field: str, message: str, code: str = "undecodable_image") -> Inval
     return InvalidContent.field(field, message, code=code)
 
 
-def _reject(field: str, message: str, code: str) -> Never:
-    raise _invalid(field, message, code)
-
-
 # size in the header, what makes the image upright, decoder
 _Opened = tuple[Size, Image.Transpose | None, Callable[[], Image.Image]]
 
@@ -311,13 +289,6 @@ _Opened = tuple[Size, Image.Transpose | None, Callable[[], Image.Image]]
 def is_picture(data: bytes) -> bool:
     """Whether the first bytes are those of a format that is decoded."""
     return _opener(data) is not None
-
-
-def _open(data: bytes, field: str) -> _Opened:
-    opener = _opener(data)
-    if opener is None:
-        raise _invalid(field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
-    return opener(data)
 
 
 def _opener(data: bytes) -> Callable[[bytes], _Opened] | None:
@@ -446,24 +417,20 @@ _SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
 
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
+    error: IgnError = _invalid(field, "is truncated or damaged, and cannot be decoded")
     try:
-        # causes lose their traceback: from Python 3.13 on, its frames and the cause are a cycle,
-        # with the file
         yield
     except (IgnError, MemoryError):
         raise
-    except untrusted.Unsupported as exc:
-        raise _invalid(field, str(exc)) from exc.with_traceback(None)
-    except Image.DecompressionBombError as exc:
-        raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc.with_traceback(
-            None
-        )
-    except (
-        Exception
-    ) as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
-        raise _invalid(
-            field, "is truncated or damaged, and cannot be decoded"
-        ) from exc.with_traceback(None)
+    # For hostile bytes Pillow's parsers raise nearly every built-in exception.
+    except Exception as exc:
+        if isinstance(exc, untrusted.Unsupported):
+            error = _invalid(field, str(exc))
+        elif isinstance(exc, Image.DecompressionBombError):
+            error = TooLarge(f"{field}: too many pixels", code="image_too_large")
+        # The cause loses its traceback: from Python 3.13 on, its frames and the cause are a cycle,
+        # with the file.
+        raise error from exc.with_traceback(None)
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:

@@ -19,17 +19,7 @@ Observe = Callable[[str, float], None]
 """Called after every job with its operation and its duration in seconds."""
 
 
-class CodecThread:
-    """Stands for a thread of the codec pool. Only the pool makes one, and gives it to every job.
-
-    What opens or decodes an image file asks for it, so the type checker refuses to do that on the
-    event loop.
-    """
-
-    __slots__ = ()
-
-
-Job = Callable[[CodecThread], T]
+Job = Callable[[], T]
 
 
 class CodecPool:
@@ -106,7 +96,7 @@ class CodecPool:
     def _run(self, loop: asyncio.AbstractEventLoop, operation: str, job: Job[T], key: str) -> T:
         began = time.perf_counter()
         try:
-            return job(_THREAD)
+            return job()
         finally:
             seconds = time.perf_counter() - began
             self._observe(operation, seconds)
@@ -135,6 +125,3 @@ def _return_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-
-
-_THREAD: Final = CodecThread()

@@ -17,7 +17,6 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import split_luma
 from service.images.decode import EncodedImage, Picture, Pixels
-from service.images.pool import CodecThread
 
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
@@ -189,13 +188,13 @@ def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
-def to_mask(thread: CodecThread, encoded: EncodedImage, *, by_alpha: bool = False) -> Mask:
+def to_mask(encoded: EncodedImage, *, by_alpha: bool = False) -> Mask:
     """Decode a mask; one mask can serve any number of images. Its own EXIF orientation is ignored.
 
     ``by_alpha``: its transparent pixels are regenerated, whatever their colour; InvalidContent if
     it has no alpha.
     """
-    image = encoded.decode_as_stored(thread)
+    image = encoded.decode_as_stored()
     if not by_alpha:
         return composite(image, "L", (_KEEP,))
     if "A" not in image.getbands():

@@ -5,12 +5,14 @@ many threads.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from service.domain.errors import ModelFailure, wrap_errors
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.model import DeviceOutOfMemory, Model
-from service.environment import available_cpus
+from service.domain.model import DeviceOutOfMemory
+from service.environment import available_cpus, lower_priority
 from service.models.loaded import close_all
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions
@@ -21,7 +23,6 @@ _FAST_ROW_S: Final = 0.005
 _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
-Device = Literal["auto", "cpu", "cuda"]
 MakeModel = Callable[..., OnnxModel]
 """Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
@@ -37,33 +38,25 @@ def open_instances(
 
     A fast model leaves one thread to HTTP: more cores are for more processes. In a program that is
     ``alone``, with one model and without HTTP, a fast model has up to eight instances on a CPU, and
-    a slow one two; they share the threads. Raises StartupError, all closed, if one cannot be made.
+    a slow one two; they share the threads, and nothing is to go before its tiles. Raises
+    StartupError, all closed, if one cannot be made.
     """
     threads = settings.threads or available_cpus()
     left = max(1, threads - 1)
     count = min(_MAX_INSTANCES, left) if alone else 1
     each = left // count
 
-    def make(device: Device, device_id: int = 0, *, threads: int = 1) -> OnnxModel:
-        cuda = CudaOptions(
-            device_id=device_id,
-            half=settings.precision == "fp16",
-        )
-        return make_model(
-            data,
-            device=device,
-            cuda=cuda,
-            threads=max(1, threads),
-            max_batch_rows=settings.max_batch_rows,
-        )
-
-    first = make(settings.device, threads=each)
+    cuda = CudaOptions(
+        half=settings.precision == "fp16",
+    )
+    make = partial(make_model, data, max_batch_rows=settings.max_batch_rows, low_priority=not alone)
+    first = make(device=settings.device, cuda=cuda, threads=each)
     instances = [first]
     try:
         if first.device == "cuda":
             for device_id in range(1, settings.gpu_count):
                 with wrap_errors(f"device {device_id}"):
-                    instances.append(make(settings.device, device_id))
+                    instances.append(make(device="cuda", cuda=replace(cuda, device_id=device_id)))
         else:
             if threads > 1 and _is_slow(first):
                 first.close()
@@ -71,7 +64,8 @@ def open_instances(
                 count = 1 + alone
                 each = threads // count
             for _ in range(count - len(instances)):
-                instances.append(make("cpu" if instances else settings.device, threads=each))
+                device = "cpu" if instances else settings.device
+                instances.append(make(device=device, cuda=cuda, threads=each))
     except BaseException:
         close_all(instances)
         raise
@@ -79,15 +73,16 @@ def open_instances(
 
 
 class SharedModel:
-    """A model that lanes of several schedulers call: one call at a time, in the order in which they
-    ask, so that a small tile waits for one large tile at most.
+    """A model of tiles, which lanes of several schedulers call: one call at a time, in the order in
+    which they ask, so that a small tile waits for one large tile at most.
 
-    The calls run in a thread of their own, which calls ``prepare_thread`` first.
+    The calls run in a thread of their own, with the priority that the model asks for.
     """
 
-    def __init__(self, model: Model, prepare_thread: Callable[[], None]) -> None:
+    def __init__(self, model: OnnxModel) -> None:
         self._model = model
-        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare_thread)
+        prepare = lower_priority if model.is_low_priority else None
+        self._thread = ThreadPoolExecutor(1, "ign-shared", prepare)
 
     @property
     def buckets(self) -> Sequence[int] | None:

@@ -137,7 +137,7 @@ class ModelRegistry:
 
     ``wait_for_requests`` returns when every request in flight at the
     time of the call has ended. ``on_activated`` gets every model that begins to serve under its
-    name, ``on_deactivated`` every `name/version` that no longer serves.
+    name.
     """
 
     def __init__(
@@ -146,13 +146,11 @@ class ModelRegistry:
         *,
         serve: Callable[[LoadedModel], ServedModel],
         on_activated: Callable[[LoadedModel], None],
-        on_deactivated: Callable[[str], None],
         wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
         self._repository = repository
         self._serve = serve
         self._on_activated = on_activated
-        self._on_deactivated = on_deactivated
         self._wait_for_requests = wait_for_requests
         # By `name/version`, in order of name and number; a mapping that never changes, but is
         # replaced.
@@ -391,7 +389,6 @@ class ModelRegistry:
     def _deactivate(self, ref: str) -> None:
         model = self.models[ref]
         self._set_models({other: served for other, served in self.models.items() if other != ref})
-        self._on_deactivated(ref)
         self._retire(model)
 
     def _retire(self, model: ServedModel) -> None:

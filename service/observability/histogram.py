@@ -79,10 +79,6 @@ class Histogram(Collector):
         """The series with these values of the labels."""
         return self._series.setdefault(values, Series(self._bounds))
 
-    def describe(self) -> Iterator[Metric]:
-        """The histogram without values."""
-        yield HistogramMetricFamily(self._name, self._text, labels=self._labels)
-
     def collect(self) -> Iterator[Metric]:
         """The histogram as prometheus_client writes it."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)

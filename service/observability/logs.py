@@ -166,41 +166,20 @@ class QueuedHandler(logging.Handler):
         super().__init__()
         self._waiting: SimpleQueue[Any] = SimpleQueue()
         self.on_drop: Callable[[], object] = lambda: None
-        self._dropped = 0
-        self._writer = _Writer(self._waiting, target)
-        self._writer.start()
+        _Writer(self._waiting, target).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record, or count it; when there is room again, a line says how many are
-        missing.
-        """
-        waiting = self._waiting.qsize()
-        if waiting >= MAX_WAITING:
-            self._dropped += 1
+        """Queue the record, or count it as dropped."""
+        if self._waiting.qsize() >= MAX_WAITING:
             self.on_drop()
-            return
-        if self._dropped and waiting < MAX_WAITING // 2:
-            text = (
-                f"{self._dropped} lines of the log were dropped because they could not be "
-                f"written in time"
-            )
-            self._dropped = 0
-            self._waiting.put(
-                logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None)
-            )
-        self._waiting.put(record)
+        else:
+            self._waiting.put(record)
 
-    def flushed(self) -> bool:
-        """Whether everything was written within a second."""
+    def flush(self) -> None:
+        """Wait until everything is written, at most a second."""
         written = threading.Event()
         self._waiting.put(written)
-        return written.wait(_FLUSH_S)
-
-    def close(self) -> None:
-        """Write what waits, and end the thread if it can write."""
-        if self.flushed():
-            self._writer.stop()
-        super().close()
+        written.wait(_FLUSH_S)
 
 
 class _Writer(QueueListener):
@@ -211,18 +190,14 @@ class _Writer(QueueListener):
             super().handle(record)
 
 
-def flush_log() -> bool:
-    """Whether every line of the log could be written; waits at most a second for each handler."""
-    return all(handler.flushed() for handler in _handlers())
+def flush_log() -> None:
+    """Write every line of the log; waits at most a second for each handler."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def count_drops(on_drop: Callable[[], object]) -> None:
     """Call ``on_drop`` for each line of the log that is dropped from now on."""
-    for handler in _handlers():
-        handler.on_drop = on_drop
-
-
-def _handlers() -> list[QueuedHandler]:
-    return [
-        handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)
-    ]
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, QueuedHandler):
+            handler.on_drop = on_drop

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -44,7 +44,6 @@ MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
 _LOG = logging.getLogger(__name__)
-Child = TypeVar("Child", Counter, Series)
 
 _LATENCY: Final = (
     0.001,
@@ -84,8 +83,6 @@ _DISTANCE: Final = (
     1.5,
     2.0,
 )
-# percentiles of the card that are exported for comparison with ign_distance
-_REFERENCE: Final = (50, 90, 99)
 _CLOSED: Final = (
     "age",
     "limit",
@@ -142,8 +139,6 @@ class Metrics:
             caller=label_limiter(MAX_CALLERS),
         )
         self.model_label = self._limits["model"]
-        # series that describe a loaded model
-        self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
         self._queued = set[str]()  # models whose rows have been waiting
 
         def gauge(name: str, text: str, *labels: str, combine: Any = operator.add) -> Gauge:
@@ -247,7 +242,7 @@ class Metrics:
         )
 
         # Models
-        self._reference = gauge(
+        self.reference = gauge(
             "ign_distance_reference",
             "Percentiles of mean |f(x) - x| of held-out real images, from the model card.",
             "model",
@@ -255,8 +250,8 @@ class Metrics:
             combine=max,
         )
         info = ("model", "digest", "provider", "reproducible")
-        self._info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
-        self._instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
+        self.model_info = gauge("ign_model_info", "1 for each loaded model.", *info, combine=max)
+        self.instances = gauge("ign_model_instances", "Instances of a loaded model.", "model")
         self.failed_models = gauge(
             "ign_failed_models", "Versions in the model directory that failed to load.", combine=max
         )
@@ -334,13 +329,11 @@ class Metrics:
         metrics.ready.set(1)
         return metrics
 
-    def _children(
-        self, child_of: Callable[..., Child], labels: Sequence[str]
-    ) -> Callable[..., Child]:
+    def _children(self, child_of: Callable[..., Any], labels: Sequence[str]) -> Callable[..., Any]:
         limits = [self._limits[label] for label in labels]
 
         @lru_cache(maxsize=1024)  # `child_of` costs more than `inc()`
-        def child(*values: str | None) -> Child:
+        def child(*values: str | None) -> Any:
             both = zip(limits, values, strict=True)
             return child_of(*("none" if value is None else limit(value) for limit, value in both))
 
@@ -396,41 +389,6 @@ class Metrics:
         drifts = [result.drift.tolist() for result in results if result.drift is not None]
         if drifts:
             self._drift(model, endpoint).observe([value for each in drifts for value in each])
-
-    def loaded(
-        self,
-        model: str,
-        *,
-        digest: str,
-        provider: str,
-        reproducible: str,
-        quantiles: Sequence[float] | None = None,
-        instances: int = 1,
-    ) -> None:
-        """Describe a model that starts to serve; replaces the description of an earlier file of
-        this version.
-
-        ``quantiles`` are the 101 `distance_quantiles` of the card, if it has them.
-        """
-        self.unloaded(model)
-        label = self.model_label(model)
-        values = {
-            (self._info, (label, digest, provider, reproducible)): 1.0,
-            (self._instances, (label,)): instances,
-        }
-        if quantiles:
-            values |= {
-                (self._reference, (label, str(percent))): quantiles[percent]
-                for percent in _REFERENCE
-            }
-        for (gauge, labels), value in values.items():
-            gauge.labels(*labels).set(value)
-        self._described[model] = list(values)
-
-    def unloaded(self, model: str) -> None:
-        """Remove the description of a model that no longer serves."""
-        for gauge, labels in self._described.pop(model, ()):
-            gauge.remove(*labels)
 
     def open_models(self, count: int, size: int) -> None:
         """Set the number of open models and their bytes."""

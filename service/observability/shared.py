@@ -32,9 +32,7 @@ def add_up(texts: Texts, combine: Combine = MappingProxyType({})) -> bytes:
         for family in f"\n{text}".split("\n# HELP ")[1:]:
             head, kind, *lines = family.strip("\n").split("\n")
             values = families.setdefault(f"# HELP {head}\n{kind}", {})
-            both: Callable[[float, float], float] = combine.get(
-                head.partition(" ")[0], operator.add
-            )
+            both: Callable[..., float] = combine.get(head.partition(" ")[0], operator.add)
             if with_gauges or not kind.endswith(" gauge"):
                 for series, _, value in (line.rpartition(" ") for line in lines):
                     values[series] = (

@@ -55,7 +55,6 @@ class OnnxModel:
         low_priority: bool = True,
     ) -> None:
         check_self_contained(data)
-        self._low_priority = low_priority
         self._data = data
         self._threads = threads
         self._cuda = cuda or CudaOptions()
@@ -63,6 +62,7 @@ class OnnxModel:
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
         self.card = from_metadata(read_metadata(data))
+        self._low_priority = low_priority and self.card.tiles is not None
         try:
             session = self._make_session()
         except CudaUnavailable as exc:
@@ -73,7 +73,6 @@ class OnnxModel:
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
         self.shape: ImageShape = self.card.shape
-        self._shapes = self.card.row_shapes
         self.buckets: tuple[int, ...] | None = None
         if self.device == "cuda":
             self.buckets = bounded_buckets(self.card.buckets, max_batch_rows)
@@ -81,6 +80,11 @@ class OnnxModel:
         # the latest shape only, and making plans takes longer than running them. With the key ():
         # that of all shapes on the CPU, and of the first one on CUDA. A closed model has none.
         self._sessions: dict[tuple[int, ...], Any] = {(): session}
+
+    @property
+    def is_low_priority(self) -> bool:
+        """Whether its threads let others go first."""
+        return self._low_priority and self.device == "cpu"
 
     def run(self, rows: FloatRows) -> FloatRows:
         """One step of f: (N, C, H, W) → the same shape and order.
@@ -103,7 +107,7 @@ class OnnxModel:
     def warm_up(self) -> None:
         """Run every bucket, and give up those that do not fit; raises as :meth:`run`."""
         # So no caller waits for algorithm search, or allocations. The CPU searches nothing.
-        shape = self.shape if self.device == "cuda" else self._shapes[0]
+        shape = self.shape if self.device == "cuda" else self.card.row_shapes[0]
         while True:
             try:
                 # Twice, because only the second run of a session allocates as all later ones.
@@ -149,10 +153,10 @@ class OnnxModel:
         if self.device == "cpu":
             # Its threads inherit the priority of the one that makes it. Tiles take long, so they
             # let others go first.
-            tiled = self.card.tiles is not None
-            is_low = tiled and self._low_priority
-            with ThreadPoolExecutor(1, initializer=lower_priority if is_low else None) as pool:
-                return pool.submit(cpu_session, self._data, self._threads, arena=tiled).result()
+            prepare = lower_priority if self.is_low_priority else None
+            arena = self.card.tiles is not None
+            with ThreadPoolExecutor(1, initializer=prepare) as pool:
+                return pool.submit(cpu_session, self._data, self._threads, arena=arena).result()
         return cuda_session(self._data, self._cuda)
 
     def _compute(self, rows: FloatRows) -> FloatRows:

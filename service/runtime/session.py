@@ -29,7 +29,6 @@ CUDA: Final = "CUDAExecutionProvider"
 _HINT: Final = " (extra `gpu` has it)"
 
 _NO_CPU_FALLBACK: Final = "session.disable_cpu_ep_fallback"
-_NODES_LEFT_TO_CPU: Final = "fallback to CPU EP has been explicitly disabled"
 # file.cc:12 type function(arguments) [with template arguments], or file.cc:12 function
 _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
@@ -120,6 +119,10 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     """A session on a CUDA device that runs every node; raises `CudaUnavailable` without one."""
     if not cuda_is_built_in():
         raise CudaUnavailable(f"CUDA cannot be used: this onnxruntime is built without it{_HINT}")
+    if not gpu_is_visible():
+        raise CudaUnavailable(
+            "CUDA cannot be used: its provider did not load; is NVIDIA's driver there?"
+        )
     providers = [(CUDA, cuda_options(cuda))]
     library_error = _preload_libraries()
     options = _session_options(threads=1)  # the device does the work; more CPU threads do not help
@@ -130,17 +133,11 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
         _LOG.warning("CUDA session failed: %s", exc)
-        if _NODES_LEFT_TO_CPU in str(exc):
-            # onnxruntime gives the same message for two causes: CUDA cannot run some nodes, or the
-            # provider did not load and all nodes are left over. A session that may use the CPU
-            # tells which one it is.
-            options.add_session_config_entry(_NO_CPU_FALLBACK, "0")
-            _check_loaded(
-                ort.InferenceSession(data, options, providers=providers, enable_fallback=0),
-                library_error,
-            )
-        raise CudaUnavailable(f"CUDA cannot be used: {short_message(exc)}") from exc
-    _check_loaded(session, library_error)
+        reason = short_message(exc)
+        # onnxruntime says then that nodes are left to the CPU: all of them.
+        if library_error:
+            reason = f"its provider did not load: {library_error}"
+        raise CudaUnavailable(f"CUDA cannot be used: {reason}") from exc
     if reason := _cudnn_error():
         raise CudaUnavailable(f"CUDA cannot be used: {reason}")
     return session
@@ -175,13 +172,6 @@ def short_message(exc: Exception) -> str:
 
 def _truncate(text: str) -> str:
     return "".join(re.sub(r"\S*/\S*", "…", text).strip().splitlines()[:1])[:200]
-
-
-def _check_loaded(session: Any, library_error: str) -> None:
-    # onnxruntime omits a provider that does not load, without an error.
-    if CUDA not in session.get_providers():
-        reason = f": {library_error}" if library_error else "; is NVIDIA's driver there?"
-        raise CudaUnavailable(f"CUDA cannot be used: its provider did not load{reason}")
 
 
 def _preload_libraries() -> str:

@@ -108,7 +108,8 @@ class Admission:
         self._memory = memory
         self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         # of all devices that are not lost
-        self._places, self._devices = (sum(batch_rows), len(batch_rows))
+        self._places = sum(batch_rows)
+        self._devices = len(batch_rows)
         self._queue = Capacity.of(queue_rows, max_rows)
         self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
@@ -117,14 +118,13 @@ class Admission:
             memory.callers.append(self._callers.copy)
         self._cost = CostModel()
         self._call_began = 0.0
-        # smoothed: row-steps and seconds of a model call
-        self._steps_per_call, self._seconds_per_call = (0.0, 0.0)
         self._jitter = np.random.default_rng()
 
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
         self.limits[device] = rows
-        self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
+        self._places = sum(self.limits)
+        self._devices = sum(limit > 0 for limit in self.limits)
 
     def admit(
         self, requests: Sequence[ScheduledRequest], now: float
@@ -153,13 +153,13 @@ class Admission:
                 counters.steps += request.open.steps
         return rejected
 
-    def reserve(self, rows: int, key: str) -> None:
+    def reserve(self, rows: int, key: str, now: float) -> None:
         """Count rows that a caller is about to submit as waiting, or no longer if ``rows`` is
         negative; raises `QueueFull` if there is no room for them.
         """
         caller = self._callers.get(key) or Counters()
         if rows > 0:
-            self._check_room(rows, caller)
+            self._check_room(rows, caller, now)
         self._callers[key] = caller
         self.total.rows += rows
         caller.rows += rows
@@ -184,7 +184,7 @@ class Admission:
         if not caller.rows and self._callers.get(key) is caller:
             del self._callers[key]
 
-    def _check_room(self, rows: int, caller: Counters) -> None:
+    def _check_room(self, rows: int, caller: Counters, now: float) -> None:
         callers = len(self._callers) + (not caller.rows)  # this one included
         held = caller.waiting
         total = self.total.waiting
@@ -197,7 +197,7 @@ class Admission:
                 f"places (IGN_QUEUE_ROWS)"
             )
         excess = max(rows, total + rows - self._queue.size)
-        raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess)))
+        raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess, now)))
 
     def on_batch_began(self, slices: Iterable[Slice], now: float) -> None:
         """Count the rows of a batch that runs from now on."""
@@ -208,17 +208,12 @@ class Admission:
 
     def on_batch_ended(self, batch: Batch) -> None:
         """Learn from the model calls of a batch and count its steps; its slices have left it."""
-        row_steps = 0
         for call in batch.calls:
             self._cost.add(call.rows, call.seconds, call.ended)
         for piece in batch.slices:
             if not piece.request.closed:
                 done = batch.done * piece.count
-                row_steps += done
                 self._count(piece.request, steps=-done, in_batch=-piece.count)
-        seconds = batch.calls[-1].ended - batch.began if batch.calls else 0.0
-        self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
-        self._seconds_per_call += _SMOOTHING * (seconds - self._seconds_per_call)
 
     def on_rows_done(self, piece: Slice) -> None:
         """Count the rows of a slice as finished."""
@@ -257,7 +252,7 @@ class Admission:
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self._check_room(request.open.rows, caller)
+        self._check_room(request.open.rows, caller, now)
         opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
         if now + opening > request.deadline:
             raise NotReady(
@@ -327,14 +322,12 @@ class Admission:
         seconds = self._cost.seconds(self.total.in_batch / self._devices, now) or 0.0
         return max(0.0, seconds - (now - self._call_began))
 
-    def _seconds_to_drain(self, rows: int) -> float:
-        """Seconds until so many rows have left the queue, at the measured rate of row-steps per
-        second.
+    def _seconds_to_drain(self, rows: int, now: float) -> float:
+        """Predicted seconds until so many rows have left the queue; 0 if too little was
+        measured.
         """
-        if not (self._steps_per_call and self.total.rows):
-            return 0.0
-        steps = rows * self.total.steps / self.total.rows
-        return steps * self._seconds_per_call / self._steps_per_call / self._devices
+        steps = rows * self.total.steps // max(1, self.total.rows)
+        return self._seconds_for(steps, 1, now) or 0.0
 
     def _retry_after(self, seconds: float) -> float:
         """``seconds`` within 1…60, randomly spread so that callers refused together do not retry

@@ -5,7 +5,6 @@ The event loop makes a batch, gives it to a lane, and reads it again once the la
 Between the two only the lane changes it, so there is no lock.
 """
 
-import contextlib
 import logging
 import threading
 from collections import deque
@@ -51,7 +50,6 @@ class Lane:
         limit: int,
         clock: Clock,
         on_delivery: Callable[["Lane"], None],
-        prepare_thread: Callable[[], None],
         memory: ModelMemory | None,
     ) -> None:
         self.limit = limit
@@ -65,13 +63,13 @@ class Lane:
         self._clock = clock
         self._memory = memory
         self._on_delivery = on_delivery
-        self._prepare_thread = prepare_thread
         self._given = SimpleQueue[Batch | None]()
         self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name="ign-lane", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def give(self, batch: Batch) -> None:
         """Have a batch run after those given before; one that runs for many steps ends after the
@@ -86,11 +84,9 @@ class Lane:
 
     def join(self, seconds: float) -> None:
         """Wait at most so long for the thread to end."""
-        with contextlib.suppress(RuntimeError):  # another thread is just about to start it
-            self._thread.join(seconds)
+        self._thread.join(seconds)
 
     def _main(self) -> None:
-        self._prepare_thread()
         while (batch := self._given.get()) is not None:
             try:
                 self._run(batch)

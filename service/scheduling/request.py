@@ -50,7 +50,6 @@ class Slice(RowSteps):
     #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
     #                   │           └── seq > 0: it waits in the queue
     #                   └── batch: a lane has it
-    __slots__ = ("batch", "seq")
 
     request: "ScheduledRequest"
 

@@ -73,7 +73,6 @@ class Scheduler:
         clock: Clock = time.monotonic,
         observe: Callable[[Report], None] = lambda _: None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
-        prepare_thread: Callable[[], None] = lambda: None,
         on_batch: OnBatch | None = None,
         memory: ModelMemory | None = None,
         exact: bool = False,
@@ -93,11 +92,10 @@ class Scheduler:
             self._call_on_loop(partial(self._on_deliveries, lane))
 
         self._lanes = [
-            Lane(model, limit, clock, on_delivery, prepare_thread, memory)
+            Lane(model, limit, clock, on_delivery, memory)
             for model, limit in zip(models, self._admission.limits, strict=True)
         ]
         self._former = BatchFormer(self._lanes, overlaps=overlaps)
-        self._streamed = set[ScheduledRequest]()
         self._next_progress = 0.0
         # why the last device was lost, so that only a new process can use the model again
         self.device_error = ""
@@ -131,12 +129,7 @@ class Scheduler:
         their current steps. May be called from any thread, so that the event loop goes on.
         """
         self._closed = True
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # in another thread
-            self._call_on_loop(self._fail_all)
-        else:
-            self._fail_all()
+        self._call_on_loop(self._fail_all)
         until = time.monotonic() + seconds
         for lane in self._lanes:
             lane.stop()
@@ -156,7 +149,7 @@ class Scheduler:
         """
         try:
             self._check_serving()
-            self._admission.reserve(rows, key)
+            self._admission.reserve(rows, key, self._clock())
         except IgnError as exc:
             self._report.rejected.append(exc.error_code)
             self._publish()
@@ -164,7 +157,7 @@ class Scheduler:
         try:
             yield
         finally:
-            self._admission.reserve(-rows, key)
+            self._admission.reserve(-rows, key, 0.0)
 
     def submit(
         self, requests: Sequence[tuple[FloatRows, SchedulingParams]], on_events: OnEvents
@@ -238,8 +231,6 @@ class Scheduler:
         self._arrivals = []
         for request in arrivals:
             if not request.closed:
-                if request.params.streamed:
-                    self._streamed.add(request)
                 self._former.push([request.begin()])
         self._give_batches()
         if self._outbox:
@@ -313,7 +304,7 @@ class Scheduler:
         if batch.device_lost is not None:
             self._on_device_lost(lane, batch, batch.device_lost)
         self._former.push(batch.slices)
-        if self._streamed:
+        if now >= self._next_progress:
             self._publish_progress(now)
 
     def _on_steps(self, batch: Batch, now: float) -> None:
@@ -366,11 +357,9 @@ class Scheduler:
                 self._outbox.append((request, event))
 
     def _publish_progress(self, now: float) -> None:
-        if now >= self._next_progress:
-            self._next_progress = now + _PROGRESS_S
-            self._emit(
-                [(each, each.progress()) for each in self._streamed if each.started is not None]
-            )
+        self._next_progress = now + _PROGRESS_S
+        streamed = [each for each in self._open if each.params.streamed]
+        self._emit([(each, each.progress()) for each in streamed if each.started is not None])
 
     def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
         """Close requests with their outcomes, unless they are closed already."""
@@ -389,7 +378,6 @@ class Scheduler:
 
     def _remove(self, request: ScheduledRequest) -> None:
         """Remove a closed request from the queue, and stop batches that run for it."""
-        self._streamed.discard(request)
         if request.rows_left:
             self._former.remove(request)
             for batch in {piece.batch for piece in request.slices if piece.batch is not None}:

@@ -32,8 +32,8 @@ from service.domain.tasks import (
 from service.domain.tiles import Tiling
 from service.scheduling.scheduler import Scheduler
 
-RunCodec = Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
-"""Runs a job in a thread of the codec pool, which is its argument; its time counts as `decode` or
+RunCodec = Callable[[str, Callable[[], Any]], Awaitable[Any]]
+"""Runs a job in a thread of the codec pool; its time counts as `decode` or
 `encode`.
 """
 OPEN_REQUESTS: Final = 2
@@ -45,8 +45,6 @@ class _Image(RowSteps):
     """One image on its way. Only jobs of the codec pool touch its pixels, and they run one after
     the other.
     """
-
-    __slots__ = ("canvas", "left", "tiling")
 
     def __init__(
         self, request: StepRequest, index: int, row: FloatRow, tiling: Tiling, keep: KeepMask | None
@@ -206,7 +204,7 @@ class TiledRun:
         self._emit(shown)
 
 
-def _cut(wave: _Wave, _: object) -> FloatRows:
+def _cut(wave: _Wave) -> FloatRows:
     shape = (len(wave), wave[0][0].rows.shape[1], *wave[0][0].tiling.tile)
     rows = np.empty(shape, dtype=np.float32)
     for (image, index), row in zip(wave, rows, strict=True):
@@ -214,7 +212,7 @@ def _cut(wave: _Wave, _: object) -> FloatRows:
     return rows
 
 
-def _paste(wave: _Wave, rows: FloatRows, _: object) -> list[StepOutput]:
+def _paste(wave: _Wave, rows: FloatRows) -> list[StepOutput]:
     """Paste tiles; returns what is recorded or streamed of the images whose pass ends with them."""
     shown = list[StepOutput]()
     for (image, index), row in zip(wave, rows, strict=True):

@@ -10,18 +10,16 @@ import random
 import resource
 import socket
 import sys
-import time
 from abc import abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.access import address_key
+from service.api.app_state import AppState
 from service.domain.accounts import UNLIMITED, Accounts
 from service.domain.errors import HeadTooSlow, IgnError, StartupError
-from service.observability.metrics import Metrics
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
@@ -64,32 +62,23 @@ class OpenConnections:
     It is the one that is idle for longest. If the address has none, that of any address is closed;
     if all others are busy, the new one. The ``metrics`` count those that are open, those that the
     service closes because of a limit, and the sweeps in which no file can be opened: uvloop then
-    closes new connections, and reports nothing. Without ``max_age_s`` a connection may last for
-    ever. ``clock`` gives monotonic seconds.
+    closes new connections, and reports nothing. Without a limit of its age a connection may last
+    for ever.
     """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        *,
-        limit: int = 4096,
-        head_timeout_s: float = 10.0,
-        max_age_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.clock = clock
-        self._max_age_s = max_age_s or math.inf
+    def __init__(self, services: AppState) -> None:
+        settings = services.settings
+        self.clock = services.clock
+        self._max_age_s = settings.max_connection_age_s or math.inf
         self.leaving = False  # whether every connection ends with its next response
-        self.metrics = metrics
-        self._limit = limit
-        self._head_timeout_s = head_timeout_s
+        self.metrics = services.metrics
+        self._limit = connection_limit(settings.max_open_connections)
+        self.metrics.connection_limit.set(self._limit)
+        self._head_timeout_s = settings.receive_timeout_s
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle for longest first
         self._peers = Accounts(UNLIMITED)  # open connections by address
         self._timer: asyncio.TimerHandle | None = None
-        self._swept_at = 0.0
-        # end of the last pause of this process, during which it could not read
-        self._resumed_at = 0.0
         self._had_files = True
 
     def add(self, connection: Connection) -> None:
@@ -97,7 +86,6 @@ class OpenConnections:
         now = self.clock()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
-            self._swept_at = now
         address = connection.transport.get_extra_info("peername")
         connection.peer = address_key(address[0] if isinstance(address, tuple) else None)
         connection.idle_since = now
@@ -162,9 +150,6 @@ class OpenConnections:
             asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._open else None
         )
         now = self.clock()
-        if now - self._swept_at > 1.5 * SWEEP_S:
-            self._resumed_at = now
-        self._swept_at = now
         for connection in list(self._open):
             try:
                 self._check(connection, now)
@@ -173,17 +158,12 @@ class OpenConnections:
         self._check_files()
 
     def _check(self, connection: Connection, now: float) -> None:
-        """Close the connection if its client reads too slowly, or if a head is late.
-
-        Times count from the end of the last pause at the earliest: what clients sent meanwhile is
-        still unread.
-        """
+        """Close the connection if its client reads too slowly, or if a head is late."""
         if self._reads_slowly(connection, now):
             self.metrics.closed_connections("send_timeout").inc()
             connection.transport.abort()
         elif (
-            connection in self._idle
-            and now - max(connection.head_since or now, self._resumed_at) > self._head_timeout_s
+            connection in self._idle and now - (connection.head_since or now) > self._head_timeout_s
         ):
             self.metrics.closed_connections("head_timeout").inc()
             if connection.has_begun:
@@ -199,12 +179,12 @@ class OpenConnections:
         if not transport.get_write_buffer_size():
             connection.unread_since = -math.inf
             return False
-        since = connection.unread_since
-        is_window = since >= self._resumed_at
-        if is_window and now - since < READ_WINDOW_S:
+        passed = now - connection.unread_since
+        if passed < READ_WINDOW_S:
             return False
         taken = _taken(transport)
-        is_slow = is_window and taken - connection.taken < MIN_READ_RATE * (now - since)
+        # the first window begins
+        is_slow = passed < math.inf and taken - connection.taken < MIN_READ_RATE * passed
         connection.unread_since = now
         connection.taken = taken
         return is_slow

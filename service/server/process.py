@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from service.models.registry import ModelChange
 from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.observability.metrics import Metrics
 from service.server import uvicorn_server
+from service.server.open_connections import OpenConnections
 from service.server.parent import MESSAGE, Parent, report
 from service.settings import Settings
 
@@ -58,7 +58,6 @@ _SILENCE_S: Final = 10.0  # without a beat
 # … before the first one: a process imports modules before its event loop runs
 _START_SILENCE_S: Final = 60.0
 _KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
-_JOIN_S: Final = 0.5  # for threads that are about to end
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
@@ -96,7 +95,7 @@ def run_server(
     The exit status is 0, or 1 if no device is left: a new process may have the device again. Raises
     StartupError if a setting or a model is unusable.
     """
-    from service.app import build_services, create_app, make_connections
+    from service.app import build_services, create_app
 
     errors: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
@@ -124,7 +123,7 @@ def run_server(
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
     app = create_app(services, on_loaded=on_loaded)
-    connections = make_connections(services)
+    connections = OpenConnections(services)
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
@@ -152,20 +151,10 @@ def tune_gc() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, also if a thread is busy or the log cannot be written: Python would wait
-    for both.
+    """End this process, also if a thread is busy or the log cannot be written: `sys.exit` would
+    wait for both.
     """
-    written = flush_log()
-    deadline = time.monotonic() + _JOIN_S
-    busy = [
-        thread
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.main_thread()
-    ]
-    for thread in busy:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if written and not any(thread.is_alive() for thread in busy):
-        sys.exit(status)
+    flush_log()
     os._exit(status)
 
 
@@ -234,8 +223,7 @@ class _Child:
     place: int  # among the processes; its replacement gets the same
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
-    silence: float = 0.0  # seconds since the last beat
-    has_beaten: bool = False
+    silence: float = _SILENCE_S - _START_SILENCE_S  # seconds since the last beat
     is_killed: bool = False
 
 
@@ -348,7 +336,6 @@ class _Supervisor:
             while child.messages.poll():
                 message = child.messages.recv()
                 child.silence = 0.0
-                child.has_beaten = True
                 match message:
                     case number, ModelChange() as change:
                         self._begin_change(_Call(change, child, number, set(self._children)))
@@ -398,13 +385,11 @@ class _Supervisor:
             pass
 
     def _kill_if_stuck(self, child: _Child, now: float) -> None:
-        silence = _SILENCE_S if child.has_beaten else _START_SILENCE_S
-        if child.is_killed or (now < self._kill_at and (self._stopping or child.silence < silence)):
+        in_time = self._stopping or child.silence < _SILENCE_S
+        if child.is_killed or (now < self._kill_at and in_time):
             return
         child.is_killed = True
-        reason = (
-            "did not stop in time" if self._stopping else f"sent no beat for {child.silence:.0f} s"
-        )
+        reason = "did not stop in time" if self._stopping else "sent no beat in time"
         _LOG.error("process %s %s and is killed", child.process.pid, reason)
         child.process.kill()
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from uvicorn import Config
 
 from service.api.app_state import AppState
 from service.domain.errors import StartupError
-from service.environment import resident_bytes, stop_signals
+from service.environment import stop_signals
 from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
@@ -52,28 +51,6 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - addr
 
 Beat = Callable[[], object]
 _LOG = logging.getLogger("service")
-_UNACCOUNTED: Final = 200 << 20  # bytes
-
-
-class MemoryCheck:
-    """Collects garbage once the process holds 200 MiB more than its requests account for.
-
-    Requests create no reference cycles, so collections are rare: see `tune_gc` of
-    `service.server.process`. If one does, its arrays would stay until the next collection. Belongs
-    to one event loop.
-    """
-
-    def __init__(self, resident: Callable[[], int] = resident_bytes) -> None:
-        self._resident = resident
-        self._usual = resident()
-
-    def check(self, accounted: int) -> None:
-        """Compare with the bytes that requests in flight account for."""
-        if self._resident() - accounted > self._usual + _UNACCOUNTED:
-            gc.collect()
-            # What is left belongs to models and their sessions, which grow with their first large
-            # rows.
-            self._usual = self._resident() - accounted
 
 
 class IgnServer(uvicorn.Server):
@@ -98,7 +75,6 @@ class IgnServer(uvicorn.Server):
         self._drain_task: asyncio.Task[None] | None = None
         self._has_ended = threading.Event()
         self._next_beat = 0.0
-        self._memory = MemoryCheck()
         self.aborted = False  # whether it stopped because it could not serve any more
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -112,11 +88,9 @@ class IgnServer(uvicorn.Server):
         """Send a beat every second; uvicorn calls this ten times a second, if the event loop has
         time for it.
         """
-        if time.monotonic() >= self._next_beat:
+        if self._beat is not None and time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + _BEAT_S
-            self._memory.check(self._services.in_flight.bytes.total)
-            if self._beat is not None:
-                self._beat()
+            self._beat()
         return await super().on_tick(counter)
 
     @contextlib.contextmanager

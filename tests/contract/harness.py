@@ -27,11 +27,12 @@ from pydantic import BaseModel
 
 from service.api.app_state import AppState
 from service.api.native.answers import ProblemDocument
-from service.app import build_services, create_app, make_connections
+from service.app import build_services, create_app
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
+from service.server.open_connections import OpenConnections
 from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.contract.data import COLOUR, GREY, array
@@ -302,7 +303,7 @@ def serving(
     app = create_app(services, on_loaded=on_loaded)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    how = config(app, make_connections(services))
+    how = config(app, OpenConnections(services))
     how.loop, how.timeout_graceful_shutdown = f"tests.helpers.watchdog:{loop}_loop", int(PATIENCE_S)
     server = _Server(how)
     server.clock = clock
@@ -398,7 +399,7 @@ def busy_codec(service: Service) -> Iterator[None]:
     held = threading.Barrier(codec.threads + 2)
     free = threading.Event()
 
-    def hold(_: object) -> None:
+    def hold() -> None:
         held.wait(PATIENCE_S)
         free.wait(PATIENCE_S)
 

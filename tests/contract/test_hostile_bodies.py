@@ -12,7 +12,6 @@ import pytest
 
 from service.domain.latents import FloatRows
 from service.images.decode import EncodedImage, Picture
-from service.images.pool import CodecThread
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.data import CALLS, GREY, b64, latents, npy
 from tests.contract.harness import (
@@ -58,11 +57,11 @@ class Decoder:
         """Until the first call."""
         assert self.entered.wait(PATIENCE_S)
 
-    def __call__(self, image: EncodedImage, thread: CodecThread) -> Picture:
+    def __call__(self, image: EncodedImage) -> Picture:
         self.calls += 1
         self.entered.set()
         assert self.free.wait(PATIENCE_S)
-        return DECODE(image, thread)
+        return DECODE(image)
 
 
 @pytest.mark.parametrize(("path", "body"), MANY_PICTURES, ids=[path for path, _ in MANY_PICTURES])
@@ -102,9 +101,9 @@ def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypa
 def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
 
-    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
+    def decode(image: EncodedImage) -> Picture:
         decoded.append(image.field)
-        return DECODE(image, thread)
+        return DECODE(image)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     one = b64(SMALL)  # 100 pixels

@@ -11,7 +11,6 @@ import pytest
 
 from service.artifact.card import Tiles
 from service.images.decode import EncodedImage, Picture
-from service.images.pool import CodecThread
 from tests.contract.data import CALLS, PICTURE, b64, latents
 from tests.contract.harness import (
     LIMIT_S,
@@ -55,9 +54,9 @@ def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
     decode_image = EncodedImage.decode
 
-    def decode(image: EncodedImage, thread: CodecThread) -> Picture:
+    def decode(image: EncodedImage) -> Picture:
         decoded.append(image.field)
-        return decode_image(image, thread)
+        return decode_image(image)
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     with (
@@ -232,18 +231,17 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(
         assert service.metric("ign_ready") == 0
 
 
-def test_only_requests_for_a_model_without_worker_are_refused(
+def test_only_requests_for_a_model_without_device_are_refused(
     models: Path, monkeypatch: Patch
 ) -> None:
     with serving(settings(models)) as service:
         scheduler = service.services.registry.models["grey/10"].scheduler
+        monkeypatch.setattr(scheduler, "device_error", "CUDA failure 700")
         monkeypatch.setattr(
             type(scheduler), "healthy", property(lambda self: self is not scheduler)
         )
         for path in ("/readyz", "/v2/health/ready"):
-            assert (
-                "grey/10 is being replaced" in problem(service.get(path), 503, "not_ready").detail
-            )
+            assert "of grey/10 is lost" in problem(service.get(path), 503, "not_ready").detail
         problem(service.get("/v2/models/grey/versions/10/ready"), 503, "not_ready")
         assert service.get("/v2/models/grey/versions/2/ready").status_code == 200
         problem(service.post("/generate", {}), 503, "not_ready")

@@ -14,11 +14,9 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.images.decode import DecodeLimits, ImageBytes, Picture
-from service.images.pool import CodecThread
 from tests.helpers.onnx_models import make_card
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
-THREAD = CodecThread()
 # PNG colour types
 GREY = 0
 RGB = 2
@@ -51,7 +49,7 @@ def card(
 def decode_picture(
     data: bytes | str, limits: DecodeLimits = LIMITS, *, field: str = "image"
 ) -> Picture:
-    return ImageBytes(field, data).open(THREAD, limits).decode(THREAD)
+    return ImageBytes(field, data).open(limits).decode()
 
 
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:

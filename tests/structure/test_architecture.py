@@ -244,17 +244,6 @@ def test_there_are_no_cycles() -> None:
     TopologicalSorter(graph).prepare()  # else it raises CycleError, which names the modules
 
 
-def test_only_the_codec_pool_makes_what_opens_images() -> None:
-    """So the type checker refuses to open an image file elsewhere than in a thread of the pool."""
-    makers = {
-        module
-        for module in modules()
-        for node in nodes(module)
-        if isinstance(node, ast.Call) and called(node) == "CodecThread"
-    }
-    assert makers == {"service.images.pool"}
-
-
 def test_only_the_app_constructs() -> None:
     found = {
         (name, module)

@@ -5,7 +5,7 @@ and the card, and resolves the model. Its docstring is the description in `/open
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from math import prod
@@ -29,7 +29,6 @@ from service.api.native.schemas import (
     GenerateRequest,
     ImageOptions,
     InterpolateRequest,
-    PointRequest,
     ProjectOptions,
     ProjectRequest,
     ScoreOptions,
@@ -45,7 +44,6 @@ from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
-from service.artifact.card import Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -95,7 +93,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     size = image_size(options, model.card, settings)
     is_tiled = size != model.card.shape[1:]
 
-    def make_rows(_: object) -> InputRows:
+    def make_rows() -> InputRows:
         noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if is_tiled else rows)
@@ -114,9 +112,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     )
 
 
-def project(
-    api: ApiRequest, upload: Upload[ProjectOptions], make: MakeWork = NativeWork
-) -> RowWork:
+def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> RowWork:
     """Make images real.
 
     f^k(x): apply f to images x, which makes drawings, noisy, damaged or half-hidden images look
@@ -128,7 +124,7 @@ def project(
 
     The body is a form, JSON or one image; the options in the query belong to the latter.
     """
-    options = upload.options
+    options: ProjectOptions = upload.options
     settings = api.services.settings
     count = len(upload.images)
     model = api.resolve(options.model)
@@ -138,7 +134,7 @@ def project(
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
 
-def score(api: ApiRequest, upload: Upload[ScoreOptions]) -> RowWork:
+def score(api: ApiRequest, upload: Upload) -> RowWork:
     """Measure how real images look to the model.
 
     How far f moves each image (`distance`), and how that compares with held-out real images
@@ -154,7 +150,7 @@ def upload_work(
     make: MakeWork,
     api: ApiRequest,
     model: ServedModel,
-    upload: Upload[Any],
+    upload: Upload,
     params: StepParams,
     options: ImageOptions,
     **more: Any,
@@ -184,28 +180,23 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
         api.media = api.negotiate(FORMATS)
         places = product(range(grid.rows), range(grid.cols))
-        mix = partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method)
         return _latent_work(
             api,
             options,
             "points",
-            options.points,
-            lambda rows, _: mix(rows),
+            partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method),
             labels=[{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)],
             columns=grid.cols,
         )
     frames = options.frames or 9
-    walk = partial(path_rows, frames=frames, method=options.method, loop=options.loop)
     return _latent_work(
         api,
         options,
         "points",
-        options.points,
-        lambda rows, _: walk(rows),
+        partial(path_rows, frames=frames, method=options.method, loop=options.loop),
         labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
         columns=frames,
         fps=options.fps,
-        closed=options.loop,
     )
 
 
@@ -214,39 +205,38 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
 
     f^k of a weighted sum of up to 16 seeds, images or latents: one image.
     """
+    noise = noise_of(api.resolve(options.model).card)
+    norm = noise.norm if options.normalize else None
 
-    def mix(rows: list[FloatRow], noise: Noise) -> FloatRows:
-        norm = noise.norm if options.normalize else None
+    def mix(rows: list[FloatRow]) -> FloatRows:
         try:
             return weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
     labels = [{"index": 0}]
-    return _latent_work(
-        api, options, "terms", options.terms, mix, labels=labels, members={"seed": None}
-    )
+    return _latent_work(api, options, "terms", mix, labels=labels, members={"seed": None})
 
 
 def _latent_work(
     api: ApiRequest,
     options: ArithmeticRequest | InterpolateRequest,
     field: str,
-    points: Sequence[PointRequest],
-    mix: Callable[[list[FloatRow], Noise], FloatRows],
+    mix: Callable[[list[FloatRow]], FloatRows],
     **shown: Any,
 ) -> RowWork:
     """The work for what ``mix`` makes of the points in a field."""
     model = api.resolve(options.model)
-    noise = noise_of(model.card)
+    noise_of(model.card)
+    points = getattr(options, field)
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,
         settings=api.services.settings,
     )
 
-    def make_rows(thread: Any) -> InputRows:
-        rows = mix(read_points(thread, api, model, field, points), noise)
+    def make_rows() -> InputRows:
+        rows = mix(read_points(api, model, field, points))
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
         if not is_bounded(rows):

@@ -51,7 +51,11 @@ class NativeWork(RowWork):
     def encode(cls, works: Sequence[Self]) -> None:
         """Encode images, those of plain PNGs together."""
         results = {work: work.result if work.shows_change else work.shown() for work in works}
-        files = _encode_pngs({work: results[work] for work in works if _is_plain_png(work)})
+        files: dict[Self, list[bytes]] = {}
+        if plain := [work for work in works if _is_plain_png(work)]:
+            rows = np.concatenate([results[work].rows for work in plain])
+            pngs = iter(encode_many(to_uint8(rows, works[0].model.card), "png"))
+            files = {work: list(islice(pngs, len(results[work].rows))) for work in plain}
         for work, result in results.items():
             work.media_type = work.api.media
             is_json = work.media_type is Media.JSON
@@ -103,16 +107,6 @@ def _is_plain_png(work: NativeWork) -> bool:
     return (media is Media.JSON and options.format == "png") or (
         media is Media.PNG and len(work.labels) == 1
     )
-
-
-def _encode_pngs(results: dict[NativeWork, Result]) -> dict[NativeWork, list[bytes]]:
-    """The images of each of several requests to one model."""
-    if not results:
-        return {}
-    rows = [np.asarray(result.rows) for result in results.values()]
-    card = next(iter(results)).model.card
-    pngs = iter(encode_many(to_uint8(np.concatenate(rows), card), "png"))
-    return {work: list(islice(pngs, len(each))) for work, each in zip(results, rows, strict=True)}
 
 
 def _score_content(work: NativeWork) -> list[bytes]:
@@ -261,7 +255,7 @@ async def step_members(work: RowWork, step: StepOutput) -> Json:
         return picture(step.row, work.model.card, options)
 
     if step.row.size * options.scale**2 > INLINE_VALUES:
-        data = await work.api.run_codec("encode", lambda _: encode())
+        data = await work.api.run_codec("encode", encode)
     else:
         start = time.perf_counter()
         data = encode()

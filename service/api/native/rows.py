@@ -3,15 +3,12 @@ decoded.
 """
 
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from starlette.types import Send
-
 from service.api.native.schemas import ImageOptions
-from service.api.native.stream import send_events
+from service.api.native.stream import StreamedWork
 from service.api.native.uploads import (
     OpenUpload,
     Upload,
@@ -20,12 +17,11 @@ from service.api.native.uploads import (
     open_upload,
 )
 from service.api.negotiation import Json, Media
-from service.api.pipeline import Events, InputRows, Plan, Work, count_codec, count_rows
+from service.api.pipeline import InputRows, Plan, Work, count_codec
 from service.api.request import RawHeaders
 from service.domain.errors import InvalidContent
-from service.domain.tasks import Result, StepOutput, StreamProgress, close_loop, shown_result
+from service.domain.tasks import Result, shown_result
 from service.images.encode import AnimationFormat, ImageFormat, check_sides, sheet_size
-from service.images.pool import CodecThread
 
 RASTER: Final[Mapping[Media, ImageFormat]] = {
     Media.PNG: "png",
@@ -47,43 +43,38 @@ _TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class RowWork(Work):
+class RowWork(StreamedWork):
     """A request whose response shows its rows as images, or measures them.
 
     ``source`` is the upload, or makes the rows: in a thread of the codec pool, if ``is_large``.
     ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`,
     `row`, `col`. ``members`` precede `images` in the JSON body. A sheet has ``columns``, or
-    ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations; if ``closed``, they
-    repeat the first image at the end. ``strength`` is the s of (1−s)·x + s·f^k(x), 0…1. ``sizes``
-    are those of the images, (H, W); the headers of an upload tell them, if the model takes any size
-    (``is_tiled``). ``shows_change``: the response says where f changes an image.
+    ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations. ``strength`` is the
+    s of (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the images, (H, W); the headers of an
+    upload tell them, if the model takes any size (``is_tiled``). ``shows_change``: the response
+    says where f changes an image.
     """
 
     options: ImageOptions
-    source: Upload[Any] | Callable[[CodecThread | None], InputRows]
+    source: Upload | Callable[[], InputRows]
     labels: Sequence[Json]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
     fps: int = 0
-    closed: bool = False
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
     shows_change: bool = False
     opened: OpenUpload | None = field(init=False, default=None)
-
-    @abstractmethod
-    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
-        """The event of a stream for what the scheduler delivers; empty for none."""
 
     def __post_init__(self) -> None:
         source = self.source
         if not isinstance(source, Upload) or not (self.is_tiled or source.must_open):
             self._make_plan()
 
-    def open(self, thread: CodecThread) -> Plan:
+    def open(self) -> Plan:
         """Read the headers of the uploaded images, and plan the request."""
         assert isinstance(self.source, Upload)  # noqa: S101 - nothing else is planned late
-        self.opened = open_upload(thread, self.api, self.source, self.model.card)
+        self.opened = open_upload(self.api, self.source, self.model.card)
         images = self.opened.images
         self.labels = [{"index": index} for index in range(len(images))]
         if self.is_tiled:
@@ -99,7 +90,7 @@ class RowWork(Work):
         is_slow = options.gap > 0 or (self.fps and self.is_animation)
         is_large = values * options.scale**2 > INLINE_VALUES
         self.has_large_response = bool(is_large or self.params.record or is_slow or self.is_tiled)
-        rows = len(self.labels) - self.closed  # the repeated image of a loop is not run again
+        rows = len(self.labels)
         if self.is_tiled:
             rows, tile_bytes = self.model.plan_tiles(self.sizes)
             held += tile_bytes
@@ -212,40 +203,28 @@ class RowWork(Work):
             count_codec("decode", [*uploads], start)
         for work in works:
             if not isinstance(work.source, Upload):
-                work.inputs = work.source(None)
+                work.inputs = work.source()
 
-    def decode_large(self, thread: CodecThread) -> None:
+    def decode_large(self) -> None:
         """Set the inputs of one request."""
         source = self.source
         if not isinstance(source, Upload):
-            self.inputs = source(thread)
+            self.inputs = source()
             return
-        opened = self.opened or open_upload(thread, self.api, source, self.model.card)
-        self._take(decode_large(thread, self.api, source, opened, self.model.card))
+        opened = self.opened or open_upload(self.api, source, self.model.card)
+        self._take(decode_large(self.api, source, opened, self.model.card))
 
     def _take(self, inputs: InputRows) -> None:
         self.inputs = inputs
         for label, inverted in zip(self.labels, inputs.inverted, strict=True):
             label["inverted"] = inverted
 
-    async def send_events(self, events: Events, send: Send) -> bytes:
-        """Send the events of a stream; returns its last piece."""
-        return await send_events(
-            self.api, self.response_headers(), events, send, self._encode_event
-        )
-
-    async def _encode_event(self, item: StepOutput | StreamProgress | Result) -> bytes:
-        if isinstance(item, Result):
-            self.result = item
-            count_rows([self])
-        return await self.event(item)
-
     def shown(self) -> Result:
         """The result as the caller is shown it."""
         result = self.result
         if self.strength != 1.0 or self.inputs.chroma:
             result = shown_result(result, self.inputs.rows, self.strength, self.inputs.chroma)
-        return close_loop(result) if self.closed else result
+        return result
 
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response, but its Server-Timing."""

@@ -1,18 +1,18 @@
 """Server-sent events: what happens to a request, as soon as it happens."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from abc import abstractmethod
+from typing import Final
 
 from starlette.types import Send
 
 from service.api.message import compact_json
 from service.api.negotiation import Json, Media
-from service.api.pipeline import Event, Events
+from service.api.pipeline import Event, Events, Work, count_rows
 from service.api.problems import problem_body
-from service.api.request import ApiRequest, RawHeaders, raw_headers
+from service.api.request import ApiRequest, raw_headers
 from service.domain.errors import DeadlineExceeded, forget_frames
-from service.domain.tasks import Result
+from service.domain.tasks import Result, StepOutput, StreamProgress
 
 # seconds without an event; a comment line then makes proxies keep the connection open
 _KEEPALIVE_S: Final = 10.0
@@ -25,52 +25,59 @@ _HEADERS: Final = raw_headers(
     }
 )
 
-Encode = Callable[[Any], Awaitable[bytes]]
 
+class StreamedWork(Work):
+    """Work whose response may be a stream."""
 
-async def send_events(
-    api: ApiRequest, headers: RawHeaders, events: Events, send: Send, encode: Encode
-) -> bytes:
-    """Send the events of a request until its result; returns the last piece, to be sent once no row
-    runs.
+    __slots__ = ()
 
-    A failure before the first event becomes an ordinary problem document with its own status. A
-    later failure becomes the event `error`, because status 200 is sent already. Nothing is sent for
-    what ``encode`` makes no bytes of.
-    """
-    first = await events.get()
-    if isinstance(first, Exception):
-        raise first
-    api.deadline = api.stream_deadline
-    start = {"type": "http.response.start", "status": 200, "headers": [*headers, *_HEADERS]}
-    await send(start)
-    try:
-        async with asyncio.timeout(api.deadline - api.services.clock()):
-            await _send_each(first, events, send, encode)
-    except TimeoutError:
-        return _error_event(
-            api, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows")
-        )
-    except Exception as exc:
-        return _error_event(api, exc)
-    return b""
+    @abstractmethod
+    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
+        """The event of a stream for what the scheduler delivers; empty for none."""
 
+    async def send_events(self, events: Events, send: Send) -> bytes:
+        """Send the events of a request until its result; returns the last piece, to be sent once no
+        row runs.
 
-async def _send_each(first: Event, events: Events, send: Send, encode: Encode) -> None:
-    item: Event | None = first
-    while True:
-        if isinstance(item, Exception):
-            raise item
-        text = b": still here\n\n" if item is None else await encode(item)
-        if text:
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-        if isinstance(item, Result):
-            return
+        A failure before the first event becomes an ordinary problem document with its own status. A
+        later failure becomes the event `error`, because status 200 is sent already.
+        """
+        api = self.api
+        first = await events.get()
+        if isinstance(first, Exception):
+            raise first
+        api.deadline = api.stream_deadline
+        headers = [*self.response_headers(), *_HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            async with asyncio.timeout(_KEEPALIVE_S):
-                item = await events.get()
+            async with asyncio.timeout(api.deadline - api.services.clock()):
+                await self._send_each(first, events, send)
         except TimeoutError:
-            item = None
+            return _error_event(
+                api, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows")
+            )
+        except Exception as exc:
+            return _error_event(api, exc)
+        return b""
+
+    async def _send_each(self, first: Event, events: Events, send: Send) -> None:
+        item: Event | None = first
+        while True:
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Result):
+                self.result = item
+                count_rows([self])
+            text = b": still here\n\n" if item is None else await self.event(item)
+            if text:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+            if isinstance(item, Result):
+                return
+            try:
+                async with asyncio.timeout(_KEEPALIVE_S):
+                    item = await events.get()
+            except TimeoutError:
+                item = None
 
 
 def _error_event(api: ApiRequest, exc: Exception) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -31,18 +31,13 @@ from service.images.decode import (
     DecodeLimits,
     EncodedImage,
     ImageBytes,
-    Picture,
-    Pixels,
     decode_npy,
     is_picture,
     memory_for,
 )
-from service.images.pool import CodecThread
 from service.images.prepare import (
-    Invert,
     Mask,
     Prepared,
-    Resize,
     keep_mask,
     prepare,
     prepare_many,
@@ -50,9 +45,6 @@ from service.images.prepare import (
 )
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
-
-Options = TypeVar("Options", bound=ScoreOptions)
-Form = TypeVar("Form", bound=BaseModel)
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _MUST_BE_A_FILE: Final = (
@@ -66,12 +58,12 @@ _MAX_INLINE: Final = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Upload(Generic[Form]):
+class Upload:
     """The images of a request as they arrived. There is no mask, one for all images, or one for
     each.
     """
 
-    options: Form
+    options: Any  # as the endpoint's schema
     images: Sequence[ImageBytes]
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
@@ -106,8 +98,8 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
 
 
 def parse_upload(
-    api: ApiRequest, schema: type[Options], body: type[Options], content: bytes
-) -> Upload[Options]:
+    api: ApiRequest, schema: type[ScoreOptions], body: type[BaseModel], content: bytes
+) -> Upload:
     """The images and options of a request, from multipart, JSON or a raw body. Masks need
     `ProjectOptions`.
 
@@ -134,7 +126,7 @@ def _unsupported() -> UnsupportedMedia:
     return UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
 
 
-def is_small(upload: Upload[Any], card: Card) -> bool:
+def is_small(upload: Upload, card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
@@ -146,13 +138,11 @@ def is_small(upload: Upload[Any], card: Card) -> bool:
     )
 
 
-def open_upload(
-    thread: CodecThread, api: ApiRequest, upload: Upload[Any], card: Card
-) -> OpenUpload:
+def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     """Read the headers of all images and masks.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
-    for too many pixels of all together. Other errors are left to the decoder.
+    for too many pixels of all together. Damage behind a header is left to the decoder.
     """
     settings = api.services.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
@@ -160,14 +150,14 @@ def open_upload(
     for image in upload.images:
         api.check_not_over()
         if not upload.has_pages:
-            images.append(image.open(thread, limits))
+            images.append(image.open(limits))
             continue
-        images += image.pages(thread, limits, settings.max_images)
+        images += image.pages(limits, settings.max_images)
         check_count(image.field.partition(".")[0], len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
-    masks = [mask.open(thread, limits) for mask in upload.masks]
+    masks = [mask.open(limits) for mask in upload.masks]
     limit = settings.max_request_pixels
     total = 0
     for opened in (*images, *masks):
@@ -181,12 +171,12 @@ def open_upload(
     return OpenUpload(images, masks)
 
 
-def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
+def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
     """The rows of uploads that `is_small`, to one model.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
-    decoded: list[tuple[Picture | Pixels, Resize, Invert]] = [
+    decoded = [
         (image.decode_png(card.shape[0]), upload.options.resize, upload.options.invert)
         for upload in uploads
         for image in upload.images
@@ -197,9 +187,7 @@ def decode_small(uploads: Sequence[Upload[Any]], card: Card) -> list[InputRows]:
     return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
 
-def decode_large(
-    thread: CodecThread, api: ApiRequest, upload: Upload[Any], opened: OpenUpload, card: Card
-) -> InputRows:
+def decode_large(api: ApiRequest, upload: Upload, opened: OpenUpload, card: Card) -> InputRows:
     """The rows of any upload. Images and masks are decoded one at a time: each of them can have
     `IGN_MAX_PIXELS`.
     """
@@ -214,11 +202,11 @@ def decode_large(
             mask_field = encoded.field
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                mask = to_mask(thread, encoded, by_alpha=upload.masks_by_alpha)
+                mask = to_mask(encoded, by_alpha=upload.masks_by_alpha)
         encoded = opened.images.pop(0)
         with memory_for(encoded.pixels):
             api.check_not_over()
-            picture = encoded.decode(thread)
+            picture = encoded.decode()
             sized = card.sized(picture.image.size[::-1])
             if mask is not None:
                 fitted = keep_mask(mask, picture, sized, resize=options.resize, field=mask_field)
@@ -237,7 +225,6 @@ def decode_large(
 
 
 def read_points(
-    thread: CodecThread,
     api: ApiRequest,
     model: ServedModel,
     field: str,
@@ -253,8 +240,8 @@ def read_points(
         for number, point in enumerate(points)
         if point.image is not None
     ]
-    upload = Upload[Any](options=None, images=images, has_pages=False)
-    opened = open_upload(thread, api, upload, model.card).images
+    upload = Upload(options=None, images=images, has_pages=False)
+    opened = open_upload(api, upload, model.card).images
     rows = list[FloatRow]()
     for number, point in enumerate(points):
         api.check_not_over()
@@ -264,7 +251,7 @@ def read_points(
             encoded = opened.pop(0)
             with memory_for(encoded.pixels):
                 api.check_not_over()  # waiting for the block may take long
-                rows.append(prepare(encoded.decode(thread), model.card).row)
+                rows.append(prepare(encoded.decode(), model.card).row)
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
@@ -275,8 +262,8 @@ def read_points(
 
 
 def read_form(
-    api: ApiRequest, body: bytes, schema: type[Form], *images: str, mask: bool = True
-) -> Upload[Form]:
+    api: ApiRequest, body: bytes, schema: type[BaseModel], *images: str, mask: bool = True
+) -> Upload:
     """The files named ``images``, at most one ``mask``, and the options of a form; raises as
     `parse_upload`.
     """
@@ -312,7 +299,7 @@ def read_form(
     return Upload(options=options, images=_named("image", uploaded), masks=_named("mask", masks))
 
 
-def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Options:
+def _parse_json(api: ApiRequest, schema: type[BaseModel], content: bytes) -> BaseModel:
     """A JSON body of this service, or of `huggingface_hub`: `{"inputs": IMAGE, "parameters": {…}}`.
 
     The latter cannot choose a model but by the query of its URL, so options may be there, too.
@@ -333,7 +320,7 @@ def _parse_json(api: ApiRequest, schema: type[Options], content: bytes) -> Optio
     )
 
 
-def _from_json(request: Any) -> Upload[Any]:
+def _from_json(request: Any) -> Upload:
     masks = getattr(request, "masks", None)
     mask = getattr(request, "mask", None)
     return Upload(
@@ -344,7 +331,7 @@ def _from_json(request: Any) -> Upload[Any]:
 
 
 @lru_cache(maxsize=256)
-def _from_query(schema: type[Options], query: bytes) -> Options:
+def _from_query(schema: type[ScoreOptions], query: bytes) -> ScoreOptions:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
 

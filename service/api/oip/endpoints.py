@@ -16,11 +16,12 @@ from math import prod
 from typing import Any, Final, Self
 
 import numpy as np
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from service import __version__
 from service.api.access import check_host
-from service.api.app_state import AppState
+from service.api.app_state import AppState, require_device
 from service.api.info.openapi import BINARY_TENSORS
 from service.api.info.routes import PROBE
 from service.api.message import parse_as
@@ -36,9 +37,7 @@ from service.api.pipeline import (
 from service.api.request import LARGE_BODY, ApiRequest
 from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
-from service.domain.errors import NotReady
 from service.domain.tasks import StepParams
-from service.images.pool import CodecThread
 from service.models.registry import ModelChange, ServedModel
 
 _TAG: Final = "Open Inference Protocol"
@@ -95,9 +94,7 @@ async def metadata(api: ApiRequest) -> tensors.ModelMetadata:
 
 async def model_ready(api: ApiRequest) -> Response:
     """Does a model serve?"""
-    model = api.named_model()
-    if not all(scheduler.healthy for scheduler in model.schedulers.values()):
-        raise NotReady(f"a worker of {model.ref} is being replaced")
+    require_device(api.named_model())
     return Response()
 
 
@@ -163,10 +160,10 @@ class InferWork(Work):
         """Read the rows of several requests."""
         start = time.perf_counter()
         for work in works:
-            work.decode_large(None)
+            work.decode_large()
         count_codec("decode", works, start)
 
-    def decode_large(self, _: CodecThread | None) -> None:
+    def decode_large(self) -> None:
         """Read the rows of one request."""
         self.inputs = InputRows(rows=tensors.read_rows(self.inference.x, self.body))
 
@@ -280,7 +277,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
     return {}
 
 
-async def _read(api: ApiRequest, schema: type[tensors.Schema]) -> tensors.Schema:
+async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
     settings = api.services.settings
     if settings.api_keys_file is None:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -217,7 +217,6 @@ _NUMBERS: Final = frozenset((int, float))
 _MAX_ANY_SIZE: Final = 2**20  # numbers of images of any size in JSON; more come as binary tensors
 _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
-Schema = TypeVar("Schema", bound=BaseModel)
 Piece = bytes | memoryview
 
 

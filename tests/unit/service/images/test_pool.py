@@ -18,7 +18,7 @@ def test_a_caller_with_many_jobs_holds_up_nobody() -> None:
         loop = asyncio.get_running_loop()
         free = {name: threading.Semaphore(0) for name in ("many", "one")}
 
-        def job(name: str, _: object) -> None:
+        def job(name: str) -> None:
             loop.call_soon_threadsafe(began.put_nowait, name)
             assert free[name].acquire(timeout=300)
 

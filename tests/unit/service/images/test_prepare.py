@@ -160,6 +160,6 @@ def test_a_mask_takes_the_pictures_turn_and_resize_or_has_the_models_size(
     if target != shape:
         masks.append((make.save(np.dstack((np.full_like(own, 255), own))), own))
     for mask, levels in masks:
-        opened = to_mask(make.THREAD, ImageBytes("mask", mask).open(make.THREAD, make.LIMITS))
+        opened = to_mask(ImageBytes("mask", mask).open(make.LIMITS))
         kept = keep_mask(opened, subject, card, resize=resize, field="mask")
         np.testing.assert_array_equal(kept, (levels < 128)[None], strict=True)

@@ -41,7 +41,6 @@ class Stage:
             self.repository,
             serve=self._serve,
             on_activated=Mock(),
-            on_deactivated=Mock(),
             wait_for_requests=self._wait,
         )
 

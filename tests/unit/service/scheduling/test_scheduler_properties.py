@@ -262,8 +262,8 @@ def test_images_of_one_tile_have_the_steps_of_rows(ask: Ask) -> None:
         for i, x in enumerate(ask.rows)
     ]
 
-    async def at_once(_: str, job: Callable[[Any], Any]) -> Any:
-        return job(None)
+    async def at_once(_: str, job: Callable[[], Any]) -> Any:
+        return job()
 
     async def main(scheduler: Scheduler) -> None:
         events = list[Event]()

@@ -24,8 +24,8 @@ IMAGE = np.arange(20 * 8, dtype=np.float32).reshape(1, 20, 8)
 TILING = Tiling((20, 8), (8, 8), overlap=0)
 
 
-async def in_thread(_: str, job: Callable[[Any], Any]) -> Any:
-    return await asyncio.to_thread(job, None)
+async def in_thread(_: str, job: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(job)
 
 
 def tiled(scheduler: Scheduler, asked: SchedulingParams | None = None) -> TiledRun:

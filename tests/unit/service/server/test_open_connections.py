@@ -6,8 +6,10 @@ import os
 import resource
 import socket
 import termios
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from service.observability.metrics import Metrics
 from service.server import open_connections
 from service.server.open_connections import OpenConnections
+from service.settings import Settings
 from tests.helpers.connection import PATIENCE_S
 from tests.helpers.timed_loop import run_timed
 
@@ -51,6 +54,12 @@ class Open:
         return self.info[name]
 
 
+def limited(metrics: Metrics, limit: int = 4096, clock: Any = time.monotonic) -> OpenConnections:
+    settings = Settings(max_open_connections=limit)
+    services: Any = SimpleNamespace(metrics=metrics, settings=settings, clock=clock)
+    return OpenConnections(services)
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
@@ -61,7 +70,7 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
     monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
 
     async def main() -> None:
-        connections = OpenConnections(Metrics())
+        connections = limited(Metrics())
         swept = asyncio.Event()
         calls = list[None]()
 
@@ -94,7 +103,7 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
 
     async def main() -> None:
         metrics = Metrics()
-        connections = OpenConnections(metrics, clock=lambda: now[0])
+        connections = limited(metrics, clock=lambda: now[0])
         stuck, trickling, slow = (Open(connections, is_busy=True) for _ in range(3))
         with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
             clients = []
@@ -129,7 +138,7 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
 
 def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> None:
     async def main() -> None:
-        connections = OpenConnections(Metrics(), limit=4)
+        connections = limited(Metrics(), limit=4)
         few = Open(connections, peer="192.0.2.1")
         busy, older, newer = (
             Open(connections, peer="192.0.2.2", is_busy=is_busy) for is_busy in (True, False, False)
@@ -142,32 +151,6 @@ def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> N
         Open(connections, peer="192.0.2.5")
         # all have one; the first is idle for longest
         assert [few.is_closed, busy.is_closed] == [True, False]
-
-    run(main())
-
-
-def test_after_a_pause_of_the_process_the_time_begins_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Several sweeps come before what the client sends: it may have been paused too."""
-    monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
-    now = [1.0]
-    sweeps = asyncio.Queue[None]()
-
-    def sweep() -> float:
-        sweeps.put_nowait(None)
-        return now[0]
-
-    async def main() -> None:
-        connections = OpenConnections(Metrics(), head_timeout_s=0.2, clock=sweep)
-        connection = Open(connections)
-        for passed in (0.02, 60.0, *[0.02] * 8):
-            now[0] += passed
-            await sweeps.get()
-            assert not connection.is_closed
-        while not connection.is_closed:
-            now[0] += 0.02
-            await sweeps.get()
 
     run(main())
 
@@ -188,7 +171,7 @@ def test_a_lack_of_files_is_logged_once_and_counted(
     metrics = Metrics()
 
     async def main() -> None:
-        Open(OpenConnections(metrics))
+        Open(limited(metrics))
         await three.wait()
 
     run(main())
