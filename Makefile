@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 # The tests start many processes. Each would compile all modules if Python did not keep the result.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Files that are valid alone. tests/slow/containers checks docker/compose.cpu.yml merged into them.
+# Files that are valid alone. tests/slow/containers checks docker/compose.gpu.yml merged into them.
 COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
 
 BIN := $(VENV)/bin

@@ -17,7 +17,14 @@ from service.observability.logs import flush_log
 from service.server import process, uvicorn_server
 from service.server.open_connections import raise_file_limit
 from service.server.process import supervise
-from service.settings import Settings, from_environment, log_name_warnings, meaning_of, variable_of
+from service.settings import (
+    GONE,
+    Settings,
+    from_environment,
+    log_name_warnings,
+    meaning_of,
+    variable_of,
+)
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
@@ -41,7 +48,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         process.configure_logging(settings)
         log_name_warnings()
         settings = settings.replace(workers=_count_processes(settings))
-        return _check(settings.replace(strict_models=True)) if check else _serve(settings)
+        return _check(settings) if check else _serve(settings)
     except StartupError as exc:
         flush_log()
         click.echo(f"ign-service does not start: {_with_options(exc.detail, options)}", err=True)
@@ -107,6 +114,8 @@ def _check(settings: Settings) -> int:
                     f"{ref}: verified on {model.loaded.device}; the golden rows differ by "
                     f"{golden.difference:.2g}, allowed are {golden.tolerance:.2g}"
                 )
+            for reason in services.registry.failures.values():
+                raise StartupError(reason)
 
     asyncio.run(load())
     return 0
@@ -135,6 +144,18 @@ def _options() -> Iterator[click.Option]:
             default=None,
             help=f"{meaning_of(field)}  [{variable_of(field)}; {_default(field)}]",
         )
+
+
+class _Command(click.Command):
+    """Refuses the options of settings that are gone, with what replaces them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            option = word.partition("=")[0]
+            instead = GONE.get(variable_of(option.removeprefix("--").replace("-", "_")))
+            if instead and option.startswith("--"):
+                ctx.fail(f"{option} is no option any more: {instead}")
+        return super().parse_args(ctx, args)
 
 
 def _type(annotation: Any) -> "click.ParamType[Any]":
@@ -171,7 +192,7 @@ def _run(*, check: bool, **values: Any) -> None:
 _CHECK: Final = click.Option(
     ["--check"], is_flag=True, help="verify the models and the API keys, and end"
 )
-command: Final = click.Command(
+command: Final = _Command(
     "serve",
     callback=_run,
     help="Serve the models of a directory over HTTP until a signal. Each option takes precedence "

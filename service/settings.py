@@ -39,16 +39,48 @@ _WITHOUT_HTTP: Final = {
     "IGN_MAX_INFLIGHT_BYTES": f"{2**40}",
     "IGN_REQUEST_TIMEOUT_S": "86400",
     **dict.fromkeys(
-        ("IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS", "IGN_RATE_LIMIT", "IGN_MODEL_MEMORY_MIB"), ""
+        (
+            "IGN_PUBLIC",
+            "IGN_API_KEYS_FILE",
+            "IGN_PRIVATE_ENDPOINTS",
+            "IGN_RATE_LIMIT",
+            "IGN_MODEL_MEMORY_MIB",
+        ),
+        "",
     ),
 }
-_UNLESS_SET: Final = {
+_LOCAL: Final = {
     "max_pixels": 2**28,
-    "max_request_pixels": 2**34,
     "max_body_bytes": 2**31 - 1,
     "max_steps": 10**9,
 }
+# The page sends one request after the other while somebody draws, and obeys Retry-After.
+_PUBLIC: Final = {
+    "rate_limit": Rate(20, 1.0),
+    "max_steps": 1000,
+    "max_pixels": 16_000_000,
+    "stream_timeout_s": 60.0,
+    "queue_rows": 1024,
+    "max_inflight_requests": 128,
+}
 _STORES: Final = ("s3", "gs", "az")
+_BOTH_TIMES: Final = "IGN_RECEIVE_TIMEOUT_S replaces it, for heads and bodies"
+# Settings of earlier versions, with what replaces them.
+GONE: Final[Variables] = {
+    "IGN_ACCESS_LOG_PROBES": "successful probes and scrapes are in /metrics, and never in the log",
+    "IGN_ALLOWED_HOSTS": "to change models under a name, set IGN_API_KEYS_FILE",
+    "IGN_BODY_TIMEOUT_S": _BOTH_TIMES,
+    "IGN_CLOSED": "IGN_PRIVATE_ENDPOINTS replaces it",
+    "IGN_CPU_INSTANCES": "IGN_WORKERS sets the number of processes, which have one each",
+    "IGN_CUDA_GRAPHS": "nothing replaces it, the service uses none",
+    "IGN_CUDA_MEMORY_MIB": "IGN_MAX_BATCH_ROWS bounds the memory of a batch",
+    "IGN_DETERMINISTIC": "the rows of a batch size always have the same bits, on a CPU of any",
+    "IGN_GPUS": "IGN_GPU_COUNT replaces it",
+    "IGN_HEAD_TIMEOUT_S": _BOTH_TIMES,
+    "IGN_MAX_CONNECTIONS": "IGN_MAX_INFLIGHT_REQUESTS replaces it",
+    "IGN_MAX_REQUEST_PIXELS": "a request may have four times IGN_MAX_PIXELS",
+    "IGN_STRICT_MODELS": "ign serve --check refuses every version that fails to load",
+}
 _NO_REGISTRY: Final = (
     "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of "
     "Kubernetes, or copy its files with `oras pull` and name their folder"
@@ -121,10 +153,6 @@ class Settings(BaseModel):
     """versions such as mnist=3 that names stand for, separated by commas. Other names stand for
     their highest version.
     """
-    strict_models: bool = False
-    """whether a version that fails to load prevents the start. Else only the default version
-    does.
-    """
     model_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
     """memory of open models in MiB; 0 for no limit. Those used least recently close, and open again
     for the next request. Needs device cpu.
@@ -135,12 +163,6 @@ class Settings(BaseModel):
     """
     precision: Literal["fp32", "fp16"] = "fp32"
     """fp16 runs model.fp16.onnx. It does not start where a model has none."""
-    deterministic: bool = False
-    """one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical
-    anyway.
-    """
-    cuda_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
-    """device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included."""
     gpu_count: int = Field(default=1, ge=1, le=64)
     """GPUs to serve on. They are the first visible ones; more than one needs device cuda."""
     threads: int = Field(default=0, ge=0, le=1024)
@@ -166,12 +188,10 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
     """bytes of the largest request body. They are counted as it arrives."""
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
-    """pixels of the largest image. They are checked before decoding; a side may have 16384.
-    Enlarged images of a response may have as many together. Unset, 40 million for models that take
-    any size.
+    """pixels of the largest image. They are checked before decoding; a side may have 16384. All
+    images and masks of a request may have four times as many, enlarged images of a response as many
+    together. Unset, 40 million for models that take any size.
     """
-    max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
-    """pixels of all images and masks of one request. Never less than those of the largest image."""
     max_inflight_bytes: int = Field(default=512 * 2**20, ge=1024, le=2**40)
     """bytes that all requests in flight hold: their bodies, their responses and the arrays that
     these are made from. A quarter more is left for callers below their share. Beyond it, requests
@@ -185,8 +205,10 @@ class Settings(BaseModel):
     """open connections, at most `ulimit -n` − 256. A new one replaces the oldest of the address
     with the most.
     """
-    head_timeout_s: Seconds = 10.0
-    """seconds a request head may take. Then it gets 408, or the connection closes."""
+    receive_timeout_s: Seconds = 15.0
+    """seconds a request head may take, and from then on its body. Then it gets 408, or the
+    connection closes.
+    """
     request_timeout_s: Seconds = 30.0
     """seconds a request may take. They are the default and the maximum of X-Request-Timeout."""
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800)
@@ -195,16 +217,17 @@ class Settings(BaseModel):
     """seconds after which a connection closes with its next response; 0 for no limit. Each has up
     to a tenth more or less, so that clients spread over new replicas.
     """
-    body_timeout_s: Seconds = 15.0
-    """seconds a request body may take. They count from the headers to the last byte; then it gets
-    408.
-    """
     drain_delay_s: DrainSeconds = 0.0
     """seconds a stopping service goes on answering, for load balancers to notice that /readyz is
     503. Each response closes its connection. At most the seconds of drain.
     """
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    public: bool = False
+    """whether it is a page for strangers, without API keys. Nobody can change models, and unless
+    they are set, limits are tight: 20 requests a second of a caller, 1000 steps, 16 million pixels
+    for all models, 60 s of a stream, 1024 waiting rows, 128 requests in flight.
+    """
     site: Path | None = None
     """folder that `ign site` wrote. The page then has a switch to run its models in the browser."""
     api_keys_file: Path | None = None
@@ -219,10 +242,6 @@ class Settings(BaseModel):
     """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header
     is believed.
     """
-    allowed_hosts: Annotated[tuple[Host, ...], CommaSeparated] = ()
-    """names such as ign.example.org, separated by commas. Without API keys, models are loaded and
-    unloaded only by requests whose Host is one of them, an IP address or localhost.
-    """
     cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = ()
     """origins such as https://example.org (no path), separated by commas, or *. Browsers may call
     from them.
@@ -230,9 +249,7 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
     """format of the log"""
     access_log: bool = True
-    """whether requests are logged. Each gets one line."""
-    access_log_probes: bool = False
-    """whether successful probes and scrapes are logged"""
+    """whether requests are logged. Each gets one line, except successful probes and scrapes."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -252,6 +269,10 @@ class Settings(BaseModel):
             (
                 self.private_endpoints and self.api_keys_file is None,
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
+            ),
+            (
+                self.public and self.api_keys_file is not None,
+                "IGN_PUBLIC=1 serves strangers without keys, and IGN_API_KEYS_FILE is set",
             ),
             (
                 self.workers > 1 and cuda,
@@ -287,6 +308,11 @@ class Settings(BaseModel):
         return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
 
     @property
+    def max_request_pixels(self) -> int:
+        """Pixels of all images and masks of one request."""
+        return 4 * self.max_pixels
+
+    @property
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
@@ -305,28 +331,42 @@ class Settings(BaseModel):
             **{name: value for name, value in self if name in self.model_fields_set} | changes
         )
 
+    def unless_set(self, values: Mapping[str, Any]) -> Self:
+        """A copy with other ``values`` in place of defaults."""
+        return self.replace(
+            **{name: value for name, value in values.items() if name not in self.model_fields_set}
+        )
+
 
 def load_settings(environ: Variables) -> Settings:
     """Read the settings from variables; `name_warnings` finds unknown ones.
 
     Raises StartupError if a value is not allowed, or two values cannot work together. The text is
-    one line that names the variable, its value and what is expected.
+    one line that names the variable, its value and what is expected, or for one of `GONE` what
+    replaces it.
     """
+    for name, instead in GONE.items():
+        if text := environ.get(name, "").strip():
+            raise StartupError(f"{name}={_shown(text)!r} is no setting any more: {instead}")
     texts = {field: environ.get(variable_of(field), "").strip() for field in Settings.model_fields}
     try:
-        return Settings.model_validate({field: text for field, text in texts.items() if text})
+        settings = Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
         raise StartupError(_first_error(exc, texts)) from exc
+    return settings.unless_set(_PUBLIC) if settings.public else settings
 
 
 def _first_error(exc: ValidationError, texts: Variables) -> str:
     error = exc.errors(include_url=False)[0]
     field = str(error["loc"][0])
-    text = texts[field]
-    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    shown = _shown(texts[field])
     return (
         f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
     )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def name_warnings(environ: Variables) -> list[str]:
@@ -360,14 +400,7 @@ def local_settings() -> Settings:
 
     Only sizes of images, bytes of a file and steps are limited, where the environment does so.
     """
-    settings = from_environment(_WITHOUT_HTTP)
-    return settings.replace(
-        **{
-            name: value
-            for name, value in _UNLESS_SET.items()
-            if name not in settings.model_fields_set
-        }
-    )
+    return from_environment(_WITHOUT_HTTP).unless_set(_LOCAL)
 
 
 def variable_of(field: str) -> str:

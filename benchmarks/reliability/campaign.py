@@ -24,7 +24,7 @@ METHOD = (
     "least-squares line through the last two thirds of the run; flat means a growth of at "
     "most 5 % or 8 MiB; shorter runs than `MIN_FOR_MEMORY` requests have no memory target"
 )
-LIMITS: Final = {"IGN_MAX_REQUEST_PIXELS": "1000000", "IGN_MAX_IMAGES": "8", "IGN_MAX_STEPS": "50"}
+LIMITS: Final = {"IGN_MAX_IMAGES": "8", "IGN_MAX_STEPS": "50"}
 KNOWN_EVERY: Final = 500
 MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches still grow
 

@@ -32,8 +32,7 @@ PIXELS: Final = 250_000
 SETTINGS: Final = {
     "IGN_MAX_BODY_BYTES": str(BODY_BYTES),
     "IGN_MAX_PIXELS": str(PIXELS),
-    "IGN_HEAD_TIMEOUT_S": "3",
-    "IGN_BODY_TIMEOUT_S": "2",
+    "IGN_RECEIVE_TIMEOUT_S": "2",
     "IGN_ACCESS_LOG": "0",
 }
 """Service settings with limits that some of the requests exceed."""

@@ -37,7 +37,6 @@ from service.domain.errors import (
     first_error,
     wrap_errors,
 )
-from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.api.request import ApiRequest
@@ -149,19 +148,19 @@ def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
         raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 
 
-def check_host(headers: RequestHeaders, settings: Settings) -> None:
-    """Raise `ForbiddenError` unless `Host` is an IP address, `localhost` or one of
-    `IGN_ALLOWED_HOSTS`.
+def check_host(headers: RequestHeaders, *, public: bool) -> None:
+    """Raise `ForbiddenError` if the service is ``public``, or unless `Host` is an IP address or
+    `localhost`.
 
     A site whose name resolves to this service looks like its own (DNS rebinding).
     """
+    if public:
+        raise ForbiddenError("nobody changes the models of a page for strangers (IGN_PUBLIC)")
     host = headers.get(b"host", "")
     name = host.partition(":")[0]
-    is_allowed = name.lower() == "localhost" or name in settings.allowed_hosts
-    if not is_allowed and _address(host) is None:
+    if name.lower() != "localhost" and _address(host) is None:
         raise ForbiddenError(
-            "without API keys, only these hosts may change models: addresses, localhost, "
-            "IGN_ALLOWED_HOSTS"
+            "without API keys (IGN_API_KEYS_FILE), models change only under an address or localhost"
         )
 
 

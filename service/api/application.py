@@ -188,7 +188,7 @@ class Application:
         seconds = self.services.clock() - request.arrival
         if request.spans is not None:
             request.spans.end(request)
-        is_probe = request.route.is_probe and not self._settings.access_log_probes
+        is_probe = request.route.is_probe
         if not is_probe or request.status >= HTTPStatus.BAD_REQUEST:
             log_request(request, seconds)
         if not self._recorded:

@@ -181,7 +181,7 @@ class ApiRequest(RequestRecord):
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
         limit = max_bytes or settings.max_body_bytes
-        deadline = min(self.arrival + settings.body_timeout_s, self.deadline)
+        deadline = min(self.arrival + settings.receive_timeout_s, self.deadline)
         try:
             if "is_received" in self.state:  # the server has all of it: a timer would take time
                 body = await self._receive_body(limit)

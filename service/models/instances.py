@@ -47,8 +47,6 @@ def open_instances(
     each = left // count
 
     cuda = CudaOptions(
-        deterministic=settings.deterministic,
-        memory_mib=settings.cuda_memory_mib,
         half=settings.precision == "fp16",
     )
     make = partial(make_model, data, max_batch_rows=settings.max_batch_rows, low_priority=not alone)

@@ -67,7 +67,6 @@ def repository_options(settings: Settings) -> dict[str, Any]:
         "default": settings.default_model,
         "only_a_guess": "default_model" not in settings.model_fields_set,
         "pins": settings.pins,
-        "strict": settings.strict_models,
         "precision": settings.precision,
     }
 
@@ -86,7 +85,7 @@ class Repository:
 
     Requests that name no model get ``default``, `name` or `name/version`; the first name of the
     directory takes the place of one that is ``only_a_guess`` and not there. A name stands for its
-    version in ``pins``, else for its highest. With ``strict`` every version must load.
+    version in ``pins``, else for its highest.
     ``open_on_cpu`` opens a model that ``open_models`` opened on CUDA and that fails there when it
     is warmed up or verified; without it, such a model is refused. With a ``store``, the directory
     holds copies from there. With ``only``, that model is the default, and no other one is loaded;
@@ -99,7 +98,6 @@ class Repository:
     default: str
     only_a_guess: bool = False
     pins: Mapping[str, str] = field(default_factory=dict)
-    strict: bool = False
     precision: Precision = "fp32"
     open_on_cpu: ModelFactory | None = None
     store: ModelStore | None = None
@@ -144,7 +142,7 @@ class Repository:
         """Load every version in the directory; this blocks until all are verified or have failed.
 
         Raises StartupError as `find_all`; also if a version is missing that is the default or
-        pinned, or if one fails that is the default, or any if they are ``strict``.
+        pinned, or if the default fails.
         """
         failures = {
             ref: reason
@@ -164,7 +162,7 @@ class Repository:
                 loaded[ref] = self.load(ref)
             except Exception as exc:
                 failures[ref] = describe_failure(ref, exc)
-                if self.strict or ref == default:
+                if ref == default:
                     close_all(loaded.values())
                     raise StartupError(failures[ref]) from exc
                 _LOG.error("%s does not serve: %s", ref, failures[ref])

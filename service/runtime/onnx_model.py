@@ -75,9 +75,7 @@ class OnnxModel:
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         if self.device == "cuda":
-            self.buckets = bounded_buckets(
-                self.card.buckets, max_batch_rows, single=self._cuda.deterministic
-            )
+            self.buckets = bounded_buckets(self.card.buckets, max_batch_rows)
         # On CUDA by the shape of their batches: a session keeps the plans of its convolutions for
         # the latest shape only, and making plans takes longer than running them. With the key ():
         # that of all shapes on the CPU, and of the first one on CUDA. A closed model has none.
@@ -191,9 +189,6 @@ class OnnxModel:
         return False
 
 
-def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tuple[int, ...]:
-    """The ascending ``buckets`` up to ``limit`` rows, or (limit,) if there is none; only the
-    largest if ``single``.
-    """
-    kept = tuple(size for size in buckets if size <= limit) or (limit,)
-    return kept[-1:] if single else kept
+def bounded_buckets(buckets: Sequence[int], limit: int) -> tuple[int, ...]:
+    """The ascending ``buckets`` up to ``limit`` rows, or (limit,) if there is none."""
+    return tuple(size for size in buckets if size <= limit) or (limit,)

@@ -85,9 +85,6 @@ class CudaOptions:
     """The operator's options for CUDA. They have no effect on the CPU."""
 
     device_id: int = 0  # among the visible GPUs
-    deterministic: bool = False  # use one batch size only, and cuDNN's simpler heuristic
-    # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
-    memory_mib: int = 0
     half: bool = False  # the model computes in float16, so tensor cores must be allowed
 
 
@@ -129,7 +126,6 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     providers = [(CUDA, cuda_options(cuda))]
     library_error = _preload_libraries()
     options = _session_options(threads=1)  # the device does the work; more CPU threads do not help
-    options.use_deterministic_compute = cuda.deterministic
     options.add_session_config_entry(_NO_CPU_FALLBACK, "1")
     # onnxruntime warns for every session that CUDA is not a plugin
     ort.set_default_logger_severity(3)
@@ -151,11 +147,11 @@ def cuda_options(cuda: CudaOptions) -> dict[str, str]:
     """Options of the CUDA provider for a convolutional network that runs only at its bucket
     sizes.
     """
-    options = {
+    return {
         "device_id": str(cuda.device_id),
         # With cuDNN 9 both searches are heuristics that time nothing; EXHAUSTIVE is the slower and
         # better one.
-        "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",  # the shapes are few
         # TF32 is off because it costs three decimal digits. With float16 it stays on, because
@@ -163,9 +159,6 @@ def cuda_options(cuda: CudaOptions) -> dict[str, str]:
         # `service.environment.prepare_process` covers float32 there.
         "use_tf32": "1" if cuda.half else "0",
     }
-    if cuda.memory_mib:
-        options["gpu_mem_limit"] = str(cuda.memory_mib * 2**20)
-    return options
 
 
 def short_message(exc: Exception) -> str:

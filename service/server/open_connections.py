@@ -74,7 +74,7 @@ class OpenConnections:
         self.metrics = services.metrics
         self._limit = connection_limit(settings.max_open_connections)
         self.metrics.connection_limit.set(self._limit)
-        self._head_timeout_s = settings.head_timeout_s
+        self._head_timeout_s = settings.receive_timeout_s
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle for longest first
         self._peers = Accounts(UNLIMITED)  # open connections by address

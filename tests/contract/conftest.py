@@ -16,9 +16,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(models: Path) -> Iterator[Service]:
-    with serving(
-        settings(models, cors_origins=(ORIGIN,), allowed_hosts=("ign.example",))
-    ) as running:
+    with serving(settings(models, cors_origins=(ORIGIN,))) as running:
         yield running
 
 
@@ -37,7 +35,6 @@ def guarded(models: Path, keys: Path) -> Iterator[Service]:
             models,
             api_keys_file=keys,
             cors_origins=(ORIGIN,),
-            allowed_hosts=("ign.example",),
             rate_limit=limit,
         )
     ) as running:

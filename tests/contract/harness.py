@@ -433,7 +433,7 @@ def settings(models: Path, **changes: Any) -> Settings:
         "device": "cpu",
         "threads": 1,
     }
-    patience = {f"{what}_timeout_s": 2 * PATIENCE_S for what in ("request", "body", "head")}
+    patience = {f"{what}_timeout_s": 2 * PATIENCE_S for what in ("request", "receive")}
     return Settings(**(values | patience | changes))
 
 

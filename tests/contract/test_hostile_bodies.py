@@ -107,27 +107,27 @@ def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -
 
     monkeypatch.setattr(EncodedImage, "decode", decode)
     one = b64(SMALL)  # 100 pixels
-    with serving(settings(models, max_pixels=100, max_request_pixels=350)) as service:
+    with serving(settings(models, max_pixels=100)) as service:
         files = [("image", ("x.png", SMALL, "image/png"))]
         for path, body, field in (
-            ("/project", {"json": {"images": [one] * 4}}, "images.3"),
-            ("/project", {"files": files * 4}, "image.3"),
-            ("/project", {"json": {"images": [one] * 3, "mask": one}}, "mask"),
-            ("/project", {"json": {"images": [one] * 2, "masks": [one] * 2}}, "masks.1"),
-            ("/score", {"json": {"images": [one] * 4}}, "images.3"),
-            ("/latent-interpolate", {"json": {"points": [{"image": one}] * 4}}, "points.3.image"),
-            ("/latent-arithmetic", {"json": {"terms": [{"image": one}] * 4}}, "terms.3.image"),
+            ("/project", {"json": {"images": [one] * 5}}, "images.4"),
+            ("/project", {"files": files * 5}, "image.4"),
+            ("/project", {"json": {"images": [one] * 4, "mask": one}}, "mask"),
+            ("/project", {"json": {"images": [one] * 3, "masks": [one] * 3}}, "masks.1"),
+            ("/score", {"json": {"images": [one] * 5}}, "images.4"),
+            ("/latent-interpolate", {"json": {"points": [{"image": one}] * 5}}, "points.4.image"),
+            ("/latent-arithmetic", {"json": {"terms": [{"image": one}] * 5}}, "terms.4.image"),
         ):
             problem(service.client.post(path, **body), 413, "image_too_large", field)
         assert decoded == []
-        assert service.post("/project", {"images": [one] * 3}).status_code == 200
-        assert service.post("/project", {"images": [one] * 2, "mask": one}).status_code == 200
-        points = [{"image": one}] * 3 + [{"seed": 1}] * 3 + [{"latent": b64(npy(latents(1)[0]))}]
+        assert service.post("/project", {"images": [one] * 4}).status_code == 200
+        assert service.post("/project", {"images": [one] * 3, "mask": one}).status_code == 200
+        points = [{"image": one}] * 4 + [{"seed": 1}] * 3 + [{"latent": b64(npy(latents(1)[0]))}]
         assert service.post("/latent-interpolate", {"points": points}).status_code == 200
         small = [b64(save(noise(4, 4)))] * 20  # 320 pixels
         assert service.post("/project", {"images": small}).status_code == 200
-        broken = [one] * 3 + [b64(b"no picture")]
-        problem(service.post("/project", {"images": broken}), 422, "undecodable_image", "images.3")
+        broken = [one] * 4 + [b64(b"no picture")]
+        problem(service.post("/project", {"images": broken}), 422, "undecodable_image", "images.4")
 
 
 def test_bytes_in_flight_are_bounded(models: Path) -> None:

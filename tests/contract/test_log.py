@@ -5,14 +5,13 @@ to.
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
-from tests.contract.harness import Service, bearer, serving, settings
+from tests.contract.harness import Service, bearer
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -72,17 +71,6 @@ def test_probes_and_scrapes_are_not_logged_unless_they_fail(
         ("/healthz", 405),
         ("/models", 200),
     ]
-
-
-def test_they_are_with_the_setting(models: Path) -> None:
-    with (
-        serving(settings(models, access_log_probes=True)) as service,
-        service.access_log() as lines,
-    ):
-        service.get("/healthz")
-        service.until(
-            lambda: ("/healthz", 200) in [(line["route"], line["status"]) for line in lines]
-        )
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,9 @@ def test_a_broken_version_is_reported_and_the_others_serve(models: Path) -> None
         assert service.metric("ign_failed_models") == 0
 
 
-@pytest.mark.parametrize("options", [{"default_model": "colour"}, {"strict_models": True}])
-def test_a_broken_default_or_with_strict_models_any_prevents_the_start(
-    models: Path, options: dict[str, object]
-) -> None:
+def test_a_broken_default_prevents_the_start(models: Path) -> None:
     (models / "colour" / "1" / "golden.npz").unlink()
-    with serving(settings(models, **options), ready=False) as service:
+    with serving(settings(models, default_model="colour"), ready=False) as service:
         service.until(lambda: bool(service.get("/healthz").is_success and service.refusals))
         assert [str(error) for error in service.refusals] == ["colour/1/golden.npz: no such file"]
         assert all(isinstance(error, StartupError) for error in service.refusals)

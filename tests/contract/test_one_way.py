@@ -292,7 +292,7 @@ def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     keys = write_keys(
         tmp_path_factory.mktemp("keys"), {"alice": "infer", "slow": "infer"}, slow="1/m"
     )
-    limits = {f"{what}_timeout_s": LIMIT_S for what in ("head", "body", "stream")}
+    limits = {f"{what}_timeout_s": LIMIT_S for what in ("receive", "stream")}
     chosen = settings(models, api_keys_file=keys, max_body_bytes=4000, **limits)
     with pytest.MonkeyPatch.context() as patch, gated(patch, chosen, loop="asyncio") as found:
         patch.setattr(EncodedImage, "decode", fail)

@@ -137,7 +137,7 @@ def test_a_deadline_covers_the_body(service: Service) -> None:
 
 
 def test_a_slow_body_is_408(models: Path) -> None:
-    with serving(settings(models, body_timeout_s=0.1)) as service:
+    with serving(settings(models, receive_timeout_s=0.1)) as service:
         with Connection(service.address).send(BODY + b"\r\n{") as connection:
             status, headers, body = connection.answer()
             assert connection.is_over()

@@ -207,6 +207,12 @@ def damaged(tmp_path: Path) -> dict[str, str]:
     return {"IGN_MODEL_DIR": str(tmp_path)}
 
 
+def damaged_beside(tmp_path: Path) -> dict[str, str]:
+    (write_model(tmp_path, "other") / "golden.npz").unlink()
+    write_model(tmp_path)
+    return {"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": "toy"}
+
+
 def no_keys(tmp_path: Path) -> dict[str, str]:
     write_model(tmp_path)
     return {"IGN_MODEL_DIR": str(tmp_path), "IGN_API_KEYS_FILE": str(tmp_path / "keys.json")}
@@ -273,6 +279,15 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_refusals_to_start(refusals: list[str], place: int, said: str) -> None:
     assert refusals[place].startswith("ign-service does not start: ")
     assert said in refusals[place]
+
+
+def test_a_check_refuses_every_version_that_fails(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "service", "--check")
+    with started(damaged_beside(tmp_path), *command) as process:
+        out, said = process.popen.communicate(timeout=PATIENCE_S)
+    assert process.popen.returncode == 2
+    assert out.startswith("toy/1: verified on cpu")
+    assert "other/1/golden.npz: no such file" in said
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])

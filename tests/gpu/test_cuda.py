@@ -15,6 +15,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.models.loaded import LoadedModel
 from service.models.repository import Repository
+from service.runtime import session
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, gpu_is_visible
 from tests.helpers.live import MODELS, SHIPPED
@@ -68,10 +69,9 @@ def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
     loaded.close()
 
 
-@pytest.mark.parametrize("options", [CudaOptions(), CudaOptions(deterministic=True)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_rows_of_the_cpu(shape: tuple[int, int, int], options: CudaOptions) -> None:
-    model = on_cuda(model_bytes(make_card(shape=shape)), options)
+def test_the_rows_of_the_cpu(shape: tuple[int, int, int]) -> None:
+    model = on_cuda(model_bytes(make_card(shape=shape)))
     for n in (8, 1, 3, 64, 2, 70, 1):
         rows = sample_rows(n, shape, seed=n)
         np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)
@@ -107,6 +107,15 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
             np.testing.assert_array_equal(served.run(others)[place], first[n][0])
 
 
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every session may take 128 MiB of the device."""
+    options = session.cuda_options
+    limit = {"gpu_mem_limit": str(128 * 2**20)}
+    monkeypatch.setattr(session, "cuda_options", lambda cuda: options(cuda) | limit)
+
+
+@pytest.mark.usefixtures("small_device")
 def test_buckets_that_do_not_fit_are_given_up() -> None:
     nodes = [
         helper.make_node("Expand", ["x", "wide"], ["scratch"]),  # 2^14 × 256 bytes for every row
@@ -116,15 +125,16 @@ def test_buckets_that_do_not_fit_are_given_up() -> None:
     shape = ("batch", 1, 8, 8)
     constants = {"wide": np.array([1, 2**14, 1, 1]), "axes": np.array([1])}
     data = serialise(graph(nodes, constants, shape, shape), make_card())
-    model = on_cuda(data, CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
+    model = on_cuda(data)  # 4 MiB a row: 64 rows do not fit, one does
     assert model.buckets is not None
     assert 1 <= model.buckets[-1] < 64
     rows = sample_rows(model.buckets[-1])
     np.testing.assert_allclose(model.run(rows), np.tanh(rows), atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_device")
 def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
-    model = OnnxModel(hungry(2**28), device="cuda", cuda=CudaOptions(memory_mib=64))
+    model = OnnxModel(hungry(2**28), device="cuda")
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
     assert model.buckets == (1,)

@@ -123,7 +123,7 @@ def model_bytes(card: Card | None = None, *, scale: float = 1.0) -> bytes:
     return serialise(network(card.shape, scale, is_any_size=len(card.row_shapes) > 1), card)
 
 
-def hungry(numbers: int) -> bytes:
+def hungry(numbers: int, **card: Any) -> bytes:
     """A network that needs ``numbers`` float32 of scratch space for every batch."""
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
@@ -132,7 +132,7 @@ def hungry(numbers: int) -> bytes:
         helper.make_node("Add", ["x", "top"], ["y"]),
     ]
     shape = ("batch", 1, 8, 8)
-    return serialise(graph(nodes, {"length": np.array([numbers])}, shape, shape), make_card())
+    return serialise(graph(nodes, {"length": np.array([numbers])}, shape, shape), make_card(**card))
 
 
 def every_other_row() -> bytes:

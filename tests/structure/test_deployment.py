@@ -6,6 +6,7 @@ import re
 import tomllib
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -144,11 +145,23 @@ def test_the_locks_differ_by_the_runtime_alone() -> None:
 
 
 def test_every_variable_of_compose_is_explained() -> None:
-    names = set(re.findall(r"\$\{(\w+)", read("docker-compose.yml")))
+    files = read("docker-compose.yml") + read("docker/compose.gpu.yml")
+    names = set(re.findall(r"\$\{(\w+)", files))
     assert names
     assert names == set(
         re.findall(r"^\| `([A-Z_]+)`", read("docs/deployment.md"), flags=re.MULTILINE)
     )
+
+
+def test_compose_needs_nothing_and_is_for_this_machine_only() -> None:
+    """No variable is required, no GPU, and without any variable all ports are local."""
+    text = read("docker-compose.yml")
+    assert not re.findall(r"\$\{\w+:?\?", text)
+    services = yaml.safe_load(text)["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert all(re.match(r"\$\{\w+:-127\.0\.0\.1:", port) for port in ports)
+    assert set(services["ign"]["deploy"]["resources"]) == {"limits"}
 
 
 def test_nginx_lets_through_what_the_service_allows() -> None:
@@ -159,7 +172,7 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
     }
     assert set(limits) == {
         "max_body_bytes",
-        *(f"{what}_timeout_s" for what in ("body", "head", "request", "stream")),
+        *(f"{what}_timeout_s" for what in ("receive", "request", "stream")),
     }
     assert limits == {name: getattr(load_settings({}), name) for name in limits}
 

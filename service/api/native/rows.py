@@ -135,7 +135,7 @@ class RowWork(StreamedWork):
         """
         options = self.options
         media = self.api.media
-        settings = self.api.services.settings
+        settings = self.api.services.settings.for_images(self.model.card.tiles)
         count = len(self.labels)
         recorded = len(self.params.record)
         height, width = (options.scale * max(sides) for sides in zip(*self.sizes, strict=True))
@@ -156,13 +156,12 @@ class RowWork(StreamedWork):
         if options.has_layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
             given = {"scale": options.scale > 1, "gap": options.gap, "columns": options.columns}
             name = next((name for name, is_given in given.items() if is_given), "image")
-            limit = settings.for_images(self.model.card.tiles).max_pixels
             pixels = count * (1 + recorded) * width * height
-            _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", limit)
+            _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", settings.max_pixels)
         if recorded and self.is_tiled:
             pixels = (1 + recorded) * sum(h * w for h, w in self.sizes)
             limit = settings.max_request_pixels
-            _check_pixels("record", "trajectory", pixels, "IGN_MAX_REQUEST_PIXELS", limit)
+            _check_pixels("record", "trajectory", pixels, "four times IGN_MAX_PIXELS", limit)
 
     def _held(self) -> tuple[int, int]:
         """Bytes of the response and of the arrays that it is made from, at most; and the numbers in

@@ -158,15 +158,14 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")
     masks = [mask.open(limits) for mask in upload.masks]
-    # a single image within its own limit always passes
-    limit = max(settings.max_request_pixels, settings.max_pixels)
+    limit = settings.max_request_pixels
     total = 0
     for opened in (*images, *masks):
         total += opened.pixels
         if total > limit:
             message = (
                 f"{opened.field}: with it the request has {total} pixels; the limit, "
-                f"IGN_MAX_REQUEST_PIXELS, is {limit}"
+                f"four times IGN_MAX_PIXELS, is {limit}"
             )
             raise TooLarge(message, code="image_too_large")
     return OpenUpload(images, masks)

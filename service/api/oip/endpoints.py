@@ -281,7 +281,7 @@ async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
     settings = api.services.settings
     if settings.api_keys_file is None:
-        check_host(api.headers, settings)
+        check_host(api.headers, public=settings.public)
     api.services.require_serving()
     return parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))
 

@@ -20,7 +20,8 @@ from tests.contract.harness import write_keys
 from tests.helpers.live import free_port, run, until
 from tests.slow.containers.engine import PATIENCE_S, Container, Engine
 
-FILES = "docker-compose.yml:docker/compose.cpu.yml"
+FILES = "docker-compose.yml"
+ON_GPUS = f"{FILES}:docker/compose.gpu.yml"
 UP = ("up", "--detach", "--pull=never", "--no-build")
 
 
@@ -93,18 +94,19 @@ def project(engine: Engine, compose: None, cpu: str, tmp_path: Path) -> Iterator
     ("files", "gpus"),
     [
         (FILES, {}),
-        ("docker-compose.yml", {"ign": 1}),
-        ("docker-compose.yml:docker/compose.gpu-metrics.yml", {"ign": 1, "dcgm-exporter": -1}),
+        (ON_GPUS, {"ign": 1}),
+        (f"{ON_GPUS}:docker/compose.gpu-metrics.yml", {"ign": 1, "dcgm-exporter": -1}),
     ],
 )
 def test_the_files_fit_together(
     compose: None, tmp_path: Path, files: str, gpus: dict[str, int]
 ) -> None:
     """As Compose merges them; the linter reads one file at a time."""
-    variables = {"COMPOSE_FILE": files, "SERVICE_KEYS": "./keys.json", "IGN_VERSION": "1.2.3"}
+    variables = {"COMPOSE_FILE": files, "IGN_VERSION": "1.2.3"}
     merged = run("docker", "compose", "--profile", "*", "config", **variables)
     services = yaml.safe_load(merged.stdout)["services"]
     assert services["ign"]["image"] == f"ign-service:1.2.3-{'cpu' if files == FILES else 'gpu'}"
+    assert not services["ign"]["environment"]["IGN_API_KEYS_FILE"]
     reserved = {
         name: device["count"]
         for name, service in services.items()

@@ -98,7 +98,7 @@ def test_a_refusal_names_the_option_that_was_given(capsys: Any) -> None:
     ("words", "expected"),
     [
         ("s", "serve site score"),
-        ("serve --de", "--default-model --device --deterministic"),
+        ("serve --de", "--default-model --device"),
         ("serve --device ", "auto cpu cuda"),
         ("generate --for", "--format --force"),
         ("generate --format p", "png"),
@@ -126,6 +126,11 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ("fly", "ign: no command fly;"),
         ("keys fly", "ign keys: no command fly;"),
         ("serve --bogus", "ign serve: no option --bogus"),
+        (
+            "serve --strict-models",
+            "ign serve: --strict-models is no option any more: ign serve --ch",
+        ),
+        ("serve --gpus=2", "ign serve: --gpus is no option any more: IGN_GPU_COUNT"),
         ("serve here", "ign serve: here: one argument too many;"),
         ("serve --device tpu", "ign serve: --device: 'tpu' is not one of 'auto', 'cpu', 'cuda';"),
         ("serve --port", "ign serve: --port: "),

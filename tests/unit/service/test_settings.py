@@ -6,7 +6,14 @@ import pytest
 from docs.site_reference import settings_page
 from service.domain.accounts import Rate
 from service.domain.errors import StartupError
-from service.settings import Settings, load_settings, name_warnings, summary_of
+from service.settings import (
+    GONE,
+    Settings,
+    load_settings,
+    name_warnings,
+    summary_of,
+    variable_of,
+)
 
 FIELDS = tuple(Settings.model_fields)
 
@@ -77,6 +84,17 @@ def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None
     assert "IGN_ZZZ" in other
 
 
+def test_one_that_is_gone_is_refused_with_what_replaces_it() -> None:
+    assert not {variable_of(name) for name in FIELDS} & set(GONE)
+    for name, instead in GONE.items():
+        for mentioned in re.findall(r"IGN_\w+", instead):
+            assert mentioned.removeprefix("IGN_").lower() in FIELDS
+        line = refusal(**{name.removeprefix("IGN_"): "2"})
+        assert line.startswith(f"{name}='2' is no setting any more: ")
+        assert instead in line
+    assert load_settings(dict.fromkeys(GONE, "")) == Settings()
+
+
 def test_names_of_the_client_and_of_others_are_ignored() -> None:
     environ = {
         "IGN_BASE_URL": "x",
@@ -99,12 +117,23 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
             {"PRIVATE_ENDPOINTS": "docs, page"},
             ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE"),
         ),
+        ({"PUBLIC": "1", "API_KEYS_FILE": "keys.json"}, ("IGN_PUBLIC=1", "IGN_API_KEYS_FILE")),
         ({"GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
     ],
 )
 def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, ...]) -> None:
     line = refusal(**environ)
     assert all(name in line for name in names)
+
+
+def test_a_page_for_strangers_has_tight_limits_unless_they_are_set() -> None:
+    usual = load_settings({})
+    public = load_settings({"IGN_PUBLIC": "1", "IGN_MAX_STEPS": "5"})
+    assert public.max_steps == 5
+    assert public.rate_limit == Rate(20, 1.0)
+    assert public.for_images(any_size=True).max_pixels == 16_000_000
+    for name in ("stream_timeout_s", "queue_rows", "max_inflight_requests"):
+        assert getattr(public, name) < getattr(usual, name)
 
 
 def test_a_copy_keeps_what_was_set_and_is_checked() -> None:

@@ -69,8 +69,8 @@ def folder(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    limits = {"max_pixels": 200_000, "max_request_pixels": 400_000}
-    with serving(settings(folder / "models", default_model="grey", **limits)) as running:
+    chosen = settings(folder / "models", default_model="grey", max_pixels=200_000)
+    with serving(chosen) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
-from service.runtime.session import CudaOptions, CudaUnavailable
+from service.runtime.session import CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     ImageShape,
@@ -90,7 +90,7 @@ def test_out_of_memory_has_its_own_error(
     cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
     # one session at a time
-    model = OnnxModel(hungry(numbers), device=device, cuda=CudaOptions(deterministic=True))
+    model = OnnxModel(hungry(numbers, buckets=(64,)), device=device)
     try:
         model.run(sample_rows(2))
     except DeviceOutOfMemory as exc:
@@ -161,17 +161,14 @@ def test_buckets_give_the_rows_of_exact_batches(
 
 
 @pytest.mark.parametrize(
-    ("options", "left"),
-    [
-        ({}, [(1, 4), (1,), (1,)]),
-        ({"cuda": CudaOptions(deterministic=True), "max_batch_rows": 40}, [(4,), (2,), (1,)]),
-    ],
+    ("given", "left"),
+    [((1, 4, 8), [(1, 4), (1,), (1,)]), ((8,), [(4,), (2,), (1,)])],
 )
 def test_reducing_the_batch_halves_the_single_bucket(
-    options: dict[str, Any], left: list[tuple[int, ...]], bucketed: Callable[..., OnnxModel]
+    given: tuple[int, ...], left: list[tuple[int, ...]], bucketed: Callable[..., OnnxModel]
 ) -> None:
     """Of several buckets it gives up the largest."""
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), **options)
+    model = bucketed(model_bytes(make_card(buckets=given)))
     for buckets in left:
         model.reduce_max_batch()
         assert model.buckets == buckets
@@ -220,17 +217,10 @@ def test_an_error_is_recognised_by_its_message_and_an_unclear_one_by_a_row_of_ze
 
 
 @pytest.mark.parametrize(
-    ("limit", "single", "buckets"),
-    [
-        (64, False, (4, 8, 32)),
-        (31, False, (4, 8)),
-        (8, True, (8,)),
-        (3, False, (3,)),
-        (3, True, (3,)),
-    ],
+    ("limit", "buckets"), [(64, (4, 8, 32)), (31, (4, 8)), (8, (4, 8)), (3, (3,))]
 )
-def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...]) -> None:
-    assert bounded_buckets((4, 8, 32), limit, single=single) == buckets
+def test_buckets_are_bounded(limit: int, buckets: tuple[int, ...]) -> None:
+    assert bounded_buckets((4, 8, 32), limit) == buckets
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
