@@ -197,10 +197,6 @@ def test_a_second_signal_ends_it_at_once(environ: dict[str, str]) -> None:
         process.ended()
 
 
-def missing(tmp_path: Path) -> dict[str, str]:
-    return {"IGN_MODEL_DIR": str(tmp_path / "nowhere")}
-
-
 def damaged(tmp_path: Path) -> dict[str, str]:
     file = write_model(tmp_path) / "model.onnx"
     file.write_bytes(file.read_bytes()[:200])
@@ -211,11 +207,6 @@ def damaged_beside(tmp_path: Path) -> dict[str, str]:
     (write_model(tmp_path, "other") / "golden.npz").unlink()
     write_model(tmp_path)
     return {"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": "toy"}
-
-
-def no_keys(tmp_path: Path) -> dict[str, str]:
-    write_model(tmp_path)
-    return {"IGN_MODEL_DIR": str(tmp_path), "IGN_API_KEYS_FILE": str(tmp_path / "keys.json")}
 
 
 def setting(name: str, value: str) -> Callable[[Path], dict[str, str]]:
@@ -240,9 +231,9 @@ def rejected(environ: Mapping[str, str], *command: str) -> str:
 
 
 REFUSALS = [
-    (missing, "nowhere: no such directory"),
+    (setting("IGN_MODEL_DIR", "nowhere"), "nowhere: no such directory"),
     (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
-    (no_keys, "keys.json: No such file"),
+    (setting("IGN_API_KEYS_FILE", "keys.json"), "keys.json: No such file"),
     (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
     (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
     (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested"),
