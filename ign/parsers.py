@@ -20,6 +20,14 @@ from service.domain.errors import StartupError, printable
 
 Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; returns the exit status
 SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
+
+
+def _no_such(match: re.Match[str]) -> str:
+    kind, name, near = match.groups()
+    hint = "; did you mean {}?".format(near.replace("'", "")) if near else ""
+    return f"no {kind} {name}{hint}"
+
+
 # What the two libraries say → what the user reads.
 _PLAIN: Final = (
     (r"Missing option '(.+?)' \(env var: '(.+)'\)\.?", r"\1 or the variable \2: missing"),
@@ -28,7 +36,10 @@ _PLAIN: Final = (
         r"\1\2: missing",
     ),
     (r"unrecognized arguments: (\S+).*", r"no option \1"),
-    (r"No such (option|command):? '(.+?)'\.?( .*\?)?", r"no \1 \2\3"),
+    (
+        r"No such (option|command):? '(.+?)'\.?(?: \(?Did you mean (?:one of: )?(.+)\?\)?)?",
+        _no_such,
+    ),
     (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
     (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", r"\1: \2 is not one of \3"),
     (r"argument (\S+): invalid (?:int|float|number) value: (.*)", r"\1: \2 is no number"),
@@ -55,7 +66,8 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
             program = error.ctx.command_path if error.ctx else program
             for pattern, plain in _PLAIN:
                 text = re.sub(f"^{pattern}$", plain, text)
-            text = f"{text.rstrip('.')}; `{program} --help` tells more"
+            if not text.endswith("?"):  # which says what to do
+                text = f"{text.rstrip('.')}; `{program} --help` tells more"
         status = 1 if type(exc) is click.ClickException else 2
         vars(error).update(
             show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status

@@ -13,9 +13,9 @@ from onnx import TensorProto
 
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, sample_rows, stamp
-from model_export.importing.form import Array, Form, Layout, Shape
+from model_export.importing.form import Form, Layout, Shape
 from model_export.importing.sources import Source, dims, dims_text, read_checkpoint, read_onnx
-from model_export.importing.tiles import choose_tiles
+from model_export.importing.tiles import SIDES, choose_tiles
 from service.artifact.card import QUANTILES, Card, Noise, Tiles
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import Golden, digest_of, max_abs_diff
@@ -102,6 +102,7 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
 def _propose(source: Source, options: Namespace) -> tuple[Form, str]:
     """The form of a network, and what tells its range."""
     layout, shape, batch = _shape(source, options)
+    _check_size(source, options, layout, shape)
     bounds = None if options.residual else source.bounds
     normalised = bool(options.mean or options.std)
     interval = options.range or ((0.0, 1.0) if normalised else bounds)
@@ -180,6 +181,19 @@ def _shape(source: Source, options: Namespace) -> tuple[Layout, Shape, int | Non
     return layout, shape, sizes[0]
 
 
+def _check_size(source: Source, options: Namespace, layout: Layout, shape: Shape) -> None:
+    """Refuse a network whose images are not as large as those that it takes."""
+    channels, height, width = (size or options.tile or SIDES[0] for size in shape)
+    sizes = (channels, height, width) if layout == "nchw" else (height, width, channels)
+    values = np.zeros((1, *sizes), np.float32)
+    result = source.run(values)
+    if result.shape != values.shape:
+        made, given = ("×".join(map(str, array.shape[1:])) for array in (result, values))
+        raise UserError(
+            f"it makes {made} of {given}, and f an image of the same shape: see docs/import.md"
+        )
+
+
 def _choose_tiles(
     source: Source, form: Form, options: Namespace
 ) -> tuple[list[str], int, Tiles | None]:
@@ -227,21 +241,11 @@ def _expected(source: Source, form: Form, rows: FloatRows) -> tuple[Form, FloatR
     """What the second implementation makes of the rows, clipped; the form says whether that was
     needed.
     """
-
-    def run(values: Array) -> Array:
-        result = source.run(values)
-        if result.shape != values.shape:
-            made, given = ("×".join(map(str, array.shape[1:])) for array in (result, values))
-            raise UserError(
-                f"it makes {made} of {given}, and f an image of the same shape: see docs/import.md"
-            )
-        return result
-
     (low, high), width = form.range, form.range[1] - form.range[0]
-    expected = form.apply(run, rows)
+    expected = form.apply(source.run, rows)
     if not np.isfinite(expected).all():
         raise UserError("it makes values that are not finite of ordinary images; is --range right?")
-    if not np.array_equal(form.apply(run, rows), expected):
+    if not np.array_equal(form.apply(source.run, rows), expected):
         raise UserError("it does not give the same result every time")
     beyond = np.maximum(low - expected, expected - high)
     narrow = source.bounds is None and np.ptp(expected) < _NARROW * width

@@ -15,7 +15,7 @@ from service.domain.latents import FloatRows
 
 Function = Callable[[FloatRows], FloatRows]
 # of tiles; the first is taken in which the overlap leaves half of a side
-_SIDES: Final = (128, 256, 512)
+SIDES: Final = (128, 256, 512)
 _MULTIPLES: Final = (1, 2, 4, 8, 16, 32, 64)
 _TRIALS: Final = 3  # random images: a ReLU may hide a path in one of them
 _SAME: Final = 1e-5  # of the range; a smaller change is a rounding error
@@ -80,7 +80,7 @@ def choose_tiles(
     There are smaller tiles only if f ``takes_others``. Raises `UserError` if a ``side`` or an
     ``overlap`` that is given does not fit.
     """
-    for tile in (side,) if side else _SIDES:
+    for tile in (side,) if side else SIDES:
         radius, multiple = measure_reach(f, channels, tile, values)
         if radius is None:
             continue
@@ -106,7 +106,7 @@ def choose_tiles(
             if takes_others and _runs(f, channels, each)
         ]
         return lines, tile, Tiles(overlap=chosen, multiple=multiple, smaller=tuple(smaller))
-    tile = side or _SIDES[-1]
+    tile = side or SIDES[-1]
     return (
         [f"warning: it looks too far for tiles, so images are resized to {tile}×{tile}"],
         tile,

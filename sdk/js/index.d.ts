@@ -31,8 +31,8 @@ export interface CallOptions {
   requestId?: string;
 }
 
-/** The content of an image file, such as a `File` or a Buffer, or an image of an earlier result. */
-export type ImageInput = Blob | ArrayBuffer | ArrayBufferView | Picture;
+/** The content of an image file, such as a `File` or a Buffer, an image of an earlier result or, in Node, a path. */
+export type ImageInput = string | Blob | ArrayBuffer | ArrayBufferView | Picture;
 /** A latent: a seed (a text only as a member), an image, or the content of an `.npy` file of float32, C×H×W. */
 export type Point = number | ImageInput | { seed: number | string; index?: number } | { image: ImageInput };
 export type Term = Point | ({ weight?: number } & ({ seed: number | string; index?: number } | { image: ImageInput }));

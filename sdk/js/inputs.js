@@ -7,6 +7,7 @@ const NPY = "\x93NUMPY";
 const TIFF = ["II*\0", "MM\0*"];
 const ALONE = 2 ** 62; // more than a request may have
 const PER_PART = 512; // bytes of a part's headers
+const FILES = "node:fs/promises"; // a variable, so that bundlers for browsers do not look for it
 const BASE64_CHUNK = 1 << 15; // arguments of a call
 
 const textOf = (bytes) => String.fromCharCode(...bytes);
@@ -17,7 +18,11 @@ async function contentOf(source, field) {
   if (source instanceof Picture) return source.bytes;
   if (source instanceof ArrayBuffer) return new Uint8Array(source);
   if (ArrayBuffer.isView(source)) return new Uint8Array(source.buffer, source.byteOffset, source.byteLength);
-  if (!(source instanceof Blob)) throw invalid(field, "expected a Blob, an ArrayBuffer, bytes or an image of a result");
+  if (typeof source === "string" && globalThis.process?.versions?.node) {
+    const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ FILES);
+    return readFile(source).catch((cause) => { throw invalid(field, cause.message, cause); });
+  }
+  if (!(source instanceof Blob)) throw invalid(field, "expected a Blob, an ArrayBuffer, bytes, an image of a result or, in Node, a path");
   return new Uint8Array(await source.arrayBuffer().catch((cause) => { throw invalid(field, cause.message, cause); }));
 }
 

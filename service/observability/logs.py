@@ -31,6 +31,7 @@ _SECONDS: Final = {"queue_s": "queue_ms", "compute_s": "compute_ms"}
 MAX_WAITING: Final = 10_000  # lines to be written, some megabytes; further ones are dropped
 _FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
+_TEXT: Final = ("code", "model", "rows", "queue_ms", "compute_ms")  # fields of a line of text
 _access = logging.getLogger("service.access")
 
 
@@ -103,6 +104,19 @@ def log_request(request: RequestRecord, seconds: float) -> None:
         record = _access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None)
         record.request = request
         _access.handle(record)
+
+
+class TextFormatter(logging.Formatter):
+    """A line of text: time, level, message, and some of a request's fields as `name=value`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text; a traceback takes further lines."""
+        text = super().format(record)
+        fields = _fields(record, record.request) if hasattr(record, "request") else {}
+        return " ".join([text, *(f"{name}={fields[name]}" for name in _TEXT if name in fields)])
 
 
 @lru_cache(maxsize=1)  # many lines share a second

@@ -33,7 +33,13 @@ from typing import Final, NoReturn
 from service.domain.errors import IgnError, StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
 from service.models.registry import ModelChange
-from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
+from service.observability.logs import (
+    JsonFormatter,
+    QueuedHandler,
+    TextFormatter,
+    count_drops,
+    flush_log,
+)
 from service.observability.metrics import Metrics
 from service.server import uvicorn_server
 from service.server.open_connections import OpenConnections
@@ -161,8 +167,7 @@ def leave(status: int) -> NoReturn:
 def configure_logging(settings: Settings) -> None:
     """Log to stderr in the format of the settings, from a thread of its own."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[QueuedHandler(handler)], force=True)
     # This service writes its own startup, shutdown and access lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

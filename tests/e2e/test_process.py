@@ -31,9 +31,7 @@ TWO = {"IGN_WORKERS": "2"}
 
 
 def new_client() -> httpx.Client:
-    """A client with a new connection for each request. `httpx.get` would also load the certificates
-    each time.
-    """
+    """A client with a new connection for each request."""
     return httpx.Client(timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0))
 
 

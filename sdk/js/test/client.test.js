@@ -1,7 +1,9 @@
 // The client against a `fetch` that plays the service.
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import { Client, IgnError } from "@ign-service/client";
 
@@ -60,6 +62,17 @@ test("images of every type are a form, which a retry sends again", async () => {
     assert.deepEqual([body.get("record"), body.get("score")], ["0,1", "true"]);
   }
   assert.equal(requests.length, 2);
+});
+
+test("a path is the content of its file", async () => {
+  const path = fileURLToPath(import.meta.url);
+  const { client, requests } = playing([() => ok(answer()), () => ok(answer(0, 1, { t: 0 }))]);
+  await client.project(path);
+  await client.latentInterpolate([1, path]);
+  const content = await readFile(path, "utf8");
+  assert.equal(await requests[0].body.get("image").text(), content);
+  assert.equal(atob(JSON.parse(requests[1].body).points[1].image), Buffer.from(content).toString("latin1"));
+  await assert.rejects(client.project([path, "no/such.png"]), /images\.1: .*no\/such\.png/);
 });
 
 test("latents are seeds, images and arrays", async () => {

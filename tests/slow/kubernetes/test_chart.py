@@ -417,7 +417,7 @@ def test_routes_let_through_what_the_service_allows_and_give_a_second_release_it
     ]
 
 
-def test_rules_and_dashboard_are_those_of_compose() -> None:
+def test_rules_and_dashboards_are_those_of_compose() -> None:
     specs = {each["metadata"]["name"]: each.get("spec") for each in objects("autoscaled")}
     for file in RULES:
         expected = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -427,7 +427,7 @@ def test_rules_and_dashboard_are_those_of_compose() -> None:
             rule["labels"]["namespace"] = "team"
         assert specs[f"ign-{file.stem}"] == expected
     assert one("autoscaled", "ConfigMap")["data"] == {
-        "ign.json": read("docker/grafana/dashboards/ign.json")
+        name: read(f"docker/grafana/dashboards/{name}") for name in ("ign.json", "ign-detail.json")
     }
 
 

@@ -17,7 +17,7 @@ PROMETHEUS = ROOT / "docker" / "prometheus"
 CONFIG = PROMETHEUS / "prometheus.yml"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 TESTS = sorted((ROOT / "tests" / "slow" / "monitoring").glob("*.test.yml"))
-DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "ign.json"
+DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 needs_prometheus = pytest.mark.skipif(
@@ -58,23 +58,24 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
-    return found
+def dashboards() -> dict[str, dict[str, Any]]:
+    """By file name, without its suffix."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in DASHBOARDS}
 
 
-def panels() -> list[dict[str, Any]]:
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
     """All but the headings of rows."""
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def panel_queries() -> Iterator[Query]:
-    """What the dashboard asks, as it does with every instance and model chosen."""
-    for panel in panels():
-        for target in panel["targets"]:
-            yield Query(f"{panel['title']} {target['refId']}", chosen(target["expr"]))
-    for note in dashboard()["annotations"]["list"]:
-        yield Query(f"annotation {note['name']}", chosen(note["expr"]))
+    """What the dashboards ask, as they do with every instance and model chosen."""
+    for name, dashboard in dashboards().items():
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                yield Query(f"{panel['title']} {target['refId']}", chosen(target["expr"]))
+        for note in dashboard["annotations"]["list"]:
+            yield Query(f"annotation {note['name']} of {name}", chosen(note["expr"]))
 
 
 def chosen(expr: str) -> str:

@@ -1,4 +1,4 @@
-"""Rules, dashboard and docs/operations.md, as promtool reads them, and held against each other and
+"""Rules, dashboards and docs/operations.md, as promtool reads them, and held against each other and
 the service.
 """
 
@@ -17,6 +17,7 @@ from tests.slow.monitoring.files import (
     RULES,
     TESTS,
     alerts,
+    dashboards,
     names,
     needs_prometheus,
     panel_queries,
@@ -128,7 +129,12 @@ def exposed() -> set[str]:
     return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
 
 
-# The dashboard; `test_live` asks its questions
+# The dashboards; `test_live` asks their questions
+
+
+def test_the_first_dashboard_fits_on_a_screen_and_each_panel_is_in_one() -> None:
+    assert len(panels(dashboards()["ign"])) == 12
+    assert len(set(TITLES)) == len(TITLES)
 
 
 def test_every_metric_of_the_service_is_shown() -> None:
@@ -154,6 +160,7 @@ def family(name: str) -> str:
 CONTRACT = (OPERATIONS.parent / "http-api.md").read_text(encoding="utf-8")
 EMPHASISED = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", TEXT.partition("\n## Runbooks\n")[2])
 PAGES = {"Overview", "Service discovery", "Configuration", "Targets"}  # of Grafana and Prometheus
+TITLES = [panel["title"] for each in dashboards().values() for panel in panels(each)]
 NAMED = {
     "metrics": ({name for name, _ in ROWS}, exposed() | {family(name) for name in exposed()}),
     "settings": (
@@ -162,7 +169,7 @@ NAMED = {
     ),
     "panels": (
         {" ".join(name.split()) for name in EMPHASISED},
-        PAGES | {panel["title"] for panel in panels()},
+        PAGES | set(TITLES),
     ),
     "codes": (
         set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT)),

@@ -1,4 +1,4 @@
-"""Every query of the dashboard and of the rules, put to a real Prometheus that watches a real
+"""Every query of the dashboards and of the rules, put to a real Prometheus that watches a real
 service at work.
 """
 
@@ -127,7 +127,7 @@ def answers(values: list[float]) -> bool:
 
 
 @pytest.mark.parametrize("query", list(panel_queries()), ids=str)
-def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, query: Query) -> None:
+def test_every_query_of_the_dashboards_has_an_answer(prometheus: Prometheus, query: Query) -> None:
     if why_empty(query.expr) and " or vector(" not in query.expr:
         assert not answers(prometheus.query(query.expr)), "it is not empty: take it from the list"
     else:

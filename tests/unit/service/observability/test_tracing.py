@@ -14,7 +14,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from service.observability import logs
-from service.observability.logs import QueuedHandler, TraceContext, parse_traceparent
+from service.observability.logs import (
+    QueuedHandler,
+    RequestRecord,
+    TextFormatter,
+    TraceContext,
+    log_request,
+    parse_traceparent,
+)
 from service.observability.tracing import Tracing, start_tracing
 from service.scheduling.scheduler import Scheduler
 from service.settings import trace_exporters
@@ -155,6 +162,28 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     handler.flush()
     assert lines[:11] == [str(i) for i in range(11)]
     assert lines[-1] == "last"
+
+
+@pytest.mark.parametrize(
+    ("known", "end"),
+    [
+        ({}, ""),
+        (
+            {"model": "mnist/6", "rows": 2, "queue_s": 0.5, "compute_s": 48.0, "steps": 9},
+            " model=mnist/6 rows=2 queue_ms=500.0 compute_ms=48000.0",
+        ),
+        ({"problem": "queue_full", "model": "mnist/6"}, " code=queue_full model=mnist/6"),
+    ],
+)
+def test_a_line_of_text_says_whether_a_request_waited_or_computed(
+    caplog: pytest.LogCaptureFixture, known: dict[str, object], end: str
+) -> None:
+    request = RequestRecord()
+    vars(request).update(known, request_id="mine", method="POST", endpoint="/project", status=499)
+    caplog.set_level(logging.INFO, "service.access")
+    log_request(request, 48.5681)
+    (record,) = caplog.records
+    assert TextFormatter().format(record).endswith(f" INFO mine POST /project 499 48568.1 ms{end}")
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
