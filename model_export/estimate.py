@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model_export.data.datasets import Dataset
-from model_export.training.batches import BatchBuilder
+from model_export.training.batches import BatchBuilder, RngStream
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
@@ -63,7 +63,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
             seed=0,
             damaged=None if damaged is None else damaged.to(device),
         )
-        z = run.batches.latents(_MORE, 0, 0)
+        z = run.batches.latents(_MORE, RngStream.SAMPLES, 0)
         for stage in preset.stages:
             times = []
             # The first step allocates memory, the last one begins the next stage.
