@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -125,7 +126,7 @@ def _load(
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.training.checkpoint import record
-    from model_export.training.presets import Choices, describe_model, own_data, summary
+    from model_export.training.presets import QUICK, Choices, describe_model, own_data, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
@@ -153,8 +154,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[st
         out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
     if starting or options.dry_run:
         yield from lines
-    if options.dry_run or (starting and options.preset is None and run.step == 0):
-        yield from _estimate(run, data)
+    if options.dry_run or (starting and run.step == 0 and options.preset in (None, QUICK)):
+        yield _estimate(run, data)
     if not options.dry_run:
         yield from _train_run(run, options.prog)
 
@@ -168,13 +169,19 @@ def _check_train_options(options: argparse.Namespace) -> None:
         raise UserError(f"--seed {options.seed}: 0 or more")
 
 
-def _estimate(run: "Run", data: "Dataset") -> Iterator[str]:
+def _estimate(run: "Run", data: "Dataset") -> str:
     """How long the training takes."""
-    from model_export import estimate
+    import torch
 
-    yield f"timing {estimate.STEPS} steps of each stage …"
-    seconds = estimate.estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
-    yield f"about {estimate.in_words(seconds)} on this machine"
+    from model_export.estimate import estimate_seconds, in_words
+
+    seconds = estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
+    if run.device.type == "cuda":
+        return f"about {in_words(seconds)} on this GPU"
+    cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    return f"about {in_words(seconds)} on one core" + (
+        f", at best {in_words(seconds / cores)} on {cores}" if cores > 1 else ""
+    )
 
 
 def _train_run(run: "Run", prog: str) -> Iterator[str]:
@@ -185,7 +192,9 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
     except Interrupted as exc:
         yield f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         raise KeyboardInterrupt from exc
-    yield f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
+    yield f"trained {run.preset.steps} steps; next:"
+    yield f"{prog} export --run {shlex.quote(str(run.out))} --models models"
+    yield f"ign serve --models models --default-model {run.preset.name}"
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
@@ -279,6 +288,13 @@ def _add_train(
     train.add_argument(
         "--preset",
         help="one of docs/training.md, such as mnist or small (default: what fits the data)",
+    )
+    train.add_argument(
+        "--quick",
+        dest="preset",
+        action="store_const",
+        const="quick",
+        help="own pictures in 20 minutes on one core, 32×32",
     )
     train.add_argument("--data", help=f"{_DATA} (default: the preset's own)")
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")

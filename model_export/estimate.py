@@ -1,53 +1,84 @@
-"""Estimate how long a training takes on this machine."""
+"""Estimate how long a training takes."""
 
 import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from model_export.data.datasets import Dataset
+from model_export.training.batches import BatchBuilder, RngStream
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-# steps of each stage: the first also allocates memory and makes drawings, the others are timed
-STEPS: Final = 3
+_PICTURES: Final = 256  # of the data, as many as one step of any preset needs
+_FEW: Final = 4  # rows of most steps
+_MORE: Final = 12  # rows of the others: a part of the time does not grow with the rows
+
+
+class _WithoutDrawings(BatchBuilder):
+    """Rows whose drawings are pictures: to make the first drawing takes seconds."""
+
+    def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        return pictures
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:
-    """Train a few steps of every stage with a copy of the network, and extrapolate.
+    """Seconds of one core, whatever else the machine does, or seconds of the GPU.
 
-    The time of pool and pairs is divided by their refresh intervals. Checkpoints are not counted.
+    Two steps of every stage are timed, with few rows, and extrapolated. Drawings, blocks, the
+    perceptual network and checkpoints are not counted.
     """
-    stages = tuple(dataclasses.replace(stage, steps=STEPS, warmup=1) for stage in preset.stages)
-    short = dataclasses.replace(preset, stages=stages)
     matching = preset.matching
+    short = dataclasses.replace(
+        preset,
+        stages=tuple(
+            dataclasses.replace(stage, steps=4, warmup=1, fit_blocks=0) for stage in preset.stages
+        ),
+        matching=dataclasses.replace(matching, pool=_FEW, pairs=_FEW),
+    )
+    damaged = None if data.damaged is None else data.damaged[:_PICTURES]
+    short_data = dataclasses.replace(data, train=data.train[:_PICTURES], damaged=damaged, known="")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds = 0.0
 
     def timed(action: Callable[[], object]) -> float:
-        started = time.perf_counter()
+        started = clock()
         action()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+        return clock() - started
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(short, data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
+        run = Run(short, short_data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
+        run.batches = _WithoutDrawings(
+            short,
+            short_data.train.to(device),
+            seed=0,
+            damaged=None if damaged is None else damaged.to(device),
+        )
+        z = run.batches.latents(_MORE, RngStream.SAMPLES, 0)
         for stage in preset.stages:
-            run.step_once()
-            # Batches for which both, pairs alone, and neither are made anew.
-            both, pairs, neither = (
-                timed(partial(run.batches.build, run.step, at, stage, run.forward))
-                for at in (0, matching.pairs_refresh, 1)
-            )
-            step = min(timed(run.step_once) for _ in range(STEPS - 1))
-            step += max(0.0, both - pairs) / matching.pool_refresh
-            step += max(0.0, pairs - neither) / matching.pairs_refresh
+            times = []
+            # The first step allocates memory, the last one begins the next stage.
+            for rows in (_MORE, _FEW, _MORE, _FEW):
+                run.batches.size = min(rows, len(short_data.train))
+                times.append(timed(run.step_once))
+            _, few_rows, more_rows, _ = times
+            row = max(0.0, more_rows - few_rows) / (_MORE - _FEW)
+            step = few_rows + row * (min(preset.batch, len(data.train)) - _FEW)
+            if stage.weights.pairs:
+                latents = matching.pool / matching.pool_refresh
+                latents += matching.pairs / matching.pairs_refresh
+                step += latents * timed(lambda: run.forward(z)) / _MORE
             seconds += stage.steps * step
+    torch.set_num_threads(threads)
     return seconds
 
 

@@ -27,7 +27,6 @@ _WIDTHS: Final = (32, 64, 128, 128)
 _LEAST: Final = 6  # pixels: the least side of the last feature map
 _HIDDEN: Final = 192
 _BATCH: Final = 96
-STEPS: Final = 2000
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
 _DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
@@ -102,10 +101,15 @@ def new_network(data: Dataset) -> PerceptualNetwork:
 
 
 def fit(
-    network: PerceptualNetwork, data: Dataset, seed: int, device: torch.device, draw: Draw
+    network: PerceptualNetwork,
+    data: Dataset,
+    seed: int,
+    device: torch.device,
+    draw: Draw,
+    *,
+    steps: int,
 ) -> None:
-    """Train the network on the training pictures, in minutes; the seed decides the result on one
-    machine.
+    """Train the network on the training pictures; the seed decides the result on one machine.
 
     ``draw`` makes the drawings of its last head, a third as many as pictures.
     """
@@ -114,7 +118,7 @@ def fit(
     network.requires_grad_(True).train()
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for step in range(STEPS):
+        for step in range(steps):
             index = torch.randint(
                 len(data.train), (_BATCH,), generator=generator, device=device
             ).cpu()
@@ -129,7 +133,7 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of the dropout
         train_heads(
-            network, network.heads, batches(), steps=STEPS, lr=_LR, name="perceptual network"
+            network, network.heads, batches(), steps=steps, lr=_LR, name="perceptual network"
         )
     network.requires_grad_(False).eval()
 

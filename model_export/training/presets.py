@@ -31,6 +31,7 @@ from model_export.training.stages import (
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
+QUICK: Final = "quick"  # `--quick`
 # Options of earlier versions, which the checkpoints of the shipped models state. One value of each
 # is left.
 _FORMER: Final = (
@@ -79,6 +80,7 @@ class Preset:
     # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run
     # rebuilds pool and pairs from the same weights that built them.
     checkpoint_every: int = 400
+    perceptual_steps: int = 2000  # of `model_export.training.perceptual.fit`, before the first
     generate_steps: int = 1  # recommended steps in the card
     tile: int = 0  # side of the exported rows: a network of any size is exported for tiles
     overlap: int = 0  # of tiles, in pixels
@@ -209,6 +211,20 @@ PRESETS = {
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
         ),
+        Preset(
+            name=QUICK,
+            objective="naign",
+            network=NetworkConfig(
+                size=32, channels=3, widths=(32, 64, 128), bottleneck=32, palette=16
+            ),
+            # a quarter of an hour on one core
+            stages=tuple(
+                dataclasses.replace(stage, warmup=60) for stage in crisp_stages(1600, 800, 1500)
+            ),
+            batch=64,
+            corruptions=_DIGITS_CORRUPTIONS,
+            perceptual_steps=300,
+        ),
         # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend
         # on one another.
         Preset(
@@ -273,6 +289,7 @@ PRESETS = {
             batch=16,
             matching=Matching(pool=64, pool_refresh=4, pairs=32, pairs_refresh=2),
             checkpoint_every=8,
+            perceptual_steps=10,
             description="8×8, for tests: trains in seconds.",
         ),
     )
@@ -365,8 +382,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
     """The preset of the command line, or one that fits the pictures.
 
     Without `--preset`, the published sets get the preset of their name and all other pictures
-    `small`, with their own channels and a size of at most 64. In colour, `small` also learns to
-    undo grey and sketch.
+    `small`, with a size of at most 64. `small` and `quick` take the channels of the pictures, and
+    in colour learn to undo grey and sketch too.
     """
     if choices.size is not None and not _MIN_SIDE <= choices.size <= _LARGEST:
         raise UserError(f"--size {choices.size}: {_MIN_SIDE} to {_LARGEST}")
@@ -374,8 +391,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
     size = choices.size
     channels = choices.channels
     corruptions = choices.corruptions
-    if preset.name == SMALL:
-        size = size or _size_for(source.name, found)
+    if preset.name in (SMALL, QUICK):
+        size = size or (_size_for(source.name, found) if preset.name == SMALL else None)
         channels = channels or found.channels
         if not corruptions and channels == found.channels == 3:
             corruptions = (*preset.corruptions, "grey", "sketch")

@@ -53,6 +53,11 @@ class Weights:
         return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
 
     @property
+    def pairs(self) -> bool:
+        """Whether any active term pairs pictures with latents: `Matching`."""
+        return max(self.imle, self.match) > 0
+
+    @property
     def feature_terms(self) -> bool:
         """Whether any active term compares features of `model_export.training.perceptual`."""
         return max(self.drifting, self.features, self.project_any) > 0

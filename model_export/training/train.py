@@ -3,11 +3,13 @@
 A run is a list of stages; a stage is a set of weights on the terms of
 `model_export.training.losses`. If a run is stopped, the same command continues it bit for bit on
 the same machine, for two reasons: every random number is a function of (seed, stream, step), and a
-run stops only at steps where pool and pairs are about to be refreshed, so they need not be saved.
+run stops only where pool and pairs, if it has them, are about to be refreshed, so they need not be
+saved.
 """
 
 import copy
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ from model_export.training.stages import Stage
 
 LOG = "log.jsonl"
 _LOG_EVERY = 50
-_FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
+_FIRST_GRID_S = 60.0  # from the start of a command to its first grid of samples
+_GRID_S = 180.0  # between grids
 _GRID_SIDE = 8
 _BLOCK_PICTURES = 8192  # from which the blocks learn to draw
 _PALETTE_PICTURES = 256
@@ -136,7 +139,14 @@ class Run:
                 and self.step < self.preset.steps
             ):
                 seed = derive_seed(self.seed, RngStream.PERCEPTUAL, 1)
-                fit(self.perceptual, self._pictures, seed, self.device, self.batches.draw)
+                fit(
+                    self.perceptual,
+                    self._pictures,
+                    seed,
+                    self.device,
+                    self.batches.draw,
+                    steps=self.preset.perceptual_steps,
+                )
                 self._perceptual_done = True
             self._train()
 
@@ -170,8 +180,8 @@ class Run:
         checkpoints.save(state, self.out / checkpoints.FILE)
         checkpoints.rotate(self.out, self.step, self._keep)
 
-    # Where a run may stop, for example with pool_refresh = 4, pairs_refresh = 2 and
-    # checkpoint_every = 8:
+    # Where a run may stop in a stage with pool and pairs, for example with pool_refresh = 4,
+    # pairs_refresh = 2 and checkpoint_every = 8:
     #
     #   steps done in the stage   0   1   2   3   4   5   6   7   8   9
     #   the next builds a pool    ×               ×               ×
@@ -179,12 +189,20 @@ class Run:
     #   a signal stops the run    ×               ×               ×
     #   checkpoint                                                ×
     #
-    # A signal writes a checkpoint where it stops, so it loses no step; a crash loses those after
-    # the last checkpoint. Both continue where pool and pairs are built anew, from the same weights
-    # as in a run that was never interrupted.
+    # Other stages stop after any step. A signal writes a checkpoint where it stops, so it loses no
+    # step; a crash loses those after the last checkpoint. Both continue where pool and pairs are
+    # built anew, from the same weights as in a run that was never interrupted.
     def _train(self) -> None:
         bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
-        with stop_signal() as signalled, bar, open_log(self.out / LOG, self.step) as log:
+        grid_due = time.monotonic() + _FIRST_GRID_S
+        stop: float = math.inf
+
+        def answer() -> str:
+            nonlocal stop
+            stop = self._next_stop()
+            return f"stopping at step {stop}; again to stop now"
+
+        with stop_signal(answer), bar, open_log(self.out / LOG, self.step) as log:
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
                 terms = self.step_once()
@@ -195,14 +213,21 @@ class Run:
                     values = self._values(terms)
                     log(self.step, stage, values)
                     bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
-                refreshing = self.stage_step % self.preset.refresh_interval == 0
-                stopping = not last and refreshing and signalled()
+                stopping = not last and self.step >= stop
                 if saving or stopping:
                     self.save()
-                if saving or self.step == _FIRST_GRID:
-                    self._save_samples()
+                if last or time.monotonic() >= grid_due:
+                    bar.write(f"samples: {self._save_samples()}")
+                    grid_due = time.monotonic() + _GRID_S
                 if stopping:
                     raise Interrupted
+
+    def _next_stop(self) -> int:
+        """The first step after this one at which the run may stop."""
+        stage = self.preset.stages[self.stage]
+        interval = self.preset.refresh_interval if stage.weights.pairs else 1
+        left = interval - self.stage_step % interval
+        return self.step + min(left, stage.steps - self.stage_step)
 
     def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
@@ -342,15 +367,20 @@ class Run:
         self.provenance = {**origin, "command": command}
 
     @torch.no_grad()
-    def _save_samples(self) -> None:
-        """Write a picture of f(z) above f(f(z)); z are latents, or damaged pictures."""
+    def _save_samples(self) -> Path:
+        """Write a picture: f(z), f(f(z)), pictures x and f(x); z are latents, or damaged pictures.
+
+        Returns its path.
+        """
         z = self.batches.inputs(_GRID_SIDE**2, RngStream.SAMPLES, 0)
-        folder = self.out / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
+        x = self.batches.example_pictures(_GRID_SIDE**2 // 2)
+        path = self.out / "samples" / f"{self.step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         y = self.average(z)
-        grid = torch.cat([y, self.average(y)])
-        with atomic_write(folder / f"{self.step:07d}.png") as file:
+        grid = torch.cat([y, self.average(y), x, self.average(x)])
+        with atomic_write(path) as file:
             save_image((grid + 1) / 2, file, nrow=_GRID_SIDE * 2, padding=1, format="png")
+        return path
 
 
 def learning_rate(stage: Stage, step: int) -> float:

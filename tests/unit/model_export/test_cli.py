@@ -17,7 +17,7 @@ from torch import Tensor
 from model_export.cli import main
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses
+from model_export.training import losses, train
 from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
 
@@ -147,7 +147,7 @@ def test_a_stopped_training_says_how_to_go_on(
     data_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     original = losses.distance
     calls = iter(range(100))
@@ -155,12 +155,54 @@ def test_a_stopped_training_says_how_to_go_on(
     def distance(*arguments: Any) -> Tensor:
         if next(calls) == 5:
             signal.raise_signal(signal.SIGINT)
+            assert "\nstopping at step 4; again to stop now\n" in capfd.readouterr().err
         return original(*arguments)
 
     monkeypatch.setattr(losses, "distance", distance)
     assert main(train_arguments(data_file, tmp_path)) == 130
-    message = capsys.readouterr().out.splitlines()[-1]
+    message = capfd.readouterr().out.splitlines()[-1]
     assert "stopped at step 4 of 56" in message
+
+
+def test_a_second_signal_ends_a_training(data_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import signal; from model_export.cli import main;"
+        "import model_export.training.losses as m;"
+        "m.distance = lambda *_: [signal.raise_signal(signal.SIGINT) for _ in range(2)];"
+        f"main({train_arguments(data_file, tmp_path)})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert "again to stop now" in done.stderr
+
+
+def test_grids_come_by_time_and_the_next_commands_work(
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "_FIRST_GRID_S", 0.0)
+    assert main(train_arguments(data_file, Path("my run"), "--steps", "4")) == 0
+    *_, first, last, _, export, serve = capsys.readouterr().out.splitlines()
+    for line, step in ((first, 1), (last, 4)):
+        assert line == f"samples: my run/samples/{step:07}.png"
+        with Image.open(line.removeprefix("samples: ")) as grid:
+            assert grid.size == (16 * 9 + 1, 12 * 9 + 1)
+    assert main(shlex.split(export)[3:]) == 0
+    assert (tmp_path / "models" / "tiny" / "1" / "model.onnx").is_file()
+    assert serve == "ign serve --models models --default-model tiny"
+
+
+def test_quick_fits_own_pictures_and_says_how_long_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_of_shapes(tmp_path / "my shapes", 12)
+    assert main(["train", "--data", str(data), "--quick", "--size", "8", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "preset `quick`, --size 8 --channels 3" in said
+    assert re.search(r"about \d.* on one core", said)
 
 
 def test_a_training_keeps_checkpoints_and_its_corruptions(data_file: Path, tmp_path: Path) -> None:

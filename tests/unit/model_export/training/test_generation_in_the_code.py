@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from model_export.data.datasets import Dataset
-from model_export.training import perceptual
 from model_export.training.batches import TrainingBatch
 from model_export.training.crisp import Crisp
 from model_export.training.crisp_objective import CrispObjective, code_drifting, new_adversary
@@ -250,13 +249,8 @@ def negative(x: Tensor, _: torch.Generator) -> Tensor:
 def fitted(data: Dataset, seed: int = 0) -> PerceptualNetwork:
     torch.manual_seed(seed)
     network = new_network(data)
-    fit(network, data, seed, CPU, negative)
+    fit(network, data, seed, CPU, negative, steps=40)
     return network
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "STEPS", 40)
 
 
 def test_it_tells_pictures_from_drawings() -> None:

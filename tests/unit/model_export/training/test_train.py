@@ -17,7 +17,7 @@ from torch import Tensor
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses, perceptual
+from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
@@ -78,11 +78,6 @@ def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return out
 
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _short_perceptual_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "STEPS", 10)
 
 
 @pytest.fixture
