@@ -316,7 +316,10 @@ def is_picture(data: bytes) -> bool:
 def _open(data: bytes, field: str) -> _Opened:
     opener = _opener(data)
     if opener is None:
-        raise _invalid(field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
+        text = "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+        if data.startswith(b"%PDF"):
+            text = "is a PDF: `ign project --local --model scans scan.pdf --out clean.pdf` takes it"
+        raise _invalid(field, text)
     return opener(data)
 
 
