@@ -42,7 +42,10 @@ def pdf(file: Path, *pages: Image.Image) -> Path:
 
 def ocrmypdf(*command: object, **variables: str) -> "subprocess.CompletedProcess[str]":
     """What `ocrmypdf --plugin ocrmypdf_ign` does with these options and files."""
-    return run(sys.executable, "-m", "ocrmypdf", "--plugin", PLUGIN, *command, **variables)
+    # Threads of tesseract wait for each other in a loop: minutes, on a busy machine.
+    patient = ("--tesseract-timeout", "1800", "--plugin", PLUGIN)
+    variables["OMP_THREAD_LIMIT"] = "1"
+    return run(sys.executable, "-m", "ocrmypdf", *patient, *command, **variables)
 
 
 def texts(file: Path) -> list[str]:
