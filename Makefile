@@ -179,8 +179,9 @@ site: $(DEVELOP)  ## build the documentation site in build/site; from disk all w
 
 version: $(DEVELOP)  ## write VERSION, such as 0.2.0, to every place that has the version
 	@echo '$(VERSION)' | grep -qxE '[0-9]+(\.[0-9]+){2}' || { echo 'VERSION=$(VERSION): expected one such as 0.2.0' >&2; exit 2; }
-	perl -pi -e 's/^(__version__ = "|  "ign-client==|ARG VERSION=|version: |appVersion: )[\d.]+/$${1}$(VERSION)/' \
-	  service/__init__.py sdk/ign_client/_version.py pyproject.toml Dockerfile $(wildcard deploy/chart/*/Chart.yaml)
+	perl -pi -e 's/^((?:__version__|version) = "|  "ign-(?:client|service\[cpu\])==|ARG VERSION=|version: |appVersion: )[\d.]+/$${1}$(VERSION)/' \
+	  service/__init__.py sdk/ign_client/_version.py pyproject.toml Dockerfile $(wildcard deploy/chart/*/Chart.yaml) \
+	  $(wildcard plugins/*/pyproject.toml)
 	perl -pi -e 's/^( *"version": ")[\d.]+/$${1}$(VERSION)/ if $$. < 10; close ARGV if eof' sdk/js/package*.json
 	$(BIN)/python -m tests.helpers.openapi
 

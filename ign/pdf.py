@@ -104,11 +104,22 @@ def _pack(images: Sequence[Path], document: Path, dpi: float) -> None:
     """Write images as the pages of a document, which appears whole or not at all."""
     document.parent.mkdir(parents=True, exist_ok=True)
     part = document.with_name(f".{document.name}.part")
-    first, *others = (Image.open(image) for image in images)
+    pdfium = _pdfium()
     try:
-        first.save(
-            part, "PDF", save_all=True, append_images=others, resolution=dpi, quality=QUALITY
-        )
+        # Only the JPEG files stay in memory, until the end.
+        with pdfium.PdfDocument.new() as pdf:
+            for path in images:
+                file = io.BytesIO()
+                with Image.open(path) as image:
+                    image.save(file, "JPEG", quality=QUALITY)
+                    size = [side * POINTS_PER_INCH / dpi for side in image.size]
+                picture = pdfium.PdfImage.new(pdf)
+                picture.load_jpeg(file, inline=True)
+                picture.set_matrix(pdfium.PdfMatrix().scale(*size))
+                page = pdf.new_page(*size)
+                page.insert_obj(picture)
+                page.gen_content()
+            pdf.save(part)
         part.replace(document)
     finally:
         part.unlink(missing_ok=True)

@@ -12,13 +12,20 @@ import os
 import subprocess
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from ocrmypdf import hookimpl
+from ocrmypdf.exceptions import BadArgsError
 from PIL import Image
 from pydantic import BaseModel, Field
+
+from service.domain.errors import StartupError
+from service.environment import prepare_process
+from service.models.repository import Repository, repository_options
+from service.settings import local_settings
 
 if TYPE_CHECKING:
     from ign.local import LocalClient
@@ -30,13 +37,20 @@ SMALL_PRINT = 200
 LARGE_PRINT = 500
 # A character that tesseract reads with less confidence, in per cent, counts against the page.
 DOUBTFUL = 50
-# The part of a page that is read twice, and where it begins: shares of the height.
-STRIP = 0.25
-STRIP_TOP = 0.3
+# Of a page, the boxes on the diagonal of a grid are read twice: of so many rows and columns, or
+# less, so that a row has this height in inches.
+BOXES = 4
+BOX_HEIGHT = 2.5
+# Where cleaning changes no hundredth of the height and width by more, in grey levels of 255, the
+# page reads as before.
+CHANGED = 4
 
 # Models stay loaded until the process ends.
 open_models = ExitStack()
-atexit.register(open_models.close)
+
+# What fails is raised, and told by this module.
+for name in ("asyncio", "service"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Options(BaseModel):
@@ -68,26 +82,42 @@ def register_options() -> dict[str, type[BaseModel]]:
 
 
 @hookimpl
+def check_options(options: Any) -> None:
+    """Refuse a model that is not there, or not for pages, before any page; none is loaded here."""
+    # OCRmyPDF runs one job for each core, so each runs the network on one.
+    os.environ.setdefault("IGN_THREADS", "1")
+    model = options.ign.model
+    try:
+        prepare_process()
+        found = repository_options(local_settings())
+        repository = Repository(open_models=lambda _: [], only=model, **found)
+        repository.refresh(may_fail=True)
+        card = repository.card(repository.default_of(repository.find_all()))
+    except StartupError as exc:
+        raise BadArgsError(f"--ign-model: {exc.detail}") from exc
+    if card.tiles is None:
+        _, height, width = card.shape
+        raise BadArgsError(f"--ign-model: {model} makes pictures of {width}×{height}, not pages")
+
+
+@hookimpl
 def filter_ocr_image(page: Any, image: Image.Image) -> Image.Image | None:
     """The cleaned page, or None, with which OCRmyPDF goes on with the page as it is."""
     options: Options = page.options.ign
     try:
         cleaned = clean(image, options.model)
+        better = options.always or reads_better(cleaned, image, page.options.languages)
     except Exception as exc:
         # Whatever fails here, the document is more important than the cleaning of one page.
-        log.warning("page %s is not cleaned: %s", page.pageno + 1, exc)
+        log.warning("the page is read as it is, not cleaned: %s", exc)
         return None
-    if options.always:
-        return cleaned
-    languages = page.options.languages
-    better = confidence(cleaned, languages) > confidence(image, languages)
     return cleaned if better else None
 
 
 def clean(image: Image.Image, model: str) -> Image.Image:
     """What the model makes of a page, in a size that suits it, with the resolution of that size.
 
-    Raises what loading and running the model raise, and ValueError for a model of one size.
+    Raises what loading and running the model raise.
     """
     dpi = [float(each) for each in image.info.get("dpi", (300, 300))]
     factor = 2 if min(dpi) < SMALL_PRINT else 0.5 if min(dpi) > LARGE_PRINT else 1
@@ -95,8 +125,6 @@ def clean(image: Image.Image, model: str) -> Image.Image:
     scan = image.convert("L").resize(size, Image.Resampling.BICUBIC)
     (picture,) = network(model).project([png(scan)], model=model, format="png")
     result = picture.to_pil()
-    if result.size != size:
-        raise ValueError(f"the model {model} is not for pictures of any size")
     result.info["dpi"] = tuple(factor * each for each in dpi)
     return result
 
@@ -104,26 +132,50 @@ def clean(image: Image.Image, model: str) -> Image.Image:
 @cache
 def network(model: str) -> "LocalClient":
     """The model in this process, which threads share."""
-    # OCRmyPDF runs one job for each core, so each runs the network on one.
-    os.environ.setdefault("IGN_THREADS", "1")
-    from service.environment import prepare_process
-
-    logging.getLogger("service").setLevel(logging.WARNING)
-    prepare_process()  # before the module below, which imports onnxruntime
+    # Imports onnxruntime, for which `check_options` prepares the process and its children.
     from ign.local import local_client
 
     return open_models.enter_context(local_client(model))
 
 
+@atexit.register
+def close_models() -> None:
+    # The event loop ends; its threads, in which it would close a model, have ended before.
+    with suppress(RuntimeError):
+        open_models.close()
+
+
+def reads_better(cleaned: Image.Image, image: Image.Image, languages: Sequence[str]) -> bool:
+    """Whether tesseract reads more of a page with confidence after cleaning."""
+    before, after = (
+        np.asarray(each.convert("L").resize((100, 100), Image.Resampling.BOX), np.float32)
+        for each in (image, cleaned)
+    )
+    if cleaned.size == image.size and np.abs(after - before).max() < CHANGED:
+        return False
+    return confidence(cleaned, languages) > confidence(image, languages)
+
+
 def confidence(image: Image.Image, languages: Sequence[str]) -> float:
-    """How much of a strip of a page tesseract reads with confidence: the sum over its characters of
+    """How much of a part of a page tesseract reads with confidence: the sum over its characters of
     what it gives their word, in per cent, above `DOUBTFUL`.
     """
-    # A mean would prefer a page of which nothing but one clear word is left.
-    top = round(STRIP_TOP * image.height)
-    strip = image.crop((0, top, image.width, top + round(STRIP * image.height)))
+    # Boxes from all over the page: what hides text, to tesseract, is the difference of light
+    # between one part and another. A mean would prefer a page of which one clear word is left.
+    inches = image.height / image.info.get("dpi", (300, 300))[1]
+    boxes = min(max(int(inches / BOX_HEIGHT), 1), BOXES)
+    width, height = (side // boxes for side in image.size)
+    strip = Image.new(image.mode, (width, boxes * height))
+    for i in range(boxes):
+        left, top = i * width, i * height
+        strip.paste(image.crop((left, top, left + width, top + height)), (0, top))
+    strip.info = image.info
     command = ["tesseract", "stdin", "stdout", "-l", "+".join(languages), "tsv"]
-    table = subprocess.run(command, input=png(strip), capture_output=True, check=True).stdout
+    # On more threads it waits for them, with as many seconds of each core.
+    one_thread = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    table = subprocess.run(
+        command, input=png(strip), capture_output=True, check=True, env=one_thread
+    ).stdout
     words = csv.DictReader(table.decode().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     return sum(
         (float(word["conf"]) - DOUBTFUL) * len((word["text"] or "").strip())

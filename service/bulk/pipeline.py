@@ -8,6 +8,7 @@ at a time, so the model has tiles while one of them begins or ends.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,8 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
 # groups of an instance: one on the device, one waiting, one being decoded, one encoded
 _IN_FLIGHT: Final = 4
 _TILED_IN_FLIGHT: Final = 2  # images of any size
+_LOG = logging.getLogger(__name__)
+_REDUCED: Final = 8  # times in width and height: a scan, given to a model of small pictures
 _MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
@@ -121,6 +124,7 @@ class Pipeline:
         except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
+        self._may_warn = not self._is_tiled
         self._group = services.settings.max_batch_rows
         turns = _IN_FLIGHT * len(self.model.loaded.instances)
         if self._is_tiled:  # each may be large
@@ -187,11 +191,20 @@ class Pipeline:
                 picture = item.source.decode()
                 item.source = b""  # it holds the pixels, too
             item.dpi = picture.dpi if self._is_tiled else None
+            self._warn_of_reduction(*picture.image.size)
             card = self.model.card.sized(picture.image.size[::-1])
             if self._mask is not None:
                 item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
             prepared = prepare(picture, card, resize=upload.resize, invert=upload.invert)
             item.row, item.measures["inverted"], item.chroma = prepared
+
+    def _warn_of_reduction(self, width: int, height: int) -> None:
+        """Say once that an image loses nearly all it shows; of two threads, both may."""
+        _, rows, columns = self.model.card.shape
+        if self._may_warn and min(width / columns, height / rows) > _REDUCED:
+            self._may_warn = False
+            text = "%d×%d reduced to %d×%d for %s; meant --model scans?"
+            _LOG.warning(text, width, height, columns, rows, self.model.card.ref)
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row

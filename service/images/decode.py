@@ -261,7 +261,11 @@ class ImageBytes:
         content = self._bytes(limits)
         opener = _opener(content)
         if opener is None:
-            raise _invalid(self.field, "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image")
+            text = "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+            if content.startswith(b"%PDF"):
+                command = "ign project --local --model scans scan.pdf --out clean.pdf"
+                text = f"is a PDF, which `{command}` takes"
+            raise _invalid(self.field, text)
         with _map_decoder_errors(self.field):
             opened = opener(content)
         return _checked(self.field, opened, limits)

@@ -128,6 +128,7 @@ class Repository:
             text = "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s"
             _LOG.info(text, self.default, min(names))
             self.default = min(names)
+        self.default = self.only or self.default
         return refs
 
     def refresh(self, *, may_fail: bool = False) -> Failures:
@@ -150,8 +151,7 @@ class Repository:
             if ref.count("/") == 1
         }
         refs = self.find_all()
-        self.default = self.only or self.default
-        default = self._default_of(refs)  # before the loading, which can take minutes
+        default = self.default_of(refs)  # before the loading, which can take minutes
         refs = refs if self.only is None else [default]
         _LOG.info("loading %d models of %s", len(refs), self.directory)
         loaded = dict[str, LoadedModel]()
@@ -172,9 +172,9 @@ class Repository:
                 waiting += lost
         return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
 
-    def _default_of(self, refs: Sequence[str]) -> str:
-        """`name/version` of the default; raises StartupError if it or a pinned version is
-        missing.
+    def default_of(self, refs: Sequence[str]) -> str:
+        """`name/version` of the default among those of `find_all`; raises StartupError if it or a
+        pinned version is missing.
         """
         there = f"there is {', '.join(refs)}"
         for name, version in self.pins.items():

@@ -47,6 +47,12 @@ def test_undecodable_pictures(service: Service) -> None:
     problem(send(service, "/project", b"", "image/png"), 422, "undecodable_image", "body")
 
 
+def test_a_pdf_is_refused_with_the_command_that_takes_it(service: Service) -> None:
+    answer = send(service, "/project", b"%PDF-1.7\n", "image/png")
+    problem(answer, 422, "undecodable_image", "body")
+    assert "ign project --local --model scans scan.pdf" in answer.json()["detail"]
+
+
 def test_oversized_pictures_are_413(service: Service) -> None:
     for content in images()["image_too_large"]:
         refused(service, content, 413, "image_too_large")

@@ -166,6 +166,10 @@ def test_the_other_files_of_a_release(dist: Path) -> None:
         assert bill["metadata"]["component"]["version"] == __version__
         pins = {name: version for name, (version, _) in locked(lock).items()}
         assert {part["name"]: part["version"] for part in bill["components"]} == pins
+    with zipfile.ZipFile(dist / f"ocrmypdf_ign-{__version__}-py3-none-any.whl") as plugin:
+        assert "ocrmypdf_ign.py" in plugin.namelist()
+        metadata = plugin.read(f"ocrmypdf_ign-{__version__}.dist-info/METADATA").decode()
+    assert f"Requires-Dist: ign-service[cpu]=={__version__}\n" in metadata
     assert "### Added" in (dist / f"ign-service-{__version__}-notes.md").read_text()
     for chart in (ROOT / "deploy").glob("chart/*/Chart.yaml"):
         with tarfile.open(dist / f"{chart.parent.name}-{__version__}.tgz") as packed:

@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 123_000,
-    ("model_export",): 75_500,
-    ("sdk",): 19_700,
-    ("benchmarks",): 37_500,
-    ("tests",): 238_000,
-    ("plugins",): 1_000,
-    (".",): 498_500,
+    ("service", "ign"): 121_250,
+    ("model_export",): 75_750,
+    ("sdk",): 19_500,
+    ("benchmarks",): 37_250,
+    ("tests",): 238_700,
+    ("plugins",): 1_150,
+    (".",): 498_050,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`

@@ -20,9 +20,11 @@ from tests.helpers.live import ROOT, run
 # What `make version` changes itself, and what stands before a version there.
 VERSIONED = ["service/__init__.py", "sdk/ign_client/_version.py", "pyproject.toml", "Dockerfile"]
 VERSIONED += ["sdk/js/package.json", "sdk/js/package-lock.json"]
+VERSIONED += ["plugins/ocrmypdf_ign/pyproject.toml"]
 VERSIONED += [str(file.relative_to(ROOT)) for file in ROOT.glob("deploy/chart/*/Chart.yaml")]
 _BEFORE = (
-    r'^__version__ = "|"ign-client==|^ARG VERSION=|^(?:appV|v)ersion: '
+    r'^(?:__version__|version) = "|"ign-(?:client|service\[cpu\])==|^ARG VERSION='
+    r"|^(?:appV|v)ersion: "
     r'|"@ign-service/client",\n *"version": "'
 )
 

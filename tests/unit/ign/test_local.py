@@ -66,6 +66,17 @@ def test_a_broken_file_is_a_line_and_the_others_are_written(folder: Path, tmp_pa
     ]
 
 
+def test_a_page_for_a_model_of_small_pictures_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, side in enumerate((64, 80, 90)):  # 8 times as large as the model's, and more
+        Image.fromarray(noise(side, side)).save(tmp_path / f"{number}.png")
+    names = "0.png 1.png 2.png"
+    done = ign(f"project --local --model toy --jobs 1 {names} -o out")
+    assert done.exit_code == 0
+    assert caplog.messages == ["80×80 reduced to 8×8 for toy/1; meant --model scans?"]
+
+
 def test_the_resolution_is_kept(folder: Path) -> None:
     (folder / "2.png").unlink()
     assert project("--format jpeg").exit_code == 0
