@@ -11,6 +11,7 @@ from click.shell_completion import get_completion_class
 
 import service
 from ign.parsers import SETTINGS, commands_of, one_voice
+from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
@@ -59,8 +60,12 @@ def _serve() -> click.Command:
 
 
 def _client(name: str) -> click.Command:
-    from ign.client import client_command
-
+    try:
+        from ign.client import client_command
+    except ModuleNotFoundError as exc:
+        raise StartupError(
+            f"{name} needs {exc.name}: run `pip install ign-client=={service.__version__}`"
+        ) from exc
     return client_command(name)
 
 
