@@ -41,7 +41,6 @@ await client.generate({ n: "1" });
 await client.generate({ columns: 3 });
 // @ts-expect-error no animation
 await client.generateAs("gif");
-// @ts-expect-error no path of a file
 await client.project("picture.png");
 // @ts-expect-error a property that results do not have
 export const nothing = made.pictures;
