@@ -50,7 +50,7 @@ def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> Non
         visit.one("#file").set_input_files(
             {"name": "page.png", "mimeType": "image/png", "buffer": save(image)}
         )
-        visit.says("real", "moved")
+        visit.says("real", "Done.")
         made = service.client.post(
             "/project",
             params={"invert": "false"},
@@ -72,8 +72,8 @@ def test_a_page_is_an_example(browser: Browser, tmp_path: Path) -> None:
     ):
         visit.ready()
         visit.button("Stained page").click()
-        visit.says("real", "moved")
-        assert visit.picture("#made").shape == (420, 720)
+        visit.says("real", "Done.")
+        assert visit.picture("#made").shape == (880, 760)
         assert not visit.one("[data-example=noisy]").is_visible()
         visit.choose("Toy")
         visit.says("generate", "16 pictures of seed")

@@ -256,7 +256,7 @@ def test_images_of_any_size_are_those_of_the_service(
         visit.one("#file").set_input_files(
             {"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))}
         )
-        visit.says("real", "moved")
+        visit.says("real", "Done.")
         assert visit.picture("#made", "RGB").shape == (70, 99, 3)
         # levels between its colours
         assert margin or np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50
