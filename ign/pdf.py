@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 from PIL import Image
 
+from ign_client._cli import DONE, REFUSED
 from service.domain.errors import StartupError
 
 SUFFIX: Final = ".pdf"
@@ -35,7 +36,7 @@ def project_documents(options: argparse.Namespace, run: Callable[[argparse.Names
     """Run `ign project` on the pages of documents; returns the exit status of ``run``.
 
     ``options`` are those of the command, all inputs documents; ``run`` runs it on images. A page
-    that fails stays as it was.
+    that fails stays as it was; nothing is written if the command is interrupted.
 
     Raises StartupError for inputs and outputs that do not fit, and for a file that is no document.
     """
@@ -59,6 +60,8 @@ def project_documents(options: argparse.Namespace, run: Callable[[argparse.Names
         # The command would name files of the temporary folder.
         with contextlib.redirect_stdout(io.StringIO()):
             status = run(options)
+        if status not in (DONE, REFUSED):  # interrupted: the other pages were not tried
+            return status
         for i, (file, dpi) in enumerate(zip(targets, resolutions, strict=True)):
             if (made / str(i)).is_dir():
                 names = sorted(path.name for path in (pages / str(i)).iterdir())

@@ -25,7 +25,7 @@ NODES = {
     ("benchmarks",): 37_250,
     ("tests",): 238_700,
     ("plugins",): 1_150,
-    (".",): 498_050,
+    (".",): 498_100,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`

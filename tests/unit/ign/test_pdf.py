@@ -95,9 +95,17 @@ def test_a_page_that_fails_stays_as_it_was(document: Path, tmp_path: Path) -> No
     ]
 
 
-def test_nothing_is_written_if_the_command_was_refused(document: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [2, 130])
+def test_nothing_is_written_if_the_command_was_refused_or_interrupted(
+    document: Path, tmp_path: Path, status: int
+) -> None:
     out = tmp_path / "clean.pdf"
-    assert project_documents(options(document, out=out), lambda _: 2) == 2
+
+    def ended(given: argparse.Namespace) -> int:
+        without_the_second(given)
+        return status
+
+    assert project_documents(options(document, out=out), ended) == status
     assert not out.exists()
 
 
