@@ -16,7 +16,9 @@ from tests.slow.browser.visit import Browser, Visit, visiting
 ALONE = ("--no-sandbox", "--disable-gpu", "--disable-quic")
 
 
-@pytest.fixture(scope="package")
+# Playwright runs an event loop in the main thread until this ends: a test of another module could not
+# call `asyncio.run`.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip(
         "playwright.sync_api",
