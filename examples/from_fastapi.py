@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 
-from ign_client import AsyncClient, IgnError, InvalidContent
+from ign_client import AsyncClient, IgnError, InputError, StatusError
 
 
 @asynccontextmanager
@@ -25,9 +25,13 @@ app = FastAPI(lifespan=lifespan)
 async def clean(request: Request) -> Response:
     ign: AsyncClient = request.app.state.ign
     try:
-        (image,) = await ign.project(await request.body(), model="scans")
-    except InvalidContent as error:
-        return Response(error.detail, 422)
+        pages = await ign.project(await request.body(), model="scans")
+    except InputError as error:
+        return Response(str(error), 422)
+    except StatusError as error:
+        return Response(error.detail, 503 if error.retryable else error.status)
     except IgnError as error:
         return Response(str(error), 503)
-    return Response(image.bytes, media_type="image/png")
+    if len(pages) > 1:
+        return Response("send one page at a time", 422)
+    return Response(pages[0].bytes, media_type="image/png")

@@ -262,7 +262,10 @@ def _file_format(options: argparse.Namespace) -> Any:
     """The format of the one file that `--out` names, or None for a folder; sets
     `options.format`.
     """
-    form = SUFFIXES.get(options.out.suffix.lower())
+    suffix = options.out.suffix.lower()
+    if suffix in _NO_OUTPUT:
+        raise errors.InputError(f"--out {options.out}: expected a folder, or a file: {_SUFFIXES}")
+    form = SUFFIXES.get(suffix)
     if form is None:
         for name in ("columns", "gap"):
             if getattr(options, name, None):
@@ -430,12 +433,14 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _output_path(text: str) -> Path:
-    if not text or Path(text).suffix.lower() in (".bmp", ".tif", ".tiff", ".avif"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a folder, or a file: {_SUFFIXES}")
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder or a file")
     return Path(text)
 
 
 _SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
+# Of files, not of folders; the commands write none of them.
+_NO_OUTPUT: Final = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
 _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
     "points": {

@@ -18,6 +18,7 @@ from ign_client._picture import Picture
 
 NPY: Final = b"\x93NUMPY"
 _TIFF: Final = (b"II*\0", b"MM\0*")
+_LONGEST: Final = 80  # characters of a path in a message
 
 
 class BinaryFile(Protocol):
@@ -157,10 +158,21 @@ def content(source: PictureLike, field: str) -> bytes:
     try:
         data: object = read()
     except (OSError, ValueError) as exc:  # such as a closed file
-        raise InputError(f"{field}: {exc}") from exc
+        raise InputError(f"{field}: {_reason(exc, source)}") from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
+
+
+def _reason(exc: OSError | ValueError, source: object) -> str:
+    """What is wrong with a file; a text may be no path, but base64 or a seed."""
+    if not isinstance(source, str):
+        return str(exc)
+    reason = getattr(exc, "strerror", None) or exc
+    return (
+        f"a text is a path, {reason}: {source[:_LONGEST]!r}; "
+        "give content as bytes, and a seed as Seed(…)"
+    )
 
 
 def _is_array(source: object) -> bool:

@@ -147,6 +147,10 @@ def test_call_from_another_service(url: str, monkeypatch: pytest.MonkeyPatch) ->
         with Image.open(io.BytesIO(cleaned.content)) as image:
             assert (image.format, image.size) == ("PNG", (150, 90))
         assert caller.post("/clean", content=b"no picture").status_code == 422
+        pages = io.BytesIO()
+        page(32, 32).save(pages, "TIFF", save_all=True, append_images=[page(32, 32)])
+        assert caller.post("/clean", content=pages.getvalue()).status_code == 422
+        assert caller.post("/clean", content=bytes(2**24 + 1)).status_code == 413
         # its own client would repeat the call for a minute
         app.state.ign = AsyncClient("http://127.0.0.1:1", max_retries=0)
         assert caller.post("/clean", content=b"x").status_code == 503
