@@ -73,7 +73,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
             _, few_rows, more_rows, _ = times
             row = max(0.0, more_rows - few_rows) / (_MORE - _FEW)
             step = few_rows + row * (min(preset.batch, len(data.train)) - _FEW)
-            if stage.weights.pairs:
+            if stage.weights.need("pairs"):
                 latents = matching.pool / matching.pool_refresh
                 latents += matching.pairs / matching.pairs_refresh
                 step += latents * timed(lambda: run.forward(z)) / _MORE

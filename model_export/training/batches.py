@@ -167,13 +167,17 @@ class BatchBuilder:
             rows["nearest"] = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
             rows["matched"], rows["partner"] = self._matched(step, stage_step, f)
-        samples = stage.drift_pictures if weights.drifts and stage.drift_pictures else self.size
-        if weights.latents:
+        samples = (
+            stage.drift_pictures
+            if weights.need("attraction") and stage.drift_pictures
+            else self.size
+        )
+        if weights.need("latents"):
             rows["z"] = self.latents(samples, RngStream.NOISE, step)
         if weights.project > 0:
             rows |= self._corrupted(x, step)
         rows |= self._drawings_of(x, weights, step)
-        if weights.drifts:
+        if weights.need("attraction"):
             rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         rows |= {
             "progress": stage_step / stage.steps,

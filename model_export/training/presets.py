@@ -17,7 +17,6 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
-    FOREIGN,
     Distance,
     Matching,
     Stage,
@@ -101,12 +100,11 @@ class Preset:
         if bool(self.network.full) != (self.objective == "restore"):
             raise ValueError("the objective `restore` and a network with `full` belong together")
         for stage in self.stages:
-            for name in FOREIGN[self.network.kind]:
-                if getattr(stage.weights, name):
-                    raise ValueError(
-                        f"stage {stage.name}: the objective of a {self.network.kind} has no term "
-                        f"`{name}`"
-                    )
+            if foreign := stage.weights.foreign(self.network.kind):
+                raise ValueError(
+                    f"stage {stage.name}: the objective of a {self.network.kind} has no term "
+                    f"`{foreign[0]}`"
+                )
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(
                 f"corruptions are one or more of {', '.join(get_args(CorruptionName))}"

@@ -2,11 +2,30 @@
 dataclasses.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Final, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_edges", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
+
+
+Need = Literal["latents", "pairs", "features", "attraction"]
+"""What the batches of a stage hold for a term: fresh latents; pairs of pictures and latents;
+features of `model_export.training.perceptual`; pictures that attract samples.
+"""
+
+
+def _weight(networks: str, *needs: Need, default: float = 0.0) -> float:
+    """The weight of a term that the objectives of these kinds of network have, and what it
+    needs.
+    """
+    metadata = {"networks": networks.split(), "needs": needs}
+    weight: float = field(default=default, metadata=metadata)
+    return weight
+
+
+_EVERY: Final = "autoencoder crisp restorer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,77 +34,60 @@ class Weights:
     off.
     """
 
-    rec: float = 1.0  # reconstruction D(f(x), x)
-    imle: float = 0.0  # D(f(z*), x) with z* the candidate whose output is nearest to x
-    match: float = 0.0  # D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment
-    distill: float = 0.0  # D(f(z), T^k(z)) towards a frozen earlier stage T
-    project: float = 0.0  # D(f(corrupted x), x)
-    idem: float = 0.0  # D(f_copy(f(z)), f(z))
-    tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
-    settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
+    # reconstruction D(f(x), x)
+    rec: float = _weight("autoencoder", default=1.0)
+    # D(f(z*), x) with z* the candidate whose output is nearest to x
+    imle: float = _weight("autoencoder", "pairs")
+    # D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment
+    match: float = _weight("autoencoder", "pairs")
+    # D(f(z), T^k(z)) towards a frozen earlier stage T
+    distill: float = _weight("autoencoder", "latents")
+    # D(f(corrupted x), x)
+    project: float = _weight(_EVERY)
+    # D(f_copy(f(z)), f(z))
+    idem: float = _weight("autoencoder", "latents")
+    # −D(f(sg f(z)), sg f(z)), clamped
+    tight: float = _weight("autoencoder", "latents")
+    # D(f(sg f(z)), sg f(z)), idempotence on outputs
+    settle: float = _weight("autoencoder", "latents")
     # Minus the scores of f(z) by a discriminator, which is trained alternately with f. Of a
     # `Crisp`, the size of its gradient in pixels relative to that of `project` and `features`.
-    critic: float = 0.0
+    critic: float = _weight("autoencoder crisp", "latents")
     # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
-    drifting: float = 0.0
-    features: float = 0.0  # distance of f(x) and f(corrupted x) from x in perceptual features
+    drifting: float = _weight("autoencoder", "latents", "features", "attraction")
+    # distance of f(x) and f(corrupted x) from x in perceptual features
+    features: float = _weight("autoencoder crisp", "features")
     # Drifting loss of f(u), as a set of its own, and of f(sg f(u)); u are drawings that are no
     # pictures.
-    project_any: float = 0.0
-    # Of a `Crisp`:
-    gate: float = 0.0  # noise is told from pictures, corrupted pictures and drawings
+    project_any: float = _weight("autoencoder", "features", "attraction")
+    # noise is told from pictures, corrupted pictures and drawings
+    gate: float = _weight("crisp")
     # Drifting loss of invented codes. With `critic`, that of each set of codes by itself, with a
     # gradient of this share of that of `code_critic`.
-    code_drifting: float = 0.0
-    code_critic: float = 0.0  # minus the score of codes, relative to `critic`
-    frechet: float = 0.0  # Fréchet distance of f(z) in perceptual features, relative to `critic`
-    fitting: float = 0.0  # distance of the codes of pens to those of the nearest picture that fits
-    second: float = 0.0  # D(f(z), sg f(f(z))), in the last third of the stage
-    # Of a `Restorer`:
+    code_drifting: float = _weight("crisp", "attraction")
+    # minus the score of codes, relative to `critic`
+    code_critic: float = _weight("crisp")
+    # Fréchet distance of f(z) in perceptual features, relative to `critic`
+    frechet: float = _weight("crisp")
+    # distance of the codes of pens to those of the nearest picture that fits
+    fitting: float = _weight("crisp")
+    # D(f(z), sg f(f(z))), in the last third of the stage
+    second: float = _weight("crisp")
     # share that f(corrupted x) lacks of each connected part of the ink, small ones too
-    marks: float = 0.0
+    marks: float = _weight(_EVERY)
     # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
-    again: float = 0.0
+    again: float = _weight("restorer")
 
-    @property
-    def latents(self) -> bool:
-        """Whether any active term needs fresh latents."""
-        return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
+    def need(self, what: Need) -> bool:
+        """Whether any active term needs this."""
+        return any(what in term.metadata["needs"] for term in self._active())
 
-    @property
-    def pairs(self) -> bool:
-        """Whether any active term pairs pictures with latents: `Matching`."""
-        return max(self.imle, self.match) > 0
+    def foreign(self, network: str) -> list[str]:
+        """The active terms that the objective of this kind of network lacks."""
+        return [term.name for term in self._active() if network not in term.metadata["networks"]]
 
-    @property
-    def feature_terms(self) -> bool:
-        """Whether any active term compares features of `model_export.training.perceptual`."""
-        return max(self.drifting, self.features, self.project_any) > 0
-
-    @property
-    def drifts(self) -> bool:
-        """Whether any active term needs pictures that attract samples."""
-        return max(self.drifting, self.project_any, self.code_drifting) > 0
-
-
-_OF_SAMPLES: Final = (
-    "rec",
-    "imle",
-    "match",
-    "distill",
-    "idem",
-    "tight",
-    "settle",
-    "drifting",
-    "project_any",
-)
-_OF_CODES: Final = ("gate", "code_drifting", "code_critic", "frechet", "fitting", "second")
-FOREIGN: Final = {
-    "autoencoder": (*_OF_CODES, "again"),
-    "crisp": (*_OF_SAMPLES, "again"),
-    "restorer": (*_OF_SAMPLES, *_OF_CODES, "critic", "features"),
-}
-"""The weights that have no term for a kind of network, and must be 0."""
+    def _active(self) -> Iterator[Field[float]]:
+        return (term for term in fields(self) if getattr(self, term.name) > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ class Stage:
     fit_blocks: int = 0
 
     def __post_init__(self) -> None:
-        if self.perceptual_pixels and not self.weights.feature_terms:
+        if self.perceptual_pixels and not self.weights.need("features"):
             raise ValueError(f"stage {self.name}: no term has perceptual features")
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")

@@ -97,7 +97,7 @@ class Run:
         self.step = 0
         self.teacher: Autoencoder | None = None
         self.perceptual: PerceptualNetwork | None = None
-        if any(stage.weights.feature_terms for stage in preset.stages):
+        if any(stage.weights.need("features") for stage in preset.stages):
             torch.manual_seed(derive_seed(seed, RngStream.PERCEPTUAL, 0))
             self.perceptual = new_network(data).to(device)
         self._pictures = data
@@ -225,7 +225,7 @@ class Run:
     def _next_stop(self) -> int:
         """The first step after this one at which the run may stop."""
         stage = self.preset.stages[self.stage]
-        interval = self.preset.refresh_interval if stage.weights.pairs else 1
+        interval = self.preset.refresh_interval if stage.weights.need("pairs") else 1
         left = interval - self.stage_step % interval
         return self.step + min(left, stage.steps - self.stage_step)
 
@@ -311,7 +311,7 @@ class Run:
                 trainer=self.critics,
             )
         features = None
-        if stage.weights.feature_terms and perceptual is not None:
+        if stage.weights.need("features") and perceptual is not None:
             features = partial(perceptual.features, pixels=stage.perceptual_pixels)
         teacher = self.teacher
         trainer = self.critics

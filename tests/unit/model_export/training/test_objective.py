@@ -11,11 +11,14 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import drifting_loss, feature_groups, normalised_field
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
-from model_export.training.stages import FOREIGN, Distance, Stage, Weights
+from model_export.training.stages import Distance, Stage, Weights
 
 FEATURE_TERMS = ["drifting", "features", "project_any"]
-OTHERS = [*FEATURE_TERMS, *FOREIGN["autoencoder"]]
-TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in OTHERS]
+TERMS = [
+    field.name
+    for field in dataclasses.fields(Weights)
+    if "autoencoder" in field.metadata["networks"] and field.name not in FEATURE_TERMS
+]
 
 
 def rows(seed: int) -> Tensor:
