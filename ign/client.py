@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -29,8 +30,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    if any(map(is_pdf, getattr(options, "inputs", ()))) and options.run is project:
+    if options.run is not project:
+        return _run_parsed(options)
+    if any(map(is_pdf, options.inputs)):
         return project_documents(options, _run_parsed)
+    inside = [file for text in options.inputs for file in Path(text).rglob("*") if is_pdf(file)]
+    if inside:
+        click.echo(f"{inside[0]}: left out, as any PDF in a folder; name it itself", err=True)
     return _run_parsed(options)
 
 

@@ -20,7 +20,7 @@ from service.domain.errors import StartupError
 
 SUFFIX: Final = ".pdf"
 POINTS_PER_INCH: Final = 72
-# Dots per inch: of a document without pictures, and the range for one with them.
+# Dots per inch: of a page without pictures, and the range for one with them.
 DPI: Final = 300
 LEAST_DPI: Final = 150
 MOST_DPI: Final = 400
@@ -62,48 +62,54 @@ def project_documents(options: argparse.Namespace, run: Callable[[argparse.Names
             status = run(options)
         if status not in (DONE, REFUSED):  # interrupted: the other pages were not tried
             return status
-        for i, (file, dpi) in enumerate(zip(targets, resolutions, strict=True)):
+        for i, (file, dpis) in enumerate(zip(targets, resolutions, strict=True)):
             if (made / str(i)).is_dir():
                 names = sorted(path.name for path in (pages / str(i)).iterdir())
                 found = [
                     path if (path := made / str(i) / name).exists() else pages / str(i) / name
                     for name in names
                 ]
-                _pack(found, file, dpi)
+                _pack(found, file, dpis)
                 click.echo(f"{file}: {len(found)} page{'s' if len(found) > 1 else ''}")
     return status
 
 
-def _unpack(document: Path, folder: Path) -> float:
-    """Write each page as a PNG file; returns their resolution, that of the finest picture."""
+def _unpack(document: Path, folder: Path) -> list[float]:
+    """Write each page as a PNG file; returns their resolutions, those of the finest pictures."""
     pdfium = _pdfium()
+    dpis = []
+    characters = 0
     try:
         with pdfium.PdfDocument(document) as pdf:
-            dpi = max((_resolution(pdfium, page) for page in pdf), default=0) or DPI
-            dpi = min(max(dpi, LEAST_DPI), MOST_DPI)
             folder.mkdir(parents=True)
             digits = len(str(len(pdf)))
             for number, page in enumerate(pdf, 1):
-                image = page.render(scale=dpi / POINTS_PER_INCH).to_pil()
+                dpis.append(_resolution(pdfium, page))
+                # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
+                scale = dpis[-1] / POINTS_PER_INCH * (1 - 1e-6)
+                image = page.render(scale=scale).to_pil()
                 image.save(folder / f"{number:0{digits}}.png", compress_level=1)
+                characters += page.get_textpage().count_chars()
     except FileNotFoundError:
         raise StartupError(f"{document}: no such file") from None
     except pdfium.PdfiumError as exc:
         raise StartupError(f"{document} is no PDF that can be read: {exc}") from None
-    return dpi
+    if characters:
+        click.echo(f"{document}: the result has no text layer; ocrmypdf adds one", err=True)
+    return dpis
 
 
 def _resolution(pdfium: Any, page: Any) -> float:
-    """Dots per inch of the finest picture of a page; 0 without one."""
-    found = [0.0]
+    """Dots per inch of the finest picture of a page, within the range."""
+    found = []
     for picture in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
         left, _, right, _ = picture.get_bounds()
         if right - left > page.get_width() / 2:  # a scan, and no logo
             found.append(picture.get_px_size()[0] * POINTS_PER_INCH / (right - left))
-    return max(found)
+    return min(max(*found, LEAST_DPI), MOST_DPI) if found else DPI
 
 
-def _pack(images: Sequence[Path], document: Path, dpi: float) -> None:
+def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None:
     """Write images as the pages of a document, which appears whole or not at all."""
     document.parent.mkdir(parents=True, exist_ok=True)
     part = document.with_name(f".{document.name}.part")
@@ -111,7 +117,7 @@ def _pack(images: Sequence[Path], document: Path, dpi: float) -> None:
     try:
         # Only the JPEG files stay in memory, until the end.
         with pdfium.PdfDocument.new() as pdf:
-            for path in images:
+            for path, dpi in zip(images, dpis, strict=True):
                 file = io.BytesIO()
                 with Image.open(path) as image:
                     image.save(file, "JPEG", quality=QUALITY)

@@ -50,10 +50,12 @@ def project(words: str = "") -> Any:
 
 
 def test_a_broken_file_is_a_line_and_the_others_are_written(folder: Path, tmp_path: Path) -> None:
+    (folder / "scan.pdf").touch()
     done = project()
     assert done.exit_code == 1, done.output
     assert done.stderr.splitlines() == [
-        "in/2.png: image: is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
+        "in/scan.pdf: left out, as any PDF in a folder; name it itself",
+        "in/2.png: image: is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image",
     ]
     assert done.stdout == "out: 5 images, 1 failed\n"
     for number in (0, 1, 3, 4, 5):

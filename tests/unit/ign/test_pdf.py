@@ -15,6 +15,18 @@ from service.domain.errors import StartupError
 pypdfium2 = pytest.importorskip("pypdfium2", reason="pypdfium2 is missing, so no PDF was read")
 
 SIZES = ((300, 200), (160, 240))  # of the pages, in points
+# a page with one word; readers repair the missing cross-reference table
+TEXT = b"""%PDF-1.4
+1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj
+2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj
+3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 200 100] /Contents 4 0 R
+/Resources <</Font <</F 5 0 R>>>>>> endobj
+4 0 obj <</Length 33>> stream
+BT /F 24 Tf 20 40 Td (word) Tj ET
+endstream endobj
+5 0 obj <</Type /Font /Subtype /Type1 /BaseFont /Helvetica>> endobj
+trailer <</Root 1 0 R>>
+"""
 
 
 @pytest.fixture
@@ -29,6 +41,20 @@ def document(tmp_path: Path) -> Path:
         pages.append(page)
     file = tmp_path / "scan.pdf"
     pages[0].save(file, save_all=True, append_images=pages[1:], resolution=200)
+    return file
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A page of 300 dots per inch after one of 200."""
+    file = tmp_path / "mixed.pdf"
+    with pypdfium2.PdfDocument.new() as both:
+        for dpi in (200, 300):
+            part = tmp_path / f"{dpi}.pdf"
+            Image.new("L", (3 * dpi, 2 * dpi), 150).save(part, resolution=dpi)
+            with pypdfium2.PdfDocument(part) as single:
+                both.import_pages(single)
+        both.save(file)
     return file
 
 
@@ -70,6 +96,27 @@ def test_pages_keep_their_order_and_size(document: Path, tmp_path: Path) -> None
     assert [size for size, _ in found] == [pytest.approx(size, abs=1) for size in SIZES]
     assert [grey for _, grey in found] == [pytest.approx(105, abs=3)] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.pdf", "scan.pdf"]
+
+
+def test_each_page_keeps_its_resolution(mixed: Path, tmp_path: Path) -> None:
+    def copy(given: argparse.Namespace) -> int:
+        shutil.copytree(given.inputs[0], given.out)
+        return 0
+
+    out = tmp_path / "clean.pdf"
+    assert project_documents(options(mixed, out=out), copy) == 0
+    with pypdfium2.PdfDocument(out) as document:
+        pictures = [next(page.get_objects()) for page in document]
+        assert [picture.get_px_size() for picture in pictures] == [(600, 400), (900, 600)]
+
+
+def test_a_text_layer_that_goes_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "text.pdf"
+    source.write_bytes(TEXT)
+    assert project_documents(options(source, out=tmp_path / "clean.pdf"), invert) == 0
+    assert "text.pdf: the result has no text layer" in capsys.readouterr().err
 
 
 def test_each_document_becomes_one_of_its_name(
