@@ -25,6 +25,8 @@ from model_export.data.pages import (
 
 Damage = Callable[[Generator, FloatImage, float, float], FloatImage]
 
+_SHADOW_EDGE: Final = (6, 260)  # pixels
+
 
 def _step(values: FloatImage) -> FloatImage:
     """A soft step from 0 to 1."""
@@ -57,6 +59,17 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
         edge = _step((slope - g.uniform(-0.6, 0.6)) * side / g.uniform(4, 80))
         lit = lit * (1 - edge * g.uniform(0.15, 0.3 + 0.35 * strength))
     return np.asarray(image * lit)
+
+
+def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
+    """A deep shadow over a part of the page, with an edge that is as soft as the light is wide."""
+    rows, columns = _grid(image)
+    angle = g.uniform(0, 2 * np.pi)
+    across = (columns - image.shape[1] / 2) * np.cos(angle)
+    across = across + (rows - image.shape[0] / 2) * np.sin(angle)
+    width = np.exp(g.uniform(*np.log(_SHADOW_EDGE)))
+    edge = _step((across - g.uniform(-0.7, 0.5) * max(image.shape)) / width)
+    return np.asarray(image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength)))
 
 
 def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -364,6 +377,7 @@ SHARES: Final[dict[Damage, float]] = {
     spine: 0.1,
     fold: 0.12,
     light: 0.4,
+    shadow: 0.15,
     dirt: 0.12,
     streaks: 0.07,
     border: 0.06,
@@ -381,7 +395,7 @@ SHARES: Final[dict[Damage, float]] = {
 # guesses.
 _SHAPES: Final = (blur, low)
 # Others would leave nothing of faint print.
-_BESIDE_PALE: Final = (pale, paper, light, spine, blur, jpeg)
+_BESIDE_PALE: Final = (pale, paper, light, shadow, spine, blur, jpeg)
 
 
 def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, FloatImage]:

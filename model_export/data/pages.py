@@ -394,7 +394,8 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
         # Pale ink beside black ink stays; on a page of its own it is a damage, `pale`.
         ink = int(g.integers(150)) if g.random() < 0.12 else 0
         region(painter, (margin, y, end - margin, y + height), ink)
-        y += height + size * g.uniform(0.1, 1.5)
+        # Shadows lie on empty paper too.
+        y += height + size * (g.uniform(2, 10) if g.random() < 0.15 else g.uniform(0.1, 1.5))
     image = painter.image
     if g.random() < 0.3:
         image = image.rotate(g.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=255)
