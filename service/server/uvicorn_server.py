@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import ipaddress
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from service.environment import stop_signals
 from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
+from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the
@@ -290,9 +292,9 @@ def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
             yield listener.accept()[0]
 
 
-def write_startup_line(bound: socket.socket) -> None:
-    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port
-    from this line.
+def write_startup_line(bound: socket.socket, settings: Settings) -> None:
+    """Log the URL of this socket, one that a browser on this machine opens, and whether callers
+    need keys; it is a warning if other machines may call without. Tests read the port from it.
 
     Call it when the service is ready, so that the last line of a service that refuses to start is
     the refusal.
@@ -300,7 +302,13 @@ def write_startup_line(bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
     everywhere = " (all interfaces)" if host in _WILDCARDS else ""
-    _LOG.info("listening on http://%s:%d%s", _WILDCARDS.get(host, shown), port, everywhere)
+    keys = settings.api_keys_file
+    is_safe = keys or settings.public or ipaddress.ip_address(host).is_loopback
+    _LOG.log(
+        logging.INFO if is_safe else logging.WARNING,
+        f"listening on http://{_WILDCARDS.get(host, shown)}:{port}{everywhere}"
+        f" {'with' if keys else 'without'} API keys",
+    )
 
 
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:
