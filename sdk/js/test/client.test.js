@@ -287,7 +287,7 @@ test("leaving the loop closes the connection", async () => {
 
 test("a file has its metadata from the headers", async () => {
   const headers = {
-    "Content-Type": "image/gif", "X-IGN-Model": "m/1@0123456789ab", "X-Request-ID": "r", "X-IGN-Seed": "7",
+    "Content-Type": "image/gif", "X-IGN-Model": "m/1@sha256:0123456789ab", "X-Request-ID": "r", "X-IGN-Seed": "7",
     "X-IGN-Steps": "1,2", "X-IGN-Distance": "0.5,1", "Server-Timing": "decode;dur=0.5, compute;dur=2",
   };
   const { client, requests } = playing([() => new Response("GIF", { headers })]);

@@ -325,7 +325,10 @@ class InterpolateRequest(_Request):
 def check_count(field: str, count: int, limit: int) -> None:
     """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
     if count > limit:
-        raise InvalidContent.field(field, f"must be at most {limit}")
+        text = (
+            f"at most {limit} images" if field.startswith("image") else f"must be at most {limit}"
+        )
+        raise InvalidContent.field(field, text)
 
 
 def noise_of(card: Card) -> Noise:

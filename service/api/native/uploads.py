@@ -103,15 +103,15 @@ def parse_upload(
     """The images and options of a request, from multipart, JSON or a raw body. Masks need
     `ProjectOptions`.
 
-    Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and
-    `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is
-    invalid.
+    Without a Content-Type, the body is an image, or empty, which counts as `{}`. Raises
+    `UnsupportedMedia` if that is not so, and `MalformedRequest`, `InvalidContent` or pydantic's
+    `ValidationError` if the body or an option is invalid.
     """
     content_type = api.content_type
     settings = api.services.settings
     if content_type == "multipart/form-data":
         upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
-    elif content_type == "application/json":
+    elif content_type == "application/json" or not (content_type or content):
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
