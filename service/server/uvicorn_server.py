@@ -294,21 +294,21 @@ def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
 
 def write_startup_line(bound: socket.socket, settings: Settings) -> None:
     """Log the URL of this socket, one that a browser on this machine opens, and whether callers
-    need keys; it is a warning if other machines may call without. Tests read the port from it.
+    need keys; warn if other machines may call without. Tests read the port from this line.
 
     Call it when the service is ready, so that the last line of a service that refuses to start is
     the refusal.
     """
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
-    everywhere = " (all interfaces)" if host in _WILDCARDS else ""
-    keys = settings.api_keys_file
-    is_safe = keys or settings.public or ipaddress.ip_address(host).is_loopback
-    _LOG.log(
-        logging.INFO if is_safe else logging.WARNING,
-        f"listening on http://{_WILDCARDS.get(host, shown)}:{port}{everywhere}"
-        f" {'with' if keys else 'without'} API keys",
+    _LOG.info(
+        "listening on http://%s:%d%s %s API keys",
+        _WILDCARDS.get(host, f"[{host}]" if ":" in host else host),
+        port,
+        " (all interfaces)" if host in _WILDCARDS else "",
+        "with" if settings.api_keys_file else "without",
     )
+    if not (settings.api_keys_file or settings.public or ipaddress.ip_address(host).is_loopback):
+        _LOG.warning("others may call this service: without IGN_API_KEYS_FILE it needs no key")
 
 
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:

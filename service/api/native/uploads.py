@@ -118,7 +118,7 @@ def parse_upload(
         upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field.partition(".")[0], len(upload.images), settings.max_images)
+    check_count(upload.images[0].field, len(upload.images), settings.max_images)
     return upload
 
 
@@ -153,7 +153,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
             images.append(image.open(limits))
             continue
         images += image.pages(limits, settings.max_images)
-        check_count(image.field.partition(".")[0], len(images), settings.max_images)
+        check_count(image.field, len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")

@@ -245,19 +245,11 @@ def test_ipv6(said: Said) -> None:
         socket.create_connection(("::1", port)).close()
 
 
-def test_the_startup_line_says_whether_keys_are_needed(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "service")
-    with uvicorn_server.bind("127.0.0.1", 0) as own, uvicorn_server.bind("0.0.0.0", 0) as every:
-        for bound, settings in (
-            (own, Settings()),
-            (every, Settings(public=True)),
-            (every, Settings(api_keys_file=Path("keys.json"))),
-            (every, Settings()),
-        ):
+def test_a_service_open_to_others_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with uvicorn_server.bind("0.0.0.0", 0) as bound:
+        for settings in (Settings(), Settings(public=True), Settings(api_keys_file=Path("keys"))):
             uvicorn_server.write_startup_line(bound, settings)
-    said = [(record.levelname, record.getMessage().split()[-3]) for record in caplog.records]
-    open_to_all = ("WARNING", "without")
-    assert said == [("INFO", "without"), ("INFO", "without"), ("INFO", "with"), open_to_all]
+    assert caplog.text.count("WARNING") == 1
 
 
 def test_without_a_device_left_it_ends_to_be_started_anew(
