@@ -81,17 +81,15 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def said() -> Iterator[Said]:
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Said]:
     """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on
     WARNING.
     """
     handler = Said()
     logger = logging.getLogger("service")
-    level = logger.level
+    caplog.set_level(logging.INFO, "service")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     yield handler
-    logger.setLevel(level)
     logger.removeHandler(handler)
 
 
@@ -105,8 +103,9 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             "DEFAULT_MODEL": "toy",
             "DEVICE": "cpu",
             "PORT": "0",
+            "WORKERS": "1",
         }
-        for name, value in (ours | {"WORKERS": "1"} | settings).items():
+        for name, value in (ours | settings).items():
             monkeypatch.setenv(f"IGN_{name}", value)
 
     return configure
