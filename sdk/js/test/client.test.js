@@ -295,7 +295,7 @@ test("a file has its metadata from the headers", async () => {
   assert.equal(requests[0].headers.get("Accept"), "image/gif");
   assert.deepEqual(bytes, encode("GIF"));
   assert.deepEqual(file, {
-    format: "gif", model: { name: "m", version: "1", digest: "0123456789ab" }, request_id: "r", seed: 7, steps: [1, 2],
+    format: "gif", model: { name: "m", version: "1", digest: "sha256:0123456789ab" }, request_id: "r", seed: 7, steps: [1, 2],
     timing: { decode_ms: 0.5, compute_ms: 2 }, distance: [0.5, 1], drift: [],
   });
   await fails(client.generateAs("png"), { code: "unexpected_answer" });
