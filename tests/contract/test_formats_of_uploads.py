@@ -119,8 +119,8 @@ def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(
         assert raw(service, image, path).status_code == 200
     for other in (b"{}", b"hello", FILE["image"][1][1:]):
         problem(raw(service, other, path), 415, "unsupported_media_type", "Content-Type")
-    for other, query, field in ((FILES[0], "?nonsense=1", "nonsense"), (b"", "", "images")):
-        problem(raw(service, other, path + query), 422, "invalid_value", field)
+    problem(raw(service, b"", path), 422, "invalid_value", "images")
+    problem(raw(service, FILES[0], path + "?nonsense=1"), 422, "invalid_value", "nonsense")
 
 
 def pages(response: Any) -> list[np.ndarray[Any, Any]]:
