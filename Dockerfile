@@ -1,5 +1,5 @@
 # Two images of the service: `--target gpu` (the default) and `--target cpu`. Neither contains torch, a compiler or pip.
-# The CUDA libraries of the GPU image are NVIDIA's wheels; docs/deployment.md gives the reason.
+# The CUDA libraries of the GPU image are NVIDIA's wheels.
 
 ARG BASE=python:3.13-slim-trixie
 ARG VERSION=0.1.0

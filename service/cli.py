@@ -23,6 +23,7 @@ from service.settings import (
     from_environment,
     log_name_warnings,
     meaning_of,
+    name_warnings,
     variable_of,
 )
 
@@ -35,8 +36,8 @@ _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` an
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
-    """Serve until a signal, or only ``check`` the models and the API keys and print a line for each
-    model.
+    """Serve until a signal, or only ``check`` the models, the API keys and the names of variables,
+    and print a line for each model.
 
     ``options`` are texts by setting, in place of its variable; an empty text stands for the
     default. Returns the exit status, see the epilog of `command`. The reason of a refusal to start
@@ -46,7 +47,8 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         prepare_process()
         settings = from_environment({variable_of(field): text for field, text in options.items()})
         process.configure_logging(settings)
-        log_name_warnings()
+        if not check:
+            log_name_warnings()
         settings = settings.replace(workers=_count_processes(settings))
         return _check(settings) if check else _serve(settings)
     except StartupError as exc:
@@ -96,7 +98,7 @@ def _serve(settings: Settings) -> int:
         # No other program listens on this port. This socket is bound but does not listen: it
         # reserves the port.
         with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
-            show_url = partial(uvicorn_server.write_startup_line, reserved)
+            show_url = partial(uvicorn_server.write_startup_line, reserved, settings)
             return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
 
 
@@ -114,7 +116,7 @@ def _check(settings: Settings) -> int:
                     f"{ref}: verified on {model.loaded.device}; the golden rows differ by "
                     f"{golden.difference:.2g}, allowed are {golden.tolerance:.2g}"
                 )
-            for reason in services.registry.failures.values():
+            for reason in (*services.registry.failures.values(), *name_warnings()):
                 raise StartupError(reason)
 
     asyncio.run(load())
@@ -190,7 +192,9 @@ def _run(*, check: bool, **values: Any) -> None:
 
 
 _CHECK: Final = click.Option(
-    ["--check"], is_flag=True, help="verify the models and the API keys, and end"
+    ["--check"],
+    is_flag=True,
+    help="verify the models, the API keys and the names of IGN_ variables, and end",
 )
 command: Final = _Command(
     "serve",

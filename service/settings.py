@@ -7,7 +7,7 @@ so that Compose files can pass variables through. Only this module reads `os.env
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
@@ -369,20 +369,18 @@ def _shown(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
-def name_warnings(environ: Variables) -> list[str]:
+def name_warnings(environ: Variables = os.environ) -> Iterator[str]:
     """Warnings for variables with the prefix that are unknown, one line each.
 
     An unknown variable does not stop the service: after a rollback, the environment may hold newer
     ones.
     """
     known = [variable_of(field) for field in Settings.model_fields]
-    warnings = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and name not in _CLIENT:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            warnings.append(f"unknown setting {name} is ignored{hint}")
-    return warnings
+            yield f"{name} is no setting{hint}"
 
 
 def from_environment(overrides: Variables = MappingProxyType({})) -> Settings:
@@ -420,8 +418,8 @@ def meaning_of(field: str) -> str:
 
 def log_name_warnings() -> None:
     """Log the warnings for this process's variables. Call it when logging is set up."""
-    for warning in name_warnings(os.environ):
-        _LOG.warning("%s", warning)
+    for warning in name_warnings():
+        _LOG.warning("ignored: %s", warning)
 
 
 def trace_exporters(environ: Variables = os.environ) -> tuple[str, ...]:

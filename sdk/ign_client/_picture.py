@@ -77,7 +77,7 @@ class Picture:
         form = SUFFIXES.get(path.suffix.lower(), self.format)
         # an APNG is a PNG with more frames
         if form.removeprefix("a") != self.format.removeprefix("a"):
-            text = f"the name says {form}, but this is {self.format}; ask the service for it"
+            text = f"the name says {form}, but this is {self.format}; the option format chooses it"
             raise InputError(f"{path.name}: {text}")
         if path.exists() and not path.is_file():
             path.write_bytes(self.bytes)

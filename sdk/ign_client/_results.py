@@ -13,9 +13,7 @@ MemberT = TypeVar("MemberT", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the
-    first twelve.
-    """
+    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file."""
 
     name: str
     version: str

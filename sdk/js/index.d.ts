@@ -87,7 +87,6 @@ export type Card = Schemas["ServedCard"];
 /** All rows in one file; `steps`, `distance` and `drift` have a value for each row, `drift` only with `score`. */
 export interface ImageFile extends Picture {
   readonly format: FileFormat | PathFormat;
-  /** `digest` has twelve hex digits. */
   readonly model: Schemas["ModelRef"];
   readonly request_id: string;
   readonly timing: Schemas["Timing"];

@@ -34,8 +34,8 @@ def parse_multipart(
     mapping from name to values in order.
 
     A part with a file name, or with the content type of an image, is a file. Every other part is a
-    field. A file part without name and content, which browsers send for an empty file input, is
-    skipped.
+    field. An empty field, and a file part without name and content, are skipped: browsers send them
+    for inputs that were left empty.
 
     Raises `MalformedRequest` without a first or last boundary, or for a part without a name, and
     `InvalidContent` for too many files or fields.
@@ -61,7 +61,7 @@ def parse_multipart(
         left[kind] -= 1
         if left[kind] < 0:
             raise InvalidContent.field(printable_name(name), f"too many {kind} in the form")
-        if filename is None:
+        if filename is None and content:
             fields.append((name, content))
         elif filename or content:
             files.setdefault(name, []).append(content)

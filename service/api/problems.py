@@ -166,9 +166,9 @@ def invalid_content(exc: ValidationError) -> InvalidContent:
         (".".join(map(str, error["loc"]))[:_MAX_PATH] or "request", _message(error))
         for error in found[:_MAX_FIELDS]
     ]
-    name, message = fields[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return InvalidContent(f"{name}: {message}{more}", fields=fields)
+    # Two are named, because the second may be the mistake: `{"n": 0, "sed": 7}`.
+    more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
+    return InvalidContent("; ".join(map(": ".join, fields[:2])) + more, fields=fields)
 
 
 def _message(error: Mapping[str, Any]) -> str:

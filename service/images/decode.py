@@ -273,13 +273,15 @@ class ImageBytes:
 
 def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImage:
     size, transpose, load = opened
-    if max(size) > MAX_SIDE or size[0] * size[1] > limits.max_pixels:
-        limit = f"the limit is {limits.max_pixels} pixels (IGN_MAX_PIXELS) and {MAX_SIDE} a side"
-        way_out = "reduce the image, or scan the page at 400 dpi or less"
-        raise TooLarge(
-            f"{field}: {size[0]}×{size[1]} pixels; {limit}; {way_out}", code="image_too_large"
-        )
-    return EncodedImage(field, size, transpose, load)
+    width, height = size
+    if max(size) > MAX_SIDE:
+        limit = f"{MAX_SIDE} a side"
+    elif width * height > limits.max_pixels:
+        limit = f"{limits.max_pixels / 1e6:g} million"
+    else:
+        return EncodedImage(field, size, transpose, load)
+    message = f"{field}: {width}×{height} pixels, at most {limit} are allowed: reduce the image"
+    raise TooLarge(message, code="image_too_large")
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:

@@ -65,7 +65,7 @@ class ServedModel:
         self.digest = loaded.digest
         self.noise = NoiseSource(self.card.shape)
         self.ref = loaded.ref
-        self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
+        self.tag = f"{loaded.ref}@sha256:{loaded.digest}"
         # Unix time in seconds, rounded up, at which the set of served models last changed
         self.since = 0
 

@@ -31,7 +31,8 @@ _SECONDS: Final = {"queue_s": "queue_ms", "compute_s": "compute_ms"}
 MAX_WAITING: Final = 10_000  # lines to be written, some megabytes; further ones are dropped
 _FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
-_TEXT: Final = ("code", "model", "rows", "queue_ms", "compute_ms")  # fields of a line of text
+# fields of a line of text
+_TEXT: Final = ("code", "model", "rows", "queue_ms", "compute_ms", "caller")
 _access = logging.getLogger("service.access")
 
 

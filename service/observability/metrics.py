@@ -30,6 +30,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from service import __version__
+from service.domain.errors import NotReady
 from service.domain.tasks import Result
 from service.environment import onnxruntime_version
 from service.observability.histogram import Histogram, Series
@@ -420,7 +421,8 @@ class Metrics:
         """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept``
         names it.
 
-        The metrics of several processes have no exemplars, and are never in OpenMetrics.
+        The metrics of several processes have no exemplars, and are never in OpenMetrics. Raises
+        `NotReady` if this process cannot leave its own: a sum of old files would look like quiet.
         """
         is_open = _OPENMETRICS in accept and self.shared is None
         encode, content_type = choose_encoder(_OPENMETRICS if is_open else "")
@@ -429,18 +431,23 @@ class Metrics:
                 return encode(self.registry), content_type
             # Its own from the file too: what a scrape of another process has shown must not
             # decrease.
-            self.publish()
+            if not self.publish():
+                raise NotReady("the metrics cannot be written; the log says why")
             return add_up(self.shared.read(), self._combine), content_type
 
-    def publish(self) -> None:
-        """Leave the metrics of this process where scrapes of all processes find them."""
+    def publish(self) -> bool:
+        """Leave the metrics of this process where scrapes of all processes find them, if there are
+        others; whether that worked.
+        """
         if self.shared is None:
-            return
+            return True
         with self._publishing:
             try:
                 own = generate_latest(self.registry).decode()
                 self.shared.write(add_up([(self._earlier, False), (own, True)], self._combine))
             except OSError as exc:
                 self._warn_once(
-                    f"the metrics of this process cannot be written, so /metrics is old: {exc}"
+                    f"the metrics of this process cannot be written, so /metrics fails: {exc}"
                 )
+                return False
+        return True

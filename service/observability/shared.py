@@ -2,8 +2,7 @@
 
 Each of several processes writes its metrics to a file every second, and a scrape adds up the files.
 A process that replaces another one takes over its file, and goes on from the counters there. Files
-are replaced whole and never mapped, so on a full disk they stay as they are, and nothing else
-happens.
+are replaced whole and never mapped, so on a full disk they stay as they are, and `/metrics` fails.
 """
 
 import contextlib

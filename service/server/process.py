@@ -113,7 +113,7 @@ def run_server(
             return
         tune_gc()
         if messages is None:
-            uvicorn_server.write_startup_line(listener)
+            uvicorn_server.write_startup_line(listener, settings)
         else:
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import ipaddress
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from service.environment import stop_signals
 from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
+from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the
@@ -290,17 +292,23 @@ def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
             yield listener.accept()[0]
 
 
-def write_startup_line(bound: socket.socket) -> None:
-    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port
-    from this line.
+def write_startup_line(bound: socket.socket, settings: Settings) -> None:
+    """Log the URL of this socket, one that a browser on this machine opens, and whether callers
+    need keys; warn if other machines may call without. Tests read the port from this line.
 
     Call it when the service is ready, so that the last line of a service that refuses to start is
     the refusal.
     """
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
-    everywhere = " (all interfaces)" if host in _WILDCARDS else ""
-    _LOG.info("listening on http://%s:%d%s", _WILDCARDS.get(host, shown), port, everywhere)
+    _LOG.info(
+        "listening on http://%s:%d%s %s API keys",
+        _WILDCARDS.get(host, f"[{host}]" if ":" in host else host),
+        port,
+        " (all interfaces)" if host in _WILDCARDS else "",
+        "with" if settings.api_keys_file else "without",
+    )
+    if not (settings.api_keys_file or settings.public or ipaddress.ip_address(host).is_loopback):
+        _LOG.warning("others may call this service: without IGN_API_KEYS_FILE it needs no key")
 
 
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:

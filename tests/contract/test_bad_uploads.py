@@ -134,13 +134,13 @@ def test_masks_of_another_size(service: Service) -> None:
 
 
 OPTIONS_AS_TEXT = {
-    "steps": ("0", "1e9", "1.5", "", "x", "0x1", "１"),
-    "tolerance": ("0", "nan", "1e400", "", "0.1.2"),
-    "record": ("1,1", "7", ",".join(map(str, range(66))), "", "x", "0,,1", "-1"),
-    "score": ("maybe", ""),
+    "steps": ("0", "1e9", "1.5", "x", "0x1", "１"),
+    "tolerance": ("0", "nan", "1e400", "0.1.2"),
+    "record": ("1,1", "7", ",".join(map(str, range(66))), "x", "0,,1", "-1"),
+    "score": ("maybe",),
     "strength": ("1.1", "nan"),
     "resize": ("cover",),
-    "invert": ("maybe", ""),
+    "invert": ("maybe",),
     "format": ("gif",),
     "scale": ("33", "1.5"),
     "gap": ("-1",),
@@ -162,6 +162,10 @@ def test_options_as_text(service: Service, path: str, name: str, value: str) -> 
         field = response.json()["errors"][0]["field"]
         assert field.partition(".")[0] == name
         problem(response, 422, "invalid_value", field)
+
+
+def test_an_empty_field_is_not_given(service: Service) -> None:
+    assert service.client.post("/project", files=FILE, data={"model": ""}).status_code == 200
 
 
 def test_a_raw_body_has_no_mask(service: Service) -> None:

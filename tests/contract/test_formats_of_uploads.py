@@ -117,8 +117,9 @@ def test_a_body_without_a_content_type_is_an_image_if_it_begins_like_one(
 ) -> None:
     for image in (*FILES, *OTHERS.values()):
         assert raw(service, image, path).status_code == 200
-    for other in (b"{}", b"", b"hello", FILE["image"][1][1:]):
+    for other in (b"{}", b"hello", FILE["image"][1][1:]):
         problem(raw(service, other, path), 415, "unsupported_media_type", "Content-Type")
+    problem(raw(service, b"", path), 422, "invalid_value", "images")
     problem(raw(service, FILES[0], path + "?nonsense=1"), 422, "invalid_value", "nonsense")
 
 

@@ -158,7 +158,7 @@ def test_every_answer_says_who_gave_it_and_how_long_it_took(
     digest = service.get("/models/grey").json()["digest"].removeprefix("sha256:")
     response = service.post(path, CALLS[path], accept=form)
     assert response.headers["Content-Type"] == form
-    assert response.headers["X-IGN-Model"] == f"grey/10@{digest[:12]}"
+    assert response.headers["X-IGN-Model"] == f"grey/10@sha256:{digest}"
     assert re.fullmatch(TIMING, response.headers["Server-Timing"])
     assert re.fullmatch("[A-Za-z0-9._-]{1,128}", response.headers["X-Request-ID"])
     assert response.headers.get("X-IGN-Seed") == ("7" if path == "/generate" else None)

@@ -82,7 +82,7 @@ def test_the_answer_names_model_version_and_request(service: Service) -> None:
             "α-1",
         )
         digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
-        assert response.headers["X-IGN-Model"] == f"grey/{version}@{digest[:12]}"
+        assert response.headers["X-IGN-Model"] == f"grey/{version}@sha256:{digest}"
         assert response.headers["X-Request-ID"] == "mine"
         assert response.headers["Server-Timing"].startswith("decode;dur=")
     assert "id" not in infer(service, encoded(X)).json()

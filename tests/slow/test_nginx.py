@@ -251,10 +251,13 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
 
 
 def test_http_2_and_plain_http(served: Front) -> None:
-    silent = ("--silent", "--noproxy", "*", "--output", "/dev/null")
-    trusted = ("--cacert", served.folder / "tls.crt", "--write-out", "%{http_version} %{http_code}")
-    done = run("curl", "--http2", *silent, *trusted, f"{served.url}/models")
-    assert done.stdout == "2 200"
+    (served.folder / "large").write_bytes(bytes(MAX_BODY + 1))
+    curl = ("curl", "--http2", "--silent", "--noproxy", "*", "--cacert", served.folder / "tls.crt")
+    large = (f"@{served.folder / 'large'}", "--header", "X-Request-ID: large")
+    done = run(*curl, f"{served.url}/generate", "--data-binary", *large)
+    assert json.loads(done.stdout)["code"] == "too_large"
+    entry = served.log("large")
+    assert (entry["protocol"], entry["method"]) == ("HTTP/2.0", "POST")
     with httpx.Client(trust_env=False) as http:
         plain = http.get(served.url.replace("https", "http"))
     check_problem(plain.status_code, dict(plain.headers), plain.json(), "malformed")

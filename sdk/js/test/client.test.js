@@ -287,7 +287,7 @@ test("leaving the loop closes the connection", async () => {
 
 test("a file has its metadata from the headers", async () => {
   const headers = {
-    "Content-Type": "image/gif", "X-IGN-Model": "m/1@0123456789ab", "X-Request-ID": "r", "X-IGN-Seed": "7",
+    "Content-Type": "image/gif", "X-IGN-Model": "m/1@sha256:0123456789ab", "X-Request-ID": "r", "X-IGN-Seed": "7",
     "X-IGN-Steps": "1,2", "X-IGN-Distance": "0.5,1", "Server-Timing": "decode;dur=0.5, compute;dur=2",
   };
   const { client, requests } = playing([() => new Response("GIF", { headers })]);
@@ -295,7 +295,7 @@ test("a file has its metadata from the headers", async () => {
   assert.equal(requests[0].headers.get("Accept"), "image/gif");
   assert.deepEqual(bytes, encode("GIF"));
   assert.deepEqual(file, {
-    format: "gif", model: { name: "m", version: "1", digest: "0123456789ab" }, request_id: "r", seed: 7, steps: [1, 2],
+    format: "gif", model: { name: "m", version: "1", digest: "sha256:0123456789ab" }, request_id: "r", seed: 7, steps: [1, 2],
     timing: { decode_ms: 0.5, compute_ms: 2 }, distance: [0.5, 1], drift: [],
   });
   await fails(client.generateAs("png"), { code: "unexpected_answer" });

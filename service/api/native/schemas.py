@@ -323,9 +323,11 @@ class InterpolateRequest(_Request):
 
 # What the schemas cannot say: limits of the operator and of the model's card
 def check_count(field: str, count: int, limit: int) -> None:
-    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
+    """Raise `InvalidContent` for ``field``, of a list `images.3` for the whole of it, if ``count``
+    is above ``limit``.
+    """
     if count > limit:
-        raise InvalidContent.field(field, f"must be at most {limit}")
+        raise InvalidContent.field(field.partition(".")[0], f"at most {limit} are allowed")
 
 
 def noise_of(card: Card) -> Noise:

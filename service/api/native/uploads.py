@@ -103,22 +103,22 @@ def parse_upload(
     """The images and options of a request, from multipart, JSON or a raw body. Masks need
     `ProjectOptions`.
 
-    Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and
-    `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is
-    invalid.
+    Without a Content-Type, the body is an image, or empty, which counts as `{}`. Raises
+    `UnsupportedMedia` if that is not so, and `MalformedRequest`, `InvalidContent` or pydantic's
+    `ValidationError` if the body or an option is invalid.
     """
     content_type = api.content_type
     settings = api.services.settings
     if content_type == "multipart/form-data":
         upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
-    elif content_type == "application/json":
+    elif content_type == "application/json" or not (content_type or content):
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
         options = _from_query(schema, api.query)
         upload = Upload(options=options, images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field.partition(".")[0], len(upload.images), settings.max_images)
+    check_count(upload.images[0].field, len(upload.images), settings.max_images)
     return upload
 
 
@@ -153,7 +153,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
             images.append(image.open(limits))
             continue
         images += image.pages(limits, settings.max_images)
-        check_count(image.field.partition(".")[0], len(images), settings.max_images)
+        check_count(image.field, len(images), settings.max_images)
     is_each = any(mask.field.startswith("masks") for mask in upload.masks)
     if is_each and len(images) > len(upload.images):
         raise InvalidContent.field("masks", "an image has several pages; give one mask for all")

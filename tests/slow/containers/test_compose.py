@@ -143,7 +143,7 @@ def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
         mount["Destination"]: mount["RW"]
         for mount in project.engine.inspect(service.name)["Mounts"]
     }
-    assert mounts["/app/models"] is mounts["/run/ign/keys.json"] is False
+    assert mounts["/run/ign/models"] is mounts["/run/ign/keys.json"] is False
     status = project.engine.say(
         "exec", service.name, "grep", "-E", "^(CapEff|NoNewPrivs|Uid)", "/proc/1/status"
     )

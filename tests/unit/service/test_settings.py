@@ -105,7 +105,7 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
     }
     environ |= dict.fromkeys((f"IGN_{name.upper()}" for name in FIELDS), "")  # which count as unset
     assert load_settings(environ) == Settings()
-    assert name_warnings(environ) == []
+    assert not [*name_warnings(environ)]
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,11 @@ def test_a_line_of_text_says_whether_a_request_waited_or_computed(
     caplog.set_level(logging.INFO, "service.access")
     log_request(request, 48.5681)
     (record,) = caplog.records
-    assert TextFormatter().format(record).endswith(f" INFO mine POST /project 499 48568.1 ms{end}")
+    assert (
+        TextFormatter()
+        .format(record)
+        .endswith(f" INFO mine POST /project 499 48568.1 ms{end} caller=")
+    )
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

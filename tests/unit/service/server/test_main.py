@@ -28,7 +28,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.server import process, uvicorn_server
-from service.settings import from_environment
+from service.settings import Settings, from_environment
 from tests.contract.harness import PATIENCE_S, problem
 from tests.helpers.connection import Connection
 from tests.helpers.onnx_models import write_model
@@ -48,7 +48,7 @@ class Said(logging.Handler):
         while True:
             message = self.messages.get(timeout=PATIENCE_S)
             if message.startswith(beginning):
-                return message.removeprefix(beginning)
+                return message.removeprefix(beginning).partition(" ")[0]
 
 
 @pytest.fixture(autouse=True)
@@ -81,17 +81,15 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def said() -> Iterator[Said]:
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Said]:
     """What the logger says on levels from INFO; `ign serve --check`, in another test, leaves it on
     WARNING.
     """
     handler = Said()
     logger = logging.getLogger("service")
-    level = logger.level
+    caplog.set_level(logging.INFO, "service")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     yield handler
-    logger.setLevel(level)
     logger.removeHandler(handler)
 
 
@@ -105,8 +103,9 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             "DEFAULT_MODEL": "toy",
             "DEVICE": "cpu",
             "PORT": "0",
+            "WORKERS": "1",
         }
-        for name, value in (ours | {"WORKERS": "1"} | settings).items():
+        for name, value in (ours | settings).items():
             monkeypatch.setenv(f"IGN_{name}", value)
 
     return configure
@@ -239,10 +238,17 @@ def test_ipv6(said: Said) -> None:
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener, uvicorn_server.listen_alone(listener):
-        uvicorn_server.write_startup_line(listener)
+        uvicorn_server.write_startup_line(listener, Settings())
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()
+
+
+def test_a_service_open_to_others_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with uvicorn_server.bind("0.0.0.0", 0) as bound:
+        for settings in (Settings(), Settings(public=True), Settings(api_keys_file=Path("keys"))):
+            uvicorn_server.write_startup_line(bound, settings)
+    assert caplog.text.count("WARNING") == 1
 
 
 def test_without_a_device_left_it_ends_to_be_started_anew(
@@ -318,11 +324,12 @@ def test_several_processes_and_a_gpu_are_refused(
 ) -> None:
     monkeypatch.setattr("service.runtime.session.cuda_is_built_in", lambda: True)
     monkeypatch.setattr("service.runtime.session.gpu_is_visible", lambda: True)
-    configured(DEVICE="auto")
+    configured(DEVICE="auto", API_KEY_FILE="keys.json")
     for options, said in (
         ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
         ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
         ({"api_keys_file": "/nowhere", "device": "cpu"}, "API keys file /nowhere: "),
+        ({"device": "cpu"}, "IGN_API_KEY_FILE is no setting; did you mean IGN_API_KEYS_FILE?"),
     ):
         assert serve(options, check=True) == 2
         assert capsys.readouterr().err.startswith(f"ign-service does not start: {said}")
