@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.native.answers import ScoreAnswer
+from service.api.native.score import ScoreAnswer
 from tests.contract.data import b64, pixels, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings
 from tests.helpers.onnx_models import write_model

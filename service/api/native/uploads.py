@@ -16,8 +16,7 @@ from service.api.message import parse_as, parse_json, printable_name
 from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
 from service.api.native.schemas import (
     PointRequest,
-    ProjectOptions,
-    ScoreOptions,
+    UploadOptions,
     check_count,
 )
 from service.api.negotiation import PICTURE_TYPES
@@ -82,7 +81,7 @@ class OpenUpload(NamedTuple):
     masks: list[EncodedImage]
 
 
-def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+def check_upload(api: ApiRequest, schema: type[UploadOptions]) -> None:
     """Check the head of a request with images: in a form, JSON or one as the body.
 
     Only the options of an image are in the query; `parse_upload` checks that of JSON.
@@ -98,27 +97,29 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
 
 
 def parse_upload(
-    api: ApiRequest, schema: type[ScoreOptions], body: type[BaseModel], content: bytes
+    api: ApiRequest, schema: type[UploadOptions], body: type[BaseModel], content: bytes
 ) -> Upload:
-    """The images and options of a request, from multipart, JSON or a raw body. Masks need
-    `ProjectOptions`.
+    """The images and options of a request, from multipart, JSON or a raw body. A form may have a
+    mask if the JSON of ``body`` may.
 
     Without a Content-Type, the body is an image. Raises `UnsupportedMedia` if that is not so, and
     `MalformedRequest`, `InvalidContent` or pydantic's `ValidationError` if the body or an option is
     invalid.
     """
     content_type = api.content_type
-    settings = api.services.settings
     if content_type == "multipart/form-data":
-        upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
+        upload = read_form(api, content, schema, "image", mask="mask" in body.model_fields)
     elif content_type == "application/json":
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
-        options = _from_query(schema, api.query)
-        upload = Upload(options=options, images=_named("body", [content]))
+        upload = Upload(options=_from_query(schema, api.query), images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field.partition(".")[0], len(upload.images), settings.max_images)
+    check_count(
+        upload.images[0].field.partition(".")[0],
+        len(upload.images),
+        api.services.settings.max_images,
+    )
     return upload
 
 
@@ -139,7 +140,7 @@ def is_small(upload: Upload, card: Card) -> bool:
 
 
 def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
-    """Read the headers of all images and masks.
+    """Read the headers of all images and masks, in a thread of the codec pool.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
     for too many pixels of all together. Damage behind a header is left to the decoder.
@@ -331,7 +332,7 @@ def _from_json(request: Any) -> Upload:
 
 
 @lru_cache(maxsize=256)
-def _from_query(schema: type[ScoreOptions], query: bytes) -> ScoreOptions:
+def _from_query(schema: type[UploadOptions], query: bytes) -> UploadOptions:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
 
