@@ -22,6 +22,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ _MOST_PAUSE_S: Final = 0.75  # less than the server waits for connections when i
 
 class Rates:
     """Limits callers to rates, in constant time and memory (generic cell rate algorithm, ITU-T
-    I.371). Belongs to one thread of a process, the event loop.
+    I.371). Thread-safe.
 
     With ``path`` over all processes that open the same file, which the first one creates with its
     whole size, so that a full disk changes nothing; raises StartupError if it cannot be made.
@@ -169,6 +170,7 @@ class Rates:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._lock = threading.Lock()  # that of the file is of the process, not of a thread
         self._buckets = max(1, callers // _WAYS)
         self._file = -1
         size = self._buckets * _BUCKET_BYTES
@@ -205,17 +207,18 @@ class Rates:
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little") or 1
         start = digest % self._buckets * _BUCKET_BYTES
-        if self._file < 0:
-            return self._count(start, digest, rate, patience_s)
-        for _ in range(_TRIES):
-            with contextlib.suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
-                try:
-                    return self._count(start, digest, rate, patience_s)
-                finally:
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
-            time.sleep(_PAUSE_S)
-        return 0.0
+        with self._lock:
+            if self._file < 0:
+                return self._count(start, digest, rate, patience_s)
+            for _ in range(_TRIES):
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
+                    try:
+                        return self._count(start, digest, rate, patience_s)
+                    finally:
+                        fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+                time.sleep(_PAUSE_S)
+            return 0.0
 
     def _count(self, start: int, key: int, rate: Rate, patience_s: float) -> float:
         now = self._clock()
