@@ -38,12 +38,11 @@ SMALL = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
 Patch = pytest.MonkeyPatch
 
 
-POINTS = [{"seed": 1}, {"seed": 2}]
 CALLS_TO_REFUSE: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {}),
     (INFER, as_json(latents(1), parameters={"timeout": 3_000_000})),
     *((path, {"images": [b64(JPEG)]}) for path, body in CALLS.items() if "images" in body),
-    ("/latent-interpolate", {"points": POINTS, "frames": 2}),
+    ("/latent-interpolate", {**CALLS["/latent-interpolate"], "frames": 2}),
     ("/latent-arithmetic", {"terms": [{"image": b64(JPEG), "weight": 1.0}]}),
 ]
 
