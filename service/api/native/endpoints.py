@@ -26,7 +26,6 @@ from service.api.native.schemas import (
     MAX_FRAMES,
     ArithmeticRequest,
     GenerateRequest,
-    ImageOptions,
     InterpolateRequest,
     ProjectOptions,
     ProjectRequest,
@@ -37,7 +36,13 @@ from service.api.native.schemas import (
     noise_of,
     step_params,
 )
-from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
+from service.api.native.uploads import (
+    Upload,
+    check_upload,
+    parse_upload,
+    read_points,
+    upload_work,
+)
 from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
@@ -54,7 +59,6 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
-from service.models.registry import ServedModel
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
@@ -129,29 +133,6 @@ def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> Row
         settings=api.services.settings,
     )
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
-
-
-def upload_work(
-    make: MakeWork,
-    api: ApiRequest,
-    model: ServedModel,
-    upload: Upload,
-    params: StepParams,
-    options: ImageOptions,
-    **more: Any,
-) -> RowWork:
-    """The work for images; ``more`` are fields of the work."""
-    return make(
-        api=api,
-        model=model,
-        options=options,
-        labels=[{"index": i} for i in range(len(upload.images))],
-        is_tiled=model.card.tiles is not None,
-        params=params,
-        source=upload,
-        is_large=not is_small(upload, model.card),
-        **more,
-    )
 
 
 def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from service.api.message import compact_json
 from service.api.native.answers import Answer
-from service.api.native.endpoints import endpoint, upload_work
+from service.api.native.endpoints import endpoint
 from service.api.native.responses import NativeWork, measures, round_metric, row_headers
 from service.api.native.rows import RASTER, RowWork
 from service.api.native.schemas import Described, ImageOptions, Pictures, UploadOptions
-from service.api.native.uploads import Upload
+from service.api.native.uploads import Upload, upload_work
 from service.api.negotiation import Json, Media
 from service.api.request import ApiRequest
 from service.artifact.card import Card

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from service.api.message import parse_as, parse_json, printable_name
 from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
 from service.api.native.schemas import (
+    ImageOptions,
     PointRequest,
     UploadOptions,
     check_count,
@@ -25,7 +26,7 @@ from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
-from service.domain.tasks import KeepMask
+from service.domain.tasks import KeepMask, StepParams
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -44,6 +45,8 @@ from service.images.prepare import (
 )
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
+
+WorkT = TypeVar("WorkT")  # `RowWork`, which imports this module
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _MUST_BE_A_FILE: Final = (
@@ -127,7 +130,7 @@ def _unsupported() -> UnsupportedMedia:
     return UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
 
 
-def is_small(upload: Upload, card: Card) -> bool:
+def _is_small(upload: Upload, card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
@@ -136,6 +139,31 @@ def is_small(upload: Upload, card: Card) -> bool:
         not (card.tiles or card.color or upload.masks)
         and len(upload.images) <= _MAX_INLINE
         and all(image.is_png_of((width, height)) for image in upload.images)
+    )
+
+
+def upload_work(
+    make: Callable[..., WorkT],
+    api: ApiRequest,
+    model: ServedModel,
+    upload: Upload,
+    params: StepParams,
+    options: ImageOptions,
+    **more: Any,
+) -> WorkT:
+    """What ``make`` makes for images; ``more`` are fields of it. All uploads but points pass here,
+    and then `open_upload`, unless they are small.
+    """
+    return make(
+        api=api,
+        model=model,
+        options=options,
+        labels=[{"index": i} for i in range(len(upload.images))],
+        is_tiled=model.card.tiles is not None,
+        params=params,
+        source=upload,
+        is_large=not _is_small(upload, model.card),
+        **more,
     )
 
 
@@ -173,7 +201,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
 
 
 def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
-    """The rows of uploads that `is_small`, to one model.
+    """The rows of small uploads to one model.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
