@@ -21,7 +21,7 @@ from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
 from service.api.native import endpoints as native
-from service.api.native import urls
+from service.api.native import score, urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
 from service.domain.accounts import Capacity, Rates
@@ -53,7 +53,14 @@ _PATIENT_S = 86_400.0
 # After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model
 # has returned. With Python's 5 ms, one process serves a tenth less.
 _SWITCH_S = 0.0002
-ENDPOINTS = (*native.ENDPOINTS, *urls.ENDPOINTS, *info.ENDPOINTS, *oip.ENDPOINTS, *openai.ENDPOINTS)
+ENDPOINTS = (
+    *native.ENDPOINTS,
+    *score.ENDPOINTS,
+    *urls.ENDPOINTS,
+    *info.ENDPOINTS,
+    *oip.ENDPOINTS,
+    *openai.ENDPOINTS,
+)
 """Those of every service; beside them are the page and the documents."""
 
 OnLoaded = Callable[[StartupError | None], None]

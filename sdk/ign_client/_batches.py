@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ign_client._errors import InputError
+from ign_client._errors import InputError, TooManyRequests
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -25,9 +25,7 @@ _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gi
 _UNSAFE: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-# codes of a service that has other work
-_BUSY: Final = {"over_share", "queue_full", "would_miss_deadline"}
-_IMAGE_ERRORS: Final = _BUSY | {
+_IMAGE_ERRORS: Final = {
     "deadline_exceeded",
     "deadline_unreachable",
     "image_too_large",
@@ -203,7 +201,8 @@ def for_each_item(
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    return getattr(error, "code", None) in _BUSY
+    """Whether the service has other work, or the caller has used up its rate."""
+    return isinstance(error, TooManyRequests) and error.retryable
 
 
 def _again(error: BaseException | None, items: Sequence[object], terminal: Terminal) -> bool:
@@ -212,12 +211,13 @@ def _again(error: BaseException | None, items: Sequence[object], terminal: Termi
     """
     if error is None:
         return False
+    if _is_busy(error):
+        terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
+        return True
     # an InputError: the file cannot be read or sent
     if getattr(error, "code", None) not in _IMAGE_ERRORS and not isinstance(error, InputError):
         raise error
-    if _is_busy(error):
-        terminal.sleep(getattr(error, "retry_after", None) or _PAUSE_S)
-    elif len(items) == 1:
+    if len(items) == 1:
         terminal.error(f"{items[0]}: {error}")
         return False
     return True

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
 from service.api.negotiation import Media
-from service.api.request import ApiRequest, RawHeaders
+from service.api.request import ApiRequest, Plan, RawHeaders
 from service.domain.errors import IgnError, forget_frames
 from service.domain.latents import FloatRow
 from service.domain.tasks import (
@@ -52,17 +52,6 @@ Events = asyncio.Queue[Event]
 Piece = bytes | memoryview
 ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
 """Headers, pieces of the body and media type of a response with status 200."""
-
-
-class Plan(NamedTuple):
-    """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as
-    planned.
-    """
-
-    rows: int
-    """Rows, or tiles of images of any size."""
-    bytes: int
-    """What the response and the arrays that it is made from take, at most."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -263,7 +252,7 @@ class Pipeline:
         plan = work.plan
         if plan is None:
             plan = await request.run_codec("decode", work.open)
-            request.hold_plan(plan.rows, work.params.steps, plan.bytes)
+            request.hold_plan(plan, work.params.steps)
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
         rows = min(plan.rows, scheduler.batch_rows) if work.is_tiled else plan.rows
@@ -378,7 +367,7 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
             work = request.work = stages.parse(request, request.body)
         request.body = b""
         if work.plan is not None:
-            request.hold_plan(work.plan.rows, work.params.steps, work.plan.bytes)
+            request.hold_plan(work.plan, work.params.steps)
     except Exception as exc:
         request.fail(exc)
         work = None

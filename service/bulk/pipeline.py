@@ -19,15 +19,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.api.app_state import AppState
-from service.api.native.responses import in_distribution_fields, measures
+from service.api.native.responses import measures
 from service.api.native.schemas import (
     GenerateRequest,
     ProjectOptions,
-    ScoreOptions,
+    UploadOptions,
     image_size,
     noise_of,
     step_params,
 )
+from service.api.native.score import in_distribution_fields
 from service.bulk.places import gather_all
 from service.domain.errors import (
     IgnError,
@@ -49,12 +50,12 @@ from service.images.decode import (
 from service.images.encode import encode, encode_npy, enlarge, to_uint8
 from service.images.prepare import Mask, keep_mask, prepare, to_mask
 
-Options = GenerateRequest | ProjectOptions | ScoreOptions
+Options = GenerateRequest | ProjectOptions | UploadOptions
 
 SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "generate": GenerateRequest,
     "project": ProjectOptions,
-    "score": ScoreOptions,
+    "score": UploadOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
 # groups of an instance: one on the device, one waiting, one being decoded, one encoded
@@ -116,7 +117,7 @@ class Pipeline:
         self._limits = DecodeLimits(max_pixels=services.settings.max_pixels)
         self._mask: Mask | None = None
         self._mask_file = None if mask is None else ImageBytes("mask", mask)
-        self._upload = options if isinstance(options, ScoreOptions) else None
+        self._upload = options if isinstance(options, UploadOptions) else None
         self._made = options if isinstance(options, GenerateRequest | ProjectOptions) else None
         try:
             self.model = services.registry.resolve(options.model)

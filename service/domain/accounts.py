@@ -22,6 +22,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ _MOST_PAUSE_S: Final = 0.75  # less than the server waits for connections when i
 
 class Rates:
     """Limits callers to rates, in constant time and memory (generic cell rate algorithm, ITU-T
-    I.371).
+    I.371). Thread-safe.
 
     With ``path`` over all processes that open the same file, which the first one creates with its
     whole size, so that a full disk changes nothing; raises StartupError if it cannot be made.
@@ -155,7 +156,7 @@ class Rates:
     The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some
     microseconds; the kernel drops the lock of a process that dies. Beyond ``callers``, or if a
     bucket is full, the caller that has been quiet longest is dropped and starts anew. A request
-    does not count if its bucket cannot be locked. One thread of a process may use it.
+    does not count if its bucket cannot be locked.
     """
 
     # An entry holds the end of the requests admitted so far if they had come one `interval` apart.
@@ -169,6 +170,7 @@ class Rates:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._lock = threading.Lock()  # that of the file is of the process, not of a thread
         self._buckets = max(1, callers // _WAYS)
         self._file = -1
         size = self._buckets * _BUCKET_BYTES
@@ -182,12 +184,12 @@ class Rates:
                 ) from exc
         self._entries = mmap.mmap(self._file, size)
 
-    def count(self, caller: str, rate: Rate, amount: float = 1.0, what: str = "requests") -> None:
-        """Count a request, or an ``amount`` of something else, or raise `RateLimited` if it is
-        beyond the rate.
+    def count(self, caller: str, rate: Rate) -> None:
+        """Count a request, or raise `RateLimited` if it is beyond the rate. `Application._admit`
+        alone calls it; another rate has names of its own for `wait`, as `pause` has.
         """
-        if wait := self.wait(caller, rate, amount=amount):
-            detail = f"more than {rate.count:g} {what} in {rate.seconds:g} s"
+        if wait := self.wait(caller, rate):
+            detail = f"more than {rate.count:g} requests in {rate.seconds:g} s"
             raise RateLimited(detail, retry_after=wait)
 
     def pause(self, caller: str) -> float:
@@ -199,38 +201,34 @@ class Rates:
         """
         return min(self.wait(f"errors of {caller}", ERRORS, _MOST_PAUSE_S), _MOST_PAUSE_S)
 
-    def wait(
-        self, caller: str, rate: Rate, patience_s: float = 0.0, *, amount: float = 1.0
-    ) -> float:
+    def wait(self, caller: str, rate: Rate, patience_s: float = 0.0) -> float:
         """Seconds that a request has to wait, 0 within the rate. Beyond ``patience_s`` it does not
-        count.
+        count. One that counts as n has the rate `Rate(count / n, seconds)`.
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little") or 1
         start = digest % self._buckets * _BUCKET_BYTES
-        seconds = amount * rate.interval
-        if self._file < 0:
-            return self._count(start, digest, seconds, rate.seconds, patience_s)
-        for _ in range(_TRIES):
-            with contextlib.suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
-                try:
-                    return self._count(start, digest, seconds, rate.seconds, patience_s)
-                finally:
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
-            time.sleep(_PAUSE_S)
-        return 0.0
+        with self._lock:
+            if self._file < 0:
+                return self._count(start, digest, rate, patience_s)
+            for _ in range(_TRIES):
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
+                    try:
+                        return self._count(start, digest, rate, patience_s)
+                    finally:
+                        fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+                time.sleep(_PAUSE_S)
+            return 0.0
 
-    def _count(
-        self, start: int, key: int, seconds: float, burst_s: float, patience_s: float
-    ) -> float:
+    def _count(self, start: int, key: int, rate: Rate, patience_s: float) -> float:
         now = self._clock()
         places = range(start, start + _BUCKET_BYTES, _ENTRY.size)
         entries = {place: _ENTRY.unpack_from(self._entries, place) for place in places}
         # Its own entry, else an empty one, else that of the caller that has been quiet longest.
         place = min(places, key=lambda each: (entries[each][0] != key, entries[each][1]))
         known, due = entries[place]
-        due = (max(due, now) if known == key else now) + seconds
-        wait = due - now - burst_s
+        due = (max(due, now) if known == key else now) + rate.interval
+        wait = due - now - rate.seconds
         if wait <= max(patience_s, _ROUNDING):
             _ENTRY.pack_into(self._entries, place, key, due)
         return wait if wait > _ROUNDING else 0.0

@@ -22,6 +22,8 @@ from benchmarks.load_generator.messages import (
     upload,
     with_headers,
 )
+from service.api.negotiation import PICTURE_TYPES
+from service.app import ENDPOINTS
 from service.artifact.card import Tiles
 from tests.contract.harness import PATIENCE_S, Service
 from tests.helpers.onnx_models import write_model
@@ -77,23 +79,22 @@ def in_json(path: str, accept: str, **options: object) -> Way:
 
 EDIT = (("prompt", b"-"),)
 PICTURES = ("image/png", "image/webp", "image/jpeg", "image/tiff")
+OFFERS = [
+    (each.path, accept)
+    for each in ENDPOINTS
+    if each.bodies == PICTURE_TYPES
+    for accept in each.formats
+]
 UPLOADS: dict[str, Way] = {
+    **{f"{path}, raw, {accept}": raw(path, accept) for path, accept in OFFERS},
+    **{f"{path}, form, {accept}": form(path, accept) for path, accept in OFFERS},
     **{
-        f"/project, raw, {accept}": raw("/project", accept)
-        for accept in (*PICTURES, JSON, NPY, EVENTS)
+        f"{path}, JSON, {accept}": in_json(path, accept)
+        for path, accept in OFFERS
+        if accept in (JSON, EVENTS)
     },
-    **{
-        f"/project, form, {accept}": form("/project", accept)
-        for accept in (*PICTURES, JSON, NPY, EVENTS)
-    },
-    **{f"/project, JSON, {accept}": in_json("/project", accept) for accept in (JSON, EVENTS)},
     "/project, JSON of arrays": in_json("/project", JSON, format="npy"),
     "/project, recorded stream": in_json("/project", EVENTS, steps=2, record=[0, 1]),
-    **{f"/score, raw, {accept}": raw("/score", accept) for accept in (JSON, "image/png")},
-    **{
-        f"/score, {kind}": make("/score", JSON)
-        for kind, make in (("form", form), ("JSON", in_json))
-    },
     "/v1/images/edits": form("/v1/images/edits", JSON, *EDIT),
     "/v1/images/edits, stream": form(
         "/v1/images/edits", EVENTS, *EDIT, ("stream", b"true"), ("partial_images", b"2")

@@ -33,7 +33,12 @@ BROKEN = png(SIZE)[:60]
 FILES = [png(SIZE)] * 8
 POINTS = [{"seed": 1}, {"image": text(png(STILL[1:]))}]
 WALK = {"model": "still", "points": POINTS, "frames": 9}
-WAYS_OF_TILES = ("/project, JSON, text/event-stream", RECORDED, "/score, JSON", "/v1/images/edits")
+WAYS_OF_TILES = (
+    "/project, JSON, text/event-stream",
+    RECORDED,
+    "/score, JSON, application/json",
+    "/v1/images/edits",
+)
 REQUESTS = {
     **{name: WAYS[name](SIZE, 8) for name in WAYS_OF_TILES},
     **{

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 
 from service.api.cors import EXPOSED_HEADERS
-from service.api.native.schemas import (
-    GenerateRequest,
-    GridRequest,
-    InterpolateRequest,
-    PointRequest,
-    ProjectRequest,
-)
+from service.api.native.schemas import GridRequest, PointRequest
 from service.api.oip.tensors import InferParameters
 from service.api.problems import status_of
+from service.app import ENDPOINTS
 from service.domain import errors
 from service.domain.errors import IgnError
 from tests.contract.harness import Service, serving, settings
@@ -101,11 +96,9 @@ def test_every_path_is_there(service: Service) -> None:
 
 
 def test_every_option_is_there() -> None:
-    for request in (GenerateRequest, ProjectRequest, InterpolateRequest):
-        for name in request.model_fields:
+    for request in (*(each.request for each in ENDPOINTS if each.tag == "Images"), InferParameters):
+        for name in request.model_fields if request else ():
             assert f"- `{name}` (" in PAGE, name
-    for name in InferParameters.model_fields:
-        assert f"- `{name}` (" in PAGE, name
     for part in (PointRequest, GridRequest):
         for name in part.model_fields:
             assert f'"{name}"' in PAGE, name

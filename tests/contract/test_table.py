@@ -1,9 +1,13 @@
-"""Every test that PROMISES.md names exists."""
+"""Every test that PROMISES.md names exists, and no endpoint that runs f is left out of a list."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from ign_client import Client
+from service.app import ENDPOINTS
+from tests.contract.data import CALLS
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (Path(__file__).parent / "PROMISES.md").read_text(encoding="utf-8")
@@ -27,3 +31,11 @@ def test_every_row_names_a_test() -> None:
     ]
     assert len(rows) > 250
     assert all("::" in row for row in rows)
+
+
+def test_every_endpoint_that_runs_f_has_a_body_and_a_method() -> None:
+    made = {each.path: each.name for each in ENDPOINTS if each.tag == "Images" and each.request}
+    assert CALLS.keys() == made.keys(), "CALLS in tests/contract/data.py: a small body for each"
+    assert vars(Client).keys() >= {*made.values()}, "sdk/ign_client/_client.py: a method for each"
+    script = (ROOT / "sdk" / "js" / "index.js").read_text(encoding="utf-8")
+    assert all(f'"{path}"' in script for path in made), "sdk/js/index.js: a method for each"

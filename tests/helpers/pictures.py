@@ -52,6 +52,10 @@ def decode_picture(
     return ImageBytes(field, data).open(limits).decode()
 
 
+def levels(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(decode_picture(data).image)
+
+
 def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image

@@ -1,1 +1,1 @@
-"""The native endpoints: generate, project, latent-interpolate, latent-arithmetic, score."""
+"""The endpoints in the form of this service: images and scores."""

@@ -1,9 +1,5 @@
 """Pydantic models of the native responses; they appear in `/openapi.json` with their docstrings."""
 
-from typing import Annotated
-
-from pydantic import Field
-
 from service.api.native.schemas import Described, Format
 
 
@@ -116,41 +112,6 @@ class ArithmeticAnswer(Answer):
     seed: None
     """Always null; for the same members as `/generate`."""
     images: list[Image]
-
-
-class Box(Described):
-    """A part of an image, in pixels of the model."""
-
-    x: int
-    """Of the left edge."""
-    y: int
-    """Of the upper edge."""
-    width: int
-    height: int
-    distance: float
-    """Mean |f(x) − x| in it."""
-
-
-class Score(Described):
-    """The score of one image."""
-
-    index: int
-    distance: float
-    """Mean |f(x) − x|, in the range of the model."""
-    drift: float
-    """Mean |f(y) − y| of y = f(x)."""
-    percentile: Annotated[float | None, Field(ge=0, le=100)]
-    """Percentage of held-out real images with a smaller distance; null: unknown."""
-    in_distribution: bool | None
-    """Whether the percentile is at most 99; null: unknown."""
-    worst: Box
-    """Of the squares of a quarter of the side, the one that f changes most."""
-
-
-class ScoreAnswer(Answer):
-    """Scores, in the order of the request."""
-
-    images: list[Score]
 
 
 class InterpolateAnswer(Answer):

@@ -19,7 +19,6 @@ from service.api.native.answers import (
     GenerateAnswer,
     InterpolateAnswer,
     ProjectAnswer,
-    ScoreAnswer,
 )
 from service.api.native.responses import NativeWork
 from service.api.native.rows import RowWork
@@ -27,19 +26,23 @@ from service.api.native.schemas import (
     MAX_FRAMES,
     ArithmeticRequest,
     GenerateRequest,
-    ImageOptions,
     InterpolateRequest,
     ProjectOptions,
     ProjectRequest,
-    ScoreOptions,
-    ScoreRequest,
+    UploadOptions,
     check_count,
     check_steps,
     image_size,
     noise_of,
     step_params,
 )
-from service.api.native.uploads import Upload, check_upload, is_small, parse_upload, read_points
+from service.api.native.uploads import (
+    Upload,
+    check_upload,
+    parse_upload,
+    read_points,
+    upload_work,
+)
 from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
@@ -56,11 +59,9 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
-from service.models.registry import ServedModel
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
-SCORE_FORMATS: Final = (Media.JSON, Media.PNG)
 PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
 # values; a request with more of them draws its noise in the codec pool
 _LARGE_NOISE: Final = 1 << 14
@@ -89,7 +90,6 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
         options, recommended=model.card.steps.generate, rows=options.n, settings=settings
     )
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
-    labels = [{"index": options.offset + i} for i in range(options.n)]
     size = image_size(options, model.card, settings)
     is_tiled = size != model.card.shape[1:]
 
@@ -102,7 +102,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
         api=api,
         model=model,
         options=options,
-        labels=labels,
+        labels=[{"index": options.offset + i} for i in range(options.n)],
         members={"seed": seed},
         sizes=[size] * options.n,
         is_tiled=is_tiled,
@@ -125,48 +125,14 @@ def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> Row
     The body is a form, JSON or one image; the options in the query belong to the latter.
     """
     options: ProjectOptions = upload.options
-    settings = api.services.settings
-    count = len(upload.images)
     model = api.resolve(options.model)
     params = step_params(
-        options, recommended=model.card.steps.project, rows=count, settings=settings
+        options,
+        recommended=model.card.steps.project,
+        rows=len(upload.images),
+        settings=api.services.settings,
     )
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
-
-
-def score(api: ApiRequest, upload: Upload) -> RowWork:
-    """Measure how real images look to the model.
-
-    How far f moves each image (`distance`), and how that compares with held-out real images
-    (`percentile`, `in_distribution`). A large distance marks outliers, changed data or a wrong
-    polarity. No image is returned.
-    """
-    model = api.resolve(upload.options.model)
-    params = StepParams(steps=1, score=True)
-    return upload_work(NativeWork, api, model, upload, params, ImageOptions(), shows_change=True)
-
-
-def upload_work(
-    make: MakeWork,
-    api: ApiRequest,
-    model: ServedModel,
-    upload: Upload,
-    params: StepParams,
-    options: ImageOptions,
-    **more: Any,
-) -> RowWork:
-    """The work for images; ``more`` are fields of the work."""
-    return make(
-        api=api,
-        model=model,
-        options=options,
-        labels=[{"index": i} for i in range(len(upload.images))],
-        is_tiled=model.card.tiles is not None,
-        params=params,
-        source=upload,
-        is_large=not is_small(upload, model.card),
-        **more,
-    )
 
 
 def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
@@ -214,8 +180,7 @@ def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
-    labels = [{"index": 0}]
-    return _latent_work(api, options, "terms", mix, labels=labels, members={"seed": None})
+    return _latent_work(api, options, "terms", mix, labels=[{"index": 0}], members={"seed": None})
 
 
 def _latent_work(
@@ -228,7 +193,6 @@ def _latent_work(
     """The work for what ``mix`` makes of the points in a field."""
     model = api.resolve(options.model)
     noise_of(model.card)
-    points = getattr(options, field)
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,
@@ -236,7 +200,7 @@ def _latent_work(
     )
 
     def make_rows() -> InputRows:
-        rows = mix(read_points(api, model, field, points))
+        rows = mix(read_points(api, model, field, getattr(options, field)))
         # Latents within the bound can give a mixture beyond it: by their weights, or on the arc
         # between almost opposite ones.
         if not is_bounded(rows):
@@ -260,7 +224,7 @@ def endpoint(
     request: type[BaseModel],
     answer: type[BaseModel] | None,
     formats: tuple[Media, ...],
-    options: type[ScoreOptions] | None = None,
+    options: type[UploadOptions] | None = None,
 ) -> Endpoint:
     """An endpoint whose name, path and description are those of ``make``, which makes its work.
 
@@ -304,5 +268,4 @@ ENDPOINTS: Final = (
     endpoint(project, ProjectRequest, ProjectAnswer, ROW_FORMATS, ProjectOptions),
     endpoint(latent_interpolate, InterpolateRequest, InterpolateAnswer, PATH_FORMATS),
     endpoint(latent_arithmetic, ArithmeticRequest, ArithmeticAnswer, FORMATS),
-    endpoint(score, ScoreRequest, ScoreAnswer, SCORE_FORMATS, ScoreOptions),
 )

@@ -5,21 +5,18 @@ animation, or `.npy`.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import groupby, islice
 from typing import Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.api.message import compact_json
-from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork
+from service.api.native.rows import ANIMATED, INLINE_VALUES, RASTER, RowWork, event
 from service.api.native.schemas import ImageOptions
-from service.api.native.stream import event
 from service.api.negotiation import Json, Media
 from service.api.pipeline import count_codec
 from service.api.request import RawHeaders
 from service.artifact.card import Card
-from service.artifact.pixels import to_levels
 from service.domain.latents import FloatRow
 from service.domain.tasks import Result, StepOutput, StreamProgress, shown_step
 from service.images.decode import Pixels
@@ -36,37 +33,38 @@ from service.images.encode import (
 )
 
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
-# highest percentile, among the distances of real images, that counts as real
-_IN_DISTRIBUTION: Final = 99.0
-# white of a heat map, in units of the distance of `_IN_DISTRIBUTION`: few pixels change most
-_WHITE: Final = 8
 
 
 class NativeWork(RowWork):
-    """Work whose response has the form of this service."""
+    """Work whose response has the form of this service.
+
+    A subclass overrides `shown` for other pixels and, if there are more or fewer, `shown_sizes`:
+    the limits of the response and of memory follow from both sizes. For another body it overrides
+    `encode`, which gets all works of its class and one model that end together, and
+    `encoding_bytes`; for a stream, `event`. It has no fields of its own: `source.options` are those
+    of an upload.
+    """
 
     __slots__ = ()
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
-        """Encode images, those of plain PNGs together."""
-        results = {work: work.result if work.shows_change else work.shown() for work in works}
+        """Encode images, those of plain PNGs of one size together."""
+        results = {work: work.shown() for work in works}
         files: dict[Self, list[bytes]] = {}
-        if plain := [work for work in works if _is_plain_png(work)]:
-            rows = np.concatenate([results[work].rows for work in plain])
-            pngs = iter(encode_many(to_uint8(rows, works[0].model.card), "png"))
-            files = {work: list(islice(pngs, len(results[work].rows))) for work in plain}
+        plain = filter(_is_plain_png, works)
+        for _, some in groupby(plain, lambda work: results[work].rows[0].shape):
+            rows = {work: results[work].rows for work in some}
+            levels = to_uint8(np.concatenate([*rows.values()]), works[0].model.card)
+            pngs = iter(encode_many(levels, "png"))
+            files |= {work: list(islice(pngs, len(own))) for work, own in rows.items()}
         for work, result in results.items():
             work.media_type = work.api.media
-            is_json = work.media_type is Media.JSON
-            if work.shows_change:
-                work.content = _score_content(work)
-            elif is_json:
+            if work.media_type is Media.JSON:
                 work.content = _json_pieces(_images(work, result, files.get(work)))
             else:
                 work.content = files.get(work) or [_raw(work, result)]
-            if not is_json:
-                work.headers = _row_headers(result)
+                work.headers = row_headers(result)
 
     def finish(self) -> None:
         """Complete the JSON."""
@@ -88,9 +86,12 @@ class NativeWork(RowWork):
     def _envelope(self, images: list[Json]) -> Json:
         """The JSON body with its images."""
         card = self.model.card
-        digest = f"sha256:{self.model.digest}"
         return {
-            "model": {"name": card.name, "version": card.version, "digest": digest},
+            "model": {
+                "name": card.name,
+                "version": card.version,
+                "digest": f"sha256:{self.model.digest}",
+            },
             "request_id": self.api.request_id,
             **self.members,
             "images": images,
@@ -102,92 +103,11 @@ def _is_plain_png(work: NativeWork) -> bool:
     """Whether its images are PNGs that can be encoded together with those of others."""
     options = work.options
     media = work.api.media
-    if options.scale > 1 or work.is_tiled or work.inputs.chroma or work.shows_change:
+    if options.scale > 1 or work.is_tiled or work.inputs.chroma:
         return False
     return (media is Media.JSON and options.format == "png") or (
         media is Media.PNG and len(work.labels) == 1
     )
-
-
-def _score_content(work: NativeWork) -> list[bytes]:
-    """The body of a score as an image, the heat map of |f(x) − x|; or the scores as JSON, with the
-    box of each image that changes most.
-    """
-    result = work.result
-    card = work.model.card
-    # One at a time: all together would take as much memory as the images.
-    changes = (
-        _change(made, given) for made, given in zip(result.rows, work.inputs.rows, strict=True)
-    )
-    if work.api.media is Media.JSON:
-        scores = [
-            {
-                "index": index,
-                "distance": round_metric(result.distance[index]),
-                "drift": measures(result, index)["drift"],
-                "worst": worst_box(change),
-                **in_distribution_fields(card, float(result.distance[index])),
-            }
-            for index, change in enumerate(changes)
-        ]
-        return [compact_json(scores)]
-    lo, hi = card.range
-    limit = (
-        (hi - lo) / 16
-        if card.distance_quantiles is None
-        else card.percentile_distance(_IN_DISTRIBUTION)
-    )
-    heat = [to_levels(change, 0.0, _WHITE * max(limit, 1e-6)) for change in changes]
-    if card.shape[0] > 1:
-        heat = [np.repeat(each[..., None], card.shape[0], axis=-1) for each in heat]
-    sheet = contact_sheet(heat, card) if len(heat) > 1 else heat[0]
-    return [encode(sheet, RASTER[work.api.media])]
-
-
-def _change(made: FloatRow, given: FloatRow) -> NDArray[np.float32]:
-    """|f(x) − x| of one image (C, H, W), as the mean (H, W) of its channels."""
-    difference = made - given
-    return np.asarray(np.abs(difference, out=difference).mean(axis=0))
-
-
-def worst_box(change: NDArray[np.float32]) -> Json:
-    """The square with the largest mean of ``change`` (H, W); its side is a quarter of the shorter
-    one of the image.
-    """
-    height, width = change.shape
-    side = max(1, min(height, width) // 4)
-    sums = np.zeros((height + 1, width + 1))
-    change.cumsum(axis=0, dtype=np.float64, out=sums[1:, 1:])
-    sums.cumsum(axis=1, out=sums)
-    worst = -1.0
-    place = (0, 0)
-    # A line at a time: one image can have 40 megapixels.
-    for y in range(height - side + 1):
-        columns = sums[y + side] - sums[y]
-        windows = columns[side:] - columns[:-side]
-        x = int(windows.argmax())
-        if windows[x] > worst:
-            worst = float(windows[x])
-            place = (y, x)
-    y, x = place
-    return {
-        "x": x,
-        "y": y,
-        "width": side,
-        "height": side,
-        "distance": round_metric(worst / side**2),
-    }
-
-
-def in_distribution_fields(card: Card, distance: float) -> Json:
-    """The percentile of a distance among those of real images, and whether it is at most 99; None
-    if unknown.
-    """
-    percentile = card.percentile(distance)
-    return {
-        "percentile": None if percentile is None else round_metric(percentile),
-        "in_distribution": None if percentile is None else percentile <= _IN_DISTRIBUTION,
-    }
 
 
 def _image(work: RowWork, result: Result, index: int, data: str | None) -> Json:
@@ -316,7 +236,8 @@ def _raw(work: RowWork, result: Result) -> bytes:
     return encode(sheet, RASTER[work.api.media])
 
 
-def _row_headers(result: Result) -> RawHeaders:
+def row_headers(result: Result) -> RawHeaders:
+    """Headers of a response that is no JSON: what the JSON says of each image."""
     headers = [(b"x-ign-steps", ",".join(map(str, result.steps.tolist())).encode("ascii"))]
     for name, values in ((b"x-ign-distance", result.distance), (b"x-ign-drift", result.drift)):
         if values is not None:

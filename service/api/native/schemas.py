@@ -178,8 +178,8 @@ def _bool_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> objec
         raise ValueError("must be true, false or auto") from exc
 
 
-class ScoreOptions(_ModelChoice):
-    """Options of `/score`, for all three kinds of body: how images become rows."""
+class UploadOptions(_ModelChoice):
+    """Options of every upload, for all three kinds of body: how images become rows."""
 
     resize: Literal["fit", "crop", "stretch"] = "fit"
     """Of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."""
@@ -193,18 +193,11 @@ class ScoreOptions(_ModelChoice):
     ] = "auto"
 
 
-class ProjectOptions(ScoreOptions, StepOptions):
+class ProjectOptions(UploadOptions, StepOptions):
     """Options of `/project`, for all three kinds of body."""
 
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     """s of (1−s)·x + s·f^k(x); 0: the prepared input."""
-
-
-class ScoreRequest(ScoreOptions):
-    """The JSON body of `/score`."""
-
-    images: Pictures
-    """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
 
 
 class ProjectRequest(ProjectOptions):
@@ -334,7 +327,7 @@ def noise_of(card: Card) -> Noise:
     """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
     if card.noise is None:
         text = (
-            f"{card.ref} makes nothing of noise; only /project and /score, and infer of /v2, run it"
+            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
         )
         raise InvalidContent.field("model", text, code="no_noise")
     return card.noise

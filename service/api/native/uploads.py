@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from service.api.message import parse_as, parse_json, printable_name
 from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
 from service.api.native.schemas import (
+    ImageOptions,
     PointRequest,
-    ProjectOptions,
-    ScoreOptions,
+    UploadOptions,
     check_count,
 )
 from service.api.negotiation import PICTURE_TYPES
@@ -26,7 +26,7 @@ from service.api.request import ApiRequest
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow
-from service.domain.tasks import KeepMask
+from service.domain.tasks import KeepMask, StepParams
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -45,6 +45,8 @@ from service.images.prepare import (
 )
 from service.images.untrusted import decode_base64
 from service.models.registry import ServedModel
+
+WorkT = TypeVar("WorkT")  # `RowWork`, which imports this module
 
 UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _MUST_BE_A_FILE: Final = (
@@ -82,7 +84,7 @@ class OpenUpload(NamedTuple):
     masks: list[EncodedImage]
 
 
-def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+def check_upload(api: ApiRequest, schema: type[UploadOptions]) -> None:
     """Check the head of a request with images: in a form, JSON or one as the body.
 
     Only the options of an image are in the query; `parse_upload` checks that of JSON.
@@ -98,27 +100,25 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
 
 
 def parse_upload(
-    api: ApiRequest, schema: type[ScoreOptions], body: type[BaseModel], content: bytes
+    api: ApiRequest, schema: type[UploadOptions], body: type[BaseModel], content: bytes
 ) -> Upload:
-    """The images and options of a request, from multipart, JSON or a raw body. Masks need
-    `ProjectOptions`.
+    """The images and options of a request, from multipart, JSON or a raw body. A form may have a
+    mask if the JSON of ``body`` may.
 
     Without a Content-Type, the body is an image, or empty, which counts as `{}`. Raises
     `UnsupportedMedia` if that is not so, and `MalformedRequest`, `InvalidContent` or pydantic's
     `ValidationError` if the body or an option is invalid.
     """
     content_type = api.content_type
-    settings = api.services.settings
     if content_type == "multipart/form-data":
-        upload = read_form(api, content, schema, "image", mask=issubclass(schema, ProjectOptions))
+        upload = read_form(api, content, schema, "image", mask="mask" in body.model_fields)
     elif content_type == "application/json" or not (content_type or content):
         upload = _from_json(_parse_json(api, body, content))
     elif content_type or is_picture(content):
-        options = _from_query(schema, api.query)
-        upload = Upload(options=options, images=_named("body", [content]))
+        upload = Upload(options=_from_query(schema, api.query), images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field, len(upload.images), settings.max_images)
+    check_count(upload.images[0].field, len(upload.images), api.services.settings.max_images)
     return upload
 
 
@@ -126,7 +126,7 @@ def _unsupported() -> UnsupportedMedia:
     return UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
 
 
-def is_small(upload: Upload, card: Card) -> bool:
+def _is_small(upload: Upload, card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
@@ -138,8 +138,33 @@ def is_small(upload: Upload, card: Card) -> bool:
     )
 
 
+def upload_work(
+    make: Callable[..., WorkT],
+    api: ApiRequest,
+    model: ServedModel,
+    upload: Upload,
+    params: StepParams,
+    options: ImageOptions,
+    **more: Any,
+) -> WorkT:
+    """What ``make`` makes for images; ``more`` are fields of it. All uploads but points pass here,
+    and then `open_upload`, unless they are small.
+    """
+    return make(
+        api=api,
+        model=model,
+        options=options,
+        labels=[{"index": i} for i in range(len(upload.images))],
+        is_tiled=model.card.tiles is not None,
+        params=params,
+        source=upload,
+        is_large=not _is_small(upload, model.card),
+        **more,
+    )
+
+
 def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
-    """Read the headers of all images and masks.
+    """Read the headers of all images and masks, in a thread of the codec pool.
 
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
     for too many pixels of all together. Damage behind a header is left to the decoder.
@@ -172,7 +197,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
 
 
 def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
-    """The rows of uploads that `is_small`, to one model.
+    """The rows of small uploads to one model.
 
     Decoding many before preparing them is faster: the code and data of each step stay in the cache.
     """
@@ -331,7 +356,7 @@ def _from_json(request: Any) -> Upload:
 
 
 @lru_cache(maxsize=256)
-def _from_query(schema: type[ScoreOptions], query: bytes) -> ScoreOptions:
+def _from_query(schema: type[UploadOptions], query: bytes) -> UploadOptions:
     """Options in a query. A client sends the same with every image, and nobody changes them."""
     return schema.model_validate(parse_query(query), strict=False)
 

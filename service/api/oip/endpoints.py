@@ -27,14 +27,8 @@ from service.api.info.routes import PROBE
 from service.api.message import parse_as
 from service.api.negotiation import Json, Media
 from service.api.oip import tensors
-from service.api.pipeline import (
-    InputRows,
-    Plan,
-    Stages,
-    Work,
-    count_codec,
-)
-from service.api.request import LARGE_BODY, ApiRequest
+from service.api.pipeline import InputRows, Stages, Work, count_codec
+from service.api.request import LARGE_BODY, ApiRequest, Plan
 from service.api.table import Endpoint, Handler
 from service.artifact.card import INPUT, OUTPUT, Card
 from service.domain.tasks import StepParams

@@ -20,7 +20,7 @@ from pydantic import Field
 from service.api.message import parse_as
 from service.api.native.endpoints import generate, project
 from service.api.native.responses import picture, step_members
-from service.api.native.rows import RowWork
+from service.api.native.rows import RowWork, event
 from service.api.native.schemas import (
     MAX_SCALE,
     GenerateRequest,
@@ -29,7 +29,6 @@ from service.api.native.schemas import (
     check_count,
     check_steps,
 )
-from service.api.native.stream import event
 from service.api.native.uploads import Upload, read_form
 from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media

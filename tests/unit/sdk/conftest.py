@@ -1,22 +1,9 @@
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from ign_client import AsyncClient, Client
-from tests.contract.harness import Service, serving, settings, write_models
+from tests.contract.conftest import models as models
+from tests.contract.conftest import service as service
 from tests.unit.sdk.clients import Ask
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def service(models: Path) -> Iterator[Service]:
-    with serving(settings(models)) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -206,6 +206,7 @@ def test_outputs_are_not_overwritten(shell: Shell, words: str, left: int) -> Non
 
 TILED = limited(models=[CARD | {"tiles": {"overlap": 1}}])
 BAD = problem(422, "undecodable_image")
+BUSY = problem(429, "rate_limited", Retry_After="7")
 GONE = httpx.ConnectError("gone")
 
 
@@ -213,7 +214,7 @@ GONE = httpx.ConnectError("gone")
     ("response", "status"),
     [
         *((problem(status), REFUSED) for status in (401, 404, 422, 500)),
-        *((problem(status), UNREACHABLE) for status in (429, 503, 504)),
+        *((problem(status), UNREACHABLE) for status in (503, 504)),
         *((response, UNREACHABLE) for response in (GONE, httpx.Response(200, text="It works!"))),
         (KeyboardInterrupt(), INTERRUPTED),
     ],
@@ -239,13 +240,7 @@ def test_an_error_that_concerns_all_images_ends_the_command(
     [
         ([limited(images=2), answer(2), answer()], ""),
         ([TILED, answer(), answer(), answer()], ""),  # large images are sent alone
-        *(
-            ([limited(), busy, answer(), busy, problem(429, "queue_full"), answer(), answer()], "")
-            for busy in (
-                problem(429, code, Retry_After="7")
-                for code in ("over_share", "would_miss_deadline")
-            )
-        ),
+        ([limited(), BUSY, answer(), BUSY, problem(429, "queue_full"), answer(), answer()], ""),
         ([limited(), BAD, answer(), BAD, answer()], "422 undecodable_image"),
         *(
             ([limited(images=1), answer(), problem(500, code), answer()], f"500 {code}")
@@ -312,7 +307,7 @@ def test_it_is_sent_fewer_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             full.wait(60)
         running.difference_update(some)
         if is_busy:
-            raise TooManyRequests(429, "over_share", "full", None, 2.0)
+            raise TooManyRequests(429, "over_share", "full", None, None, retryable=True)
 
     monkeypatch.setattr(Terminal, "sleep", lambda *_: None)
     assert for_each_item(range(20), 20, work, 3, Terminal(), group=1) == 0

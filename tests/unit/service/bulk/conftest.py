@@ -2,14 +2,15 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from service.bulk.__main__ import main
-from tests.contract.harness import Service, serving, settings, write_models
+from tests.contract.conftest import models as models
+from tests.contract.conftest import service as service
 from tests.helpers.pictures import noise, save
 
 
@@ -22,17 +23,6 @@ class RunResult(NamedTuple):
 
 
 Run = Callable[[str], RunResult]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def service(models: Path) -> Iterator[Service]:
-    with serving(settings(models)) as running:
-        yield running
 
 
 @pytest.fixture

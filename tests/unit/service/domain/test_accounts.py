@@ -7,7 +7,8 @@ import os
 import random
 import subprocess
 import sys
-from multiprocessing.pool import Pool
+from functools import partial
+from multiprocessing.pool import Pool, ThreadPool
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -151,6 +152,16 @@ def test_processes_at_the_same_time_admit_exactly_the_rate(tmp_path: Path) -> No
     pool: Pool
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert sum(pool.map(granted, [tmp_path / "quotas"] * 4, chunksize=1)) == 500
+
+
+def test_threads_at_the_same_time_admit_exactly_the_rate() -> None:
+    rates = Rates(clock=lambda: 1.0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    with ThreadPool(4) as pool:
+        waits = pool.map(partial(rates.wait, rate=Rate(500, 60.0)), [*"abcdefgh"] * 800)
+    sys.setswitchinterval(interval)
+    assert waits.count(0.0) == 8 * 500
 
 
 HOLDS_THE_LOCK = """

@@ -26,16 +26,12 @@ from tests.helpers.pictures import (
     damaged,
     decode_picture,
     exif,
+    levels,
     noise,
     save,
     smooth,
 )
 from tests.helpers.pictures import png as make_png
-
-
-def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(decode_picture(data).image)
-
 
 COLOURS = Image.fromarray(noise(37, 51, 3))
 ALPHA = Image.fromarray(noise(37, 51, 4))

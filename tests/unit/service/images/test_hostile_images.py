@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from tests.helpers.pictures import (
     damaged,
     decode_picture,
     exif,
+    levels,
     noise,
     save,
     smooth,
@@ -35,10 +35,6 @@ SMALL = {
     form: save(noise(16, 16, 3) if form != "GIF" else noise(16, 16), form)
     for form in ("PNG", "JPEG", "WEBP", "GIF")
 }
-
-
-def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(decode_picture(data).image)
 
 
 def tiff(order: str, tags: Tags, strips: bytes = b"", following: int = 0) -> bytes:
