@@ -11,7 +11,7 @@ from PIL import Image
 from tests.contract.data import pixels
 from tests.contract.harness import Service
 from tests.helpers.live import ROOT
-from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
+from tests.slow.browser.visit import Browser, Visit, visiting
 
 EXAMPLE = ROOT / "service" / "page" / "example_page.webp"
 QUIET = {"reduced_motion": "reduce"}
@@ -131,9 +131,9 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         assert visit.verdict().startswith("Made real.")
         assert float(visit.one("#brush").input_value()) > 0.15
         visit.one("#brush").fill("0.1")
-        visit.draw(SEVEN)
-        visit.settled()
+        visit.button("Drawn").click()
         visit.page.wait_for_function("location.hash.includes('d=')")
+        visit.settled()
         face = visit.canvas("RGB")
         verdict = visit.verdict()
         visit.choose("Digits")
@@ -150,6 +150,7 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         visit.ready()
         visit.settled()
         assert abs(visit.canvas("RGB").astype(int) - face).mean() < 4
+        assert visit.verdict() == verdict
 
 
 def test_a_drawing_draws_itself_stroke_by_stroke(browser: Browser, service: Service) -> None:
