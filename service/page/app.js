@@ -277,4 +277,9 @@ byId("key").addEventListener("submit", (event) => {
 });
 
 continueAddress();
+if (!(readAddress().m ?? "scans").startsWith("scans")) {
+  // The example that the document begins with is of another model.
+  document.body.classList.remove("pages");
+  project.result.clear();
+}
 loadModels();

@@ -27,7 +27,10 @@ export class ProjectPanel extends EventTarget {
   constructor(canvas, models) {
     super();
     [this.canvas, this.models] = [canvas, models];
-    this.result = new Result((image) => canvas.placeImage(image));
+    this.result = new Result((image) => {
+      canvas.placeImage(image);
+      byId("drawing").scrollIntoView({ block: "nearest" });
+    });
     byId("go").addEventListener("click", () => this.project());
     for (const name of ["steps", "strength"]) {
       byId(name).addEventListener("input", () => {
