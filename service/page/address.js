@@ -12,6 +12,14 @@ const COLOURS = ["ink", "background", "mask"];
 const MOST_BYTES = 48 * 1024; // of a drawing; a longer one is not put into the address
 const NEAR = 1 / 128; // points nearer to the last one are left out
 
+const LAST = "ign-address";
+
+/** The address without a fragment goes on where this tab was last. */
+export function continueAddress() {
+  const last = sessionStorage.getItem(LAST);
+  if (!location.hash && last) history.replaceState(null, "", last);
+}
+
 /** @returns {{m?: string, s?: string, d?: string}} model, seed and drawing of the present address */
 export const readAddress = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 
@@ -22,6 +30,7 @@ export function writeAddress(parts) {
   // URLSearchParams would escape the slash of a model, which may stand in a fragment.
   const fragment = kept.map(([name, value]) => `${name}=${encodeURIComponent(value).replaceAll("%2F", "/")}`).join("&");
   history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+  sessionStorage.setItem(LAST, location.hash);
 }
 
 /**

@@ -88,9 +88,9 @@ async function parseProblem(response) {
     retry: response.headers.get("X-Should-Retry") !== "false" && (response.status >= 500 || response.status === 429),
   });
   if (response.status === 401) {
-    if (!hasApiKey()) problem.message = "This service needs an API key.";
+    const detail = hasApiKey() ? problem.message : ""; // of the key that was sent
     sessionStorage.removeItem(KEY);
-    dispatchEvent(new CustomEvent("key-needed"));
+    dispatchEvent(new CustomEvent("key-needed", { detail }));
   }
   return problem;
 }

@@ -1,6 +1,6 @@
 // Entry point: creates the panels and passes the chosen model on to them.
 
-import { decodeDrawing, encodeDrawing, readAddress, writeAddress } from "./address.js";
+import { continueAddress, decodeDrawing, encodeDrawing, readAddress, writeAddress } from "./address.js";
 import { setApiKey } from "./api.js";
 import { DrawingCanvas } from "./canvas.js";
 import { byId, createElement, whenVisible } from "./dom.js";
@@ -34,9 +34,13 @@ const modelsPanel = new ModelsPanel(models);
 let model = null; // the card of the chosen model
 let samples = null; // its generated pictures
 let restored = false; // whether the drawing of the address is on the canvas
-const LEAD = byId("lead").textContent;
+const pens = new Map(); // the name of a model → what the user chose for it: {brush, colour}
+const [PAGE_LEAD, DRAWING_LEAD] = [byId("lead").textContent, "A small network makes it real."];
+const SHEET = [880, 760]; // the shape of a page before one is opened: that of the example, as in the style sheet
+const touch = matchMedia("(pointer: coarse)").matches;
 
-async function setModel(card) {
+async function setModel(chosen) {
+  const card = chosen.tiles ? { ...chosen, shape: [chosen.shape[0], ...SHEET] } : chosen;
   samples = null;
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
   document.documentElement.style.setProperty("--paper", cssColour(backgroundColour(card)));
@@ -44,9 +48,11 @@ async function setModel(card) {
   byId("file").multiple = Boolean(card.tiles);
   canvas.paint.tabIndex = card.tiles ? -1 : 0; // nobody draws on a page
   const prompt = card.prompt || (card.noise === null ? "Open a picture" : "Draw something");
-  byId("prompt").textContent = prompt;
-  byId("lead").textContent = card.noise === null ? (card.description ?? "") : LEAD;
-  byId("invitation").querySelector("span").textContent = prompt;
+  for (const place of [byId("prompt"), byId("invitation").querySelector("span")]) {
+    place.textContent = touch ? forFingers(prompt) : prompt;
+  }
+  byId("lead").textContent = card.noise !== null ? DRAWING_LEAD : card.name === "scans" ? PAGE_LEAD : (card.description ?? "");
+  byId("go").textContent = card.tiles ? "Run again" : "Make it real";
   model = card;
   setPalette(card.shape[0] === 1 ? [] : ["#000000", "#ffffff"]);
   setShape(card);
@@ -81,7 +87,7 @@ function setShape(card) {
   document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
   document.documentElement.style.setProperty("--ratio", width / height);
   // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
-  const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
+  const brush = pens.get(card.name)?.brush ?? Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
   Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
   setBrush(brush);
   canvas.setModel(card);
@@ -106,10 +112,13 @@ async function setSamples(card, images) {
   whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
 }
 
+/** Put the drawing of the address on the canvas, unless it is there. */
 async function restoreDrawing() {
   if (restored) return;
   restored = true;
-  const actions = await decodeDrawing(readAddress().d ?? "");
+  const { d = "" } = readAddress();
+  if (d === (await encodeDrawing(canvas.actions, [model.shape[2], model.shape[1]]))) return;
+  const actions = await decodeDrawing(d);
   if (actions.length) canvas.replace(actions);
 }
 
@@ -124,6 +133,8 @@ async function loadModels() {
 }
 
 models.addEventListener("selected", () => {
+  // A step of the history, unless it is the history that chose: then the address is there already.
+  if (readAddress().m !== models.reference) history.pushState(null, "", location.href);
   startup.run("Asking for the model", async (signal) => {
     const card = await models.card(signal);
     if (!signal.aborted) setModel(card);
@@ -169,13 +180,32 @@ for (const tool of document.getElementsByName("tool")) {
     byId("masking").hidden = !canvas.isMasked && canvas.tool !== "mask";
   });
 }
-byId("brush").addEventListener("input", (event) => setBrush(event.target.valueAsNumber));
-byId("ink").addEventListener("input", (event) => setInk(event.target.value));
+byId("brush").addEventListener("input", (event) => chooseBrush(event.target.valueAsNumber));
+byId("ink").addEventListener("input", (event) => chooseInk(event.target.value));
+// What is no drawing surface opens pictures.
+byId("drawing").addEventListener("click", () => model?.tiles && byId("file").click());
 byId("share").addEventListener("click", (event) => {
   copyText(location.href, event.currentTarget, () => "It is in the address bar");
 });
 drawWithPointer(canvas);
 drawWithKeyboard(canvas, byId("pointer"));
+
+/** A prompt without what fingers cannot do. */
+const forFingers = (prompt) => prompt.replace(/^Drop /, "Choose ").replace(/, or paste .*/, "");
+
+function choosePen(choice) {
+  pens.set(model.name, { ...pens.get(model.name), ...choice });
+}
+
+function chooseBrush(brush) {
+  choosePen({ brush });
+  setBrush(brush);
+}
+
+function chooseInk(colour) {
+  choosePen({ colour });
+  setInk(colour);
+}
 
 function setBrush(width) {
   canvas.brush = width;
@@ -189,13 +219,14 @@ function setPalette(colours, stroke) {
     const swatch = createElement("button", { type: "button", className: "swatch", "aria-label": `Colour ${colour}` });
     swatch.dataset.colour = colour;
     swatch.style.setProperty("--colour", colour);
-    swatch.addEventListener("click", () => setInk(colour));
+    swatch.addEventListener("click", () => chooseInk(colour));
     return swatch;
   });
   byId("swatches").replaceChildren(...swatches);
+  const pen = { colour: stroke?.colour, brush: stroke?.size, ...pens.get(model.name) };
   if (colours.length === 0) canvas.colour = null;
-  else setInk(stroke?.colour ?? mostVisible(colours, backgroundColour(model)));
-  if (stroke) setBrush((byId("brush").value = stroke.size));
+  else setInk(pen.colour ?? mostVisible(colours, backgroundColour(model)));
+  if (pen.brush) setBrush((byId("brush").value = pen.brush));
 }
 
 /** The colour that differs most from the background. */
@@ -226,14 +257,15 @@ addEventListener("click", (event) => {
 for (const link of document.querySelectorAll(".elsewhere")) {
   link.addEventListener("click", () => (link.hash = location.hash));
 }
-addEventListener("hashchange", async () => {
-  const { m, d } = readAddress();
-  if (m && m !== models.reference) models.choose(m);
-  if (d && model) canvas.replace(await decodeDrawing(d));
+addEventListener("hashchange", () => {
+  const { m } = readAddress();
+  restored = false;
+  if (!models.choose(m) && model) restoreDrawing();
 });
 
-addEventListener("key-needed", () => {
+addEventListener("key-needed", ({ detail }) => {
   byId("key").hidden = false;
+  byId("key").querySelector(".status").textContent = detail;
   byId("key-field").focus();
 });
 byId("key").addEventListener("submit", (event) => {
@@ -244,4 +276,10 @@ byId("key").addEventListener("submit", (event) => {
   if (!models.limits) loadModels();
 });
 
+continueAddress();
+if (!(readAddress().m ?? "scans").startsWith("scans")) {
+  // The example that the document begins with is of another model.
+  document.body.classList.remove("pages");
+  project.result.clear();
+}
 loadModels();

@@ -90,9 +90,9 @@ export class DrawingCanvas extends EventTarget {
     this.dispatchEvent(new Event("finished"));
   }
 
-  /** Cover the canvas with an image of the model's size, and remove the mask unless it is to be kept. */
-  placeImage(image, { keepMask = false } = {}) {
-    if (!keepMask && this.isMasked) this.#do({ kind: "clear" });
+  /** Cover the canvas with an image of the model's size, and remove the mask. */
+  placeImage(image) {
+    if (this.isMasked) this.#do({ kind: "clear" });
     this.#do({ kind: "image", layer: "paint", image });
     this.finish();
   }

@@ -1,11 +1,10 @@
 // Examples: drawings that draw themselves, pictures of the model that are damaged, and a page with its result.
 
 import { decodeDrawing } from "./address.js";
-import { byId } from "./dom.js";
+import { byId, createElement } from "./dom.js";
 import { DRAWINGS } from "./drawings.js";
 import { NOISE, asDrawn, drawingOrder, drawnUntil, toGrey, toSketch, withNoise } from "./effects.js";
 import { toBase64, toCanvas } from "./pixels.js";
-import { verdict } from "./verdict.js";
 
 const DRAW_MS = 1500;
 const STROKE_MS = 2600; // of a drawing of strokes
@@ -17,6 +16,13 @@ const PAGE = new URL("example_page.webp", import.meta.url);
 // What this model makes of the page; another one is asked.
 const PAGE_MADE = { model: "scans", url: new URL("example_page_made.webp", import.meta.url) };
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** The image of a URL: the one of the document, where that shows it. */
+async function decoded(url) {
+  const image = createElement("img", { src: url });
+  await image.decode();
+  return image;
+}
 
 const frame = () => new Promise(requestAnimationFrame);
 const imageAction = (image) => ({ kind: "image", layer: "paint", image: toCanvas(image) });
@@ -87,7 +93,7 @@ export class Examples {
   /** Show what the model does, before anybody asks: without motion only the last moment of it. */
   async introduce() {
     if (this.card.noise === null) {
-      if (this.card.tiles && this.card.shape[0] === 1) await this.#showPage();
+      if (this.card.tiles && this.card.shape[0] === 1) await this.#showPage(() => this.canvas.isEmpty);
       return;
     }
     const drawing = this.#drawings.length ? this.#nextDrawing() : null;
@@ -113,19 +119,17 @@ export class Examples {
   }
 
   /** The page beside what the model makes of it: at once, where that is known. */
-  async #showPage() {
-    const { card, canvas, project } = this;
-    const open = async (url) => createImageBitmap(await (await fetch(url)).blob());
+  async #showPage(wanted = () => true) {
+    const { card, project } = this;
     if (card.name !== PAGE_MADE.model) {
-      const file = new File([await (await fetch(PAGE)).blob()], "The example");
+      const file = new File([await (await fetch(PAGE)).blob()], "page.webp");
       if (this.card === card) await project.openAndProject(file);
       return;
     }
-    const [page, made] = await Promise.all([PAGE, PAGE_MADE.url].map(open));
-    if (this.card !== card || !canvas.isEmpty) return;
+    const [page, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
+    if (this.card !== card || !wanted()) return;
     const description = "The example page, made clean";
-    const result = { seen: toBase64(page), made: toBase64(made), description, verdict: verdict({}, card), distance: null };
-    project.showExample(page, result);
+    project.showExample(page, { seen: toBase64(page), made: toBase64(made), description, measured: {}, source: "page.webp" });
   }
 
   #nextDrawing() {

@@ -44,7 +44,7 @@ export class GeneratePanel extends EventTarget {
     for (const which of ["from", "to"]) {
       byId(`tile-${which}`).addEventListener("click", () => {
         setEndpoint(which, this.#chosen);
-        this.#panel.say(`The walk ${which === "from" ? "begins" : "ends"} there.`);
+        byId("walk").scrollIntoView({ block: "nearest" });
       });
     }
     this.#clear();

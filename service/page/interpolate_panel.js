@@ -70,7 +70,7 @@ export class InterpolatePanel {
 
   constructor({ models, canvas }) {
     this.models = models;
-    const end = (name) => new Endpoint(byId(name), canvas, () => this.#compare());
+    const end = (name) => new Endpoint(byId(name), canvas, () => this.interpolate());
     this.endpoints = { from: end("from"), to: end("to") };
     byId("walk-form").addEventListener("input", () => this.#compare());
     byId("walk-form").addEventListener("submit", (event) => {
@@ -113,6 +113,7 @@ export class InterpolatePanel {
     const { from, to } = this.endpoints;
     const json = this.card && this.#wanted;
     if (!json) return;
+    this.#compare();
     const { model, frames } = json;
     await this.#panel.run("Walking", async (signal) => {
       const [response] = await Promise.all([

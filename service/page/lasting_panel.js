@@ -82,7 +82,8 @@ export class LastingPanel {
       form.append("image", toBlob(picture), "real.png");
       for (const [name, value] of Object.entries(options)) form.append(name, String(value));
       for await (const [name, event] of streamEvents("project", { form, signal })) {
-        if (name === "step") await this.#add(event);
+        signal.throwIfAborted(); // events of a run that was ended may still come
+        if (name === "step") await this.#add(event, signal);
         if (name === "progress") this.#panel.say(`${event.steps_done} of ${event.steps} steps`);
       }
       const fields = [["image", "@real.png"], ...Object.entries(options).map(([key, value]) => [key, String(value)])];
@@ -111,8 +112,9 @@ export class LastingPanel {
     this.#draw();
   }
 
-  async #add({ step, data, change }) {
+  async #add({ step, data, change }, signal) {
     const pixels = await decodePixels(data);
+    signal.throwIfAborted();
     this.#first ??= pixels;
     const [low, high] = this.card.range;
     const by = change === null ? null : change / (high - low);

@@ -4,7 +4,8 @@ import { callJson } from "./api.js";
 import { byId, createElement } from "./dom.js";
 import { dataUrl } from "./pixels.js";
 
-const THUMBNAIL = { n: 1, seed: 7, offset: 3 };
+const THUMBNAIL = { n: 1, seed: 7, offset: 6 }; // a digit, a shoe and a face that everybody recognises
+const PAGE = { name: "scans", url: new URL("example_page_made.webp", import.meta.url).href }; // of a model that generates nothing
 const MOST_THUMBNAILS = 12;
 const BUILT_IN = "mnist"; // the default of a service that was not told of another one
 
@@ -65,11 +66,13 @@ export class Models extends EventTarget {
     return this.#chosen;
   }
 
-  /** Choose a model as if its button had been pressed. */
+  /** Choose a model as if its button had been pressed; whether it is another one. */
   choose(wanted) {
     const reference = find(this.list, wanted);
     const button = [...this.root.querySelectorAll("input")].find((input) => input.value === reference);
-    if (button && !button.checked) button.click();
+    const other = Boolean(button) && !button.checked;
+    if (other) button.click();
+    return other;
   }
 
   /** The full card of the selected model. */
@@ -81,7 +84,7 @@ export class Models extends EventTarget {
 
   /** A small picture of a model as a URL, or "" before there is one. */
   thumbnail(reference) {
-    return this.#thumbnails.get(reference) ?? "";
+    return this.#thumbnails.get(reference) ?? (reference.startsWith(`${PAGE.name}/`) ? PAGE.url : "");
   }
 
   /** Generate the thumbnails that are missing, one after the other; a model without one keeps an empty square. */
@@ -104,7 +107,8 @@ export class Models extends EventTarget {
     const reference = referenceOf(model);
     const input = createElement("input", { type: "radio", name: "model", value: reference });
     input.checked = reference === this.#chosen;
-    const image = createElement("img", { className: "pixels", alt: "", hidden: model.noise === null });
+    const thumbnail = this.thumbnail(reference);
+    const image = createElement("img", { className: "pixels", alt: "", ...(thumbnail && { src: thumbnail }) });
     const same = this.list.filter((other) => titleOf(other) === titleOf(model)).length > 1;
     const name = same ? `${titleOf(model)} ${model.version}` : titleOf(model);
     return createElement("label", { title: reference }, input, createElement("span", {}, image, createElement("b", {}, name)));

@@ -57,7 +57,10 @@ export class ModelsPanel {
       createElement("span", { className: `state ${serves && !reason ? "good" : "bad"}` }, state),
       createElement("span", { className: "hint load" }, reason),
     );
-    button.addEventListener("click", () => this.models.choose(reference));
+    button.addEventListener("click", () => {
+      this.models.choose(reference);
+      scrollTo({ top: 0 }); // to what it does
+    });
     const entry = createElement("li", {}, button);
     entry.dataset.model = reference;
     return entry;

@@ -98,6 +98,7 @@ export class Panel {
   }
 
   #fail(error, retry) {
+    if (error.status === 401) return; // the page asks for a key
     if (!(error instanceof Problem)) console.error(error);
     const problem = error instanceof Problem ? error : new Problem({ detail: "The page failed at this.", retry: false });
     const facts = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");

@@ -21,12 +21,16 @@ export class ProjectPanel extends EventTarget {
   #wanted = false; // whether the drawing has changed since the last request
   running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
-  samples = null;
+  #samples = null;
+  #source = ""; // the name of the file on the canvas
 
   constructor(canvas, models) {
     super();
     [this.canvas, this.models] = [canvas, models];
-    this.result = new Result((image) => canvas.placeImage(image));
+    this.result = new Result((image) => {
+      canvas.placeImage(image);
+      byId("drawing").scrollIntoView({ block: "nearest" });
+    });
     byId("go").addEventListener("click", () => this.project());
     for (const name of ["steps", "strength"]) {
       byId(name).addEventListener("input", () => {
@@ -41,6 +45,8 @@ export class ProjectPanel extends EventTarget {
     });
     byId("forget").addEventListener("change", () => this.#changed());
     for (const event of ["changed", "extended"]) canvas.addEventListener(event, () => this.#changed());
+    // A result that came while the pen was down is that of the whole stroke, if nothing was drawn since.
+    canvas.addEventListener("finished", () => this.isSettled && this.dispatchEvent(new Event("projected")));
     byId("noise").addEventListener("click", () => this.edit((image) => withNoise(image, NOISE, this.card.shape[0])));
     byId("grey").addEventListener("click", () => this.edit(toGrey));
     byId("sketch").addEventListener("click", () => this.edit(toSketch));
@@ -55,13 +61,13 @@ export class ProjectPanel extends EventTarget {
   /** Switch to another model. */
   setModel(card) {
     this.card = card;
-    this.samples = null;
+    this.#samples = null;
     byId("steps").max = Math.min(16, this.models.limits.steps);
     this.#stepsChosen = false;
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#panel.reset();
     this.result.setModel(card);
-    showVerdict("", null, card);
+    showVerdict({ words: "" });
     // Nobody draws on an image of any size, and it takes seconds.
     byId("live").checked = !card.tiles;
     byId("live").parentElement.hidden = Boolean(card.tiles);
@@ -72,6 +78,16 @@ export class ProjectPanel extends EventTarget {
   /** Whether there is a result, and it belongs to what is on the canvas, with the pen up. */
   get isSettled() {
     return this.result.isCurrent && !this.canvas.isDrawing;
+  }
+
+  /** Generated pictures, which verdicts compare with. A result that came before them is judged again. */
+  get samples() {
+    return this.#samples;
+  }
+
+  set samples(samples) {
+    this.#samples = samples;
+    if (this.result.measured) this.#showVerdict(this.result.measured);
   }
 
   /** What the next request sends, as text: results of another one are out of date. */
@@ -111,38 +127,42 @@ export class ProjectPanel extends EventTarget {
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
     if (inkOf(image, this.card) < BLANK && !mask) {
       this.result.clear();
-      showVerdict("Draw something first.", null, this.card);
+      showVerdict({ words: "Draw something first." });
       return undefined;
     }
-    const { card, samples } = this;
+    const { card } = this;
     const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
     const options = { steps, strength, record: "0", score: !card.tiles };
     const request = { form: await this.#form(image, mask, options), signal };
     const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
+    const { data: made, trajectory: [{ data: seen }], distance, drift } = answer;
+    const measured = { distance, drift, image, pixels: card.tiles ? null : await decodePixels(made) };
     signal.throwIfAborted();
-    const [seen, made] = [answer.trajectory[0].data, answer.data];
     const description = `The drawing made real ${formatTimes(steps)}`;
-    this.showResult({ seen, made, description, ...(await this.#judge(image, answer)) }, mark);
+    this.showResult({ seen, made, description, measured, source: this.#source }, mark);
     this.#showCommand(options, mask);
     this.dispatchEvent(new Event("projected"));
     return undefined;
   }
 
-  /** What is said of an answer: the words, and how far f moved the picture. */
-  async #judge(image, { data, distance, drift }) {
+  /** Say what f made of a picture, from how far it moved it and from the pixels before and after. */
+  #showVerdict({ distance, drift, image, pixels }) {
     const { card, samples } = this;
+    const drawing = this.canvas.isDrawing;
+    if (card.tiles) return showVerdict(verdict({}, card));
+    if (!samples && card.noise !== null) return showVerdict({ words: "" }); // compared with nothing, it would be another one
     const nearlyEmpty = isNearlyEmpty(image, card, samples);
-    if (card.tiles || !samples) return { verdict: verdict({ distance, drift }, card, { nearlyEmpty }), distance };
-    const made = await decodePixels(data);
-    const moved = distance * Math.max(1, samples.inkedShare / inkedShare([image, made], card));
-    return { verdict: verdict({ distance: moved, drift }, card, { nearlyEmpty, foreign: samples.isForeign(made) }), distance: moved };
+    if (!samples) return showVerdict(verdict({ distance, drift }, card, { nearlyEmpty }), { drawing });
+    const moved = distance * Math.max(1, samples.inkedShare / inkedShare([image, pixels], card));
+    const input = { nearlyEmpty, foreign: samples.isForeign(pixels) };
+    return showVerdict(verdict({ distance: moved, drift }, card, input), { drawing });
   }
 
   /** Show a result of what is on the canvas. */
   showResult(result, mark = this.#mark) {
     this.result.expect(this.#mark);
     this.result.show({ ...result, mark });
-    showVerdict(result.verdict, result.distance, this.card, { drawing: this.canvas.isDrawing });
+    this.#showVerdict(result.measured);
   }
 
   /** The image of a response, while it says how many tiles are done. */
@@ -181,10 +201,10 @@ export class ProjectPanel extends EventTarget {
     this.#panel.showCommand(curlCommand("project", { fields, accept: "image/png", file: "real.png" }));
   }
 
-  /** Replace the drawing by a function of it; the mask stays. */
+  /** Replace the drawing by a function of it. */
   edit(change) {
     const { image } = this.canvas.modelInput();
-    this.canvas.placeImage(toCanvas(change(image)), { keepMask: true });
+    this.canvas.placeImage(toCanvas(change(image)));
   }
 
   /** Make an image real; its result, or null if that failed. */
@@ -205,6 +225,7 @@ export class ProjectPanel extends EventTarget {
       if (!picture || signal.aborted) return undefined;
       if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));
       this.canvas.placeImage(picture);
+      this.#source = file.name;
       return undefined;
     });
   }

@@ -4,28 +4,45 @@ import { byId, hideImage, showImage } from "./dom.js";
 import { dataUrl, decodeImage } from "./pixels.js";
 import { saveCard, savePicture } from "./saving.js";
 
+const EXAMPLE = "scans"; // the model of the example page that the document begins with
+
 const ACTIONS = ["save-made", "save-card", "keep"];
 
 export class Result {
-  #shown = null; // {seen, made, description, verdict, mark}; mark: of the canvas that it belongs to
+  #shown = null; // as `show` takes it
   #mark = null; // of what is on the canvas now
 
   /** @param {(image: ImageBitmap) => void} onKeep puts the result on the canvas */
   constructor(onKeep) {
     this.stage = byId("made-stage");
     byId("compare").addEventListener("input", () => this.#split());
-    byId("save-made").addEventListener("click", () => savePicture(this.#shown.made, "real.png", this.card));
-    byId("save-card").addEventListener("click", () => saveCard(this.#shown, this.card));
+    byId("save-made").addEventListener("click", () => savePicture(this.#shown.made, this.#name, this.card));
+    byId("save-card").addEventListener("click", () => {
+      saveCard(this.#shown, this.card, byId("verdict").querySelector(".status").textContent);
+    });
+    byId("enlarge").addEventListener("click", (event) => this.#enlarge(event));
+    byId("large").addEventListener("click", () => byId("large").close());
     byId("keep").addEventListener("click", async () => onKeep(await decodeImage(this.#shown.made)));
   }
 
   setModel(card) {
+    const begins = !this.card && card.name === EXAMPLE;
     this.card = card;
-    this.clear();
+    if (!begins) this.clear();
   }
 
   get made() {
     return this.#shown?.made ?? null;
+  }
+
+  /** What was measured of the result that is shown. */
+  get measured() {
+    return this.#shown?.measured ?? null;
+  }
+
+  /** The name of the file to save: of a page, like that of its source. */
+  get #name() {
+    return this.card.tiles ? `${this.#shown.source.replace(/\.[^.]*$/, "")}-clean.png` : "real.png";
   }
 
   /** What is shown, if it belongs to what is on the canvas. */
@@ -41,7 +58,8 @@ export class Result {
   /**
    * Show a result.
    *
-   * @param {{seen: string, made: string, description: string, verdict: string, mark: string}} result
+   * @param {{seen: string, made: string, description: string, measured: object, source: string, mark: string}} result
+   *   source: the name of the file that was made real; mark: of the canvas that it belongs to
    */
   show(result) {
     const first = this.#shown === null;
@@ -51,6 +69,7 @@ export class Result {
     byId("seen").hidden = byId("compare").hidden = false;
     showImage(byId("made"), dataUrl(result.made), result.description, { arrives: first });
     for (const id of ACTIONS) byId(id).disabled = false;
+    byId("enlarge").hidden = false;
     this.#split();
     this.#dim();
   }
@@ -77,9 +96,21 @@ export class Result {
   clear() {
     this.#shown = null;
     hideImage(byId("made"));
-    byId("seen").hidden = byId("compare").hidden = true;
+    byId("seen").hidden = byId("compare").hidden = byId("enlarge").hidden = true;
     for (const id of ACTIONS) byId(id).disabled = true;
     this.#dim();
+  }
+
+  /** Show the result on the whole screen; a page in its own pixels, at the place that was tapped. */
+  #enlarge({ clientX, clientY, detail }) {
+    const [dialog, image] = [byId("large"), byId("large-picture")];
+    const { src, alt } = byId("made");
+    Object.assign(image, { src, alt });
+    dialog.showModal();
+    if (!detail) return; // by the keyboard
+    const { left, top, width, height } = this.stage.getBoundingClientRect();
+    dialog.scrollLeft = ((clientX - left) / width) * dialog.scrollWidth - dialog.clientWidth / 2;
+    dialog.scrollTop = ((clientY - top) / height) * dialog.scrollHeight - dialog.clientHeight / 2;
   }
 
   #dim() {

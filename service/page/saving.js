@@ -67,8 +67,8 @@ export async function savePicture(data, name, card) {
   saveCanvas(canvas, name);
 }
 
-/** Save the drawing and the result side by side. */
-export async function saveCard({ seen, made, verdict }, card) {
+/** Save the drawing and the result side by side, with words about them. */
+export async function saveCard({ seen, made }, card, words) {
   const canvas = createElement("canvas", { ...CARD });
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
@@ -90,8 +90,8 @@ export async function saveCard({ seen, made, verdict }, card) {
   [context.lineWidth, context.lineCap, context.lineJoin] = [9, "round", "round"];
   context.stroke(new Path2D(`M566 ${top + side / 2}h66m-27 -27 27 27-27 27`));
   context.textBaseline = "middle";
-  text(context, "Make it real", left, 568, `800 44px ${FONT}`, colour("--ink"), "left");
-  text(context, verdict, CARD.width - left, 568, `400 26px ${FONT}`, colour("--soft"), "right");
+  text(context, card.tiles ? "Before and after" : "Make it real", left, 568, `800 44px ${FONT}`, colour("--ink"), "left");
+  if (!card.tiles) text(context, words, CARD.width - left, 568, `400 26px ${FONT}`, colour("--soft"), "right");
   saveCanvas(canvas, "before-after.png");
 }
 

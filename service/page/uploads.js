@@ -28,7 +28,7 @@ export function onUpload(inputs, area, onFiles) {
   });
 }
 
-const PDF = "A PDF is cleaned in a shell: ign project --local --model scans scan.pdf --out clean.pdf";
+const PDF = "This page takes pictures. The command line takes PDFs too: “Clean pages” in the README of ign-service.";
 const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**

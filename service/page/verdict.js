@@ -1,4 +1,4 @@
-// One line about a result: what f made of the picture, in per cent of the range of a pixel.
+// What is said of a result: what f made of the picture, in words, and in per cent of the range of a pixel.
 //
 // A sparse drawing is mostly background, which f keeps: changes count as if there were as much ink, in the drawing or in
 // the result, as in generated pictures.
@@ -33,59 +33,42 @@ export function percentile(value, quantiles) {
  * @param {object} card
  * @param {{nearlyEmpty: boolean, foreign: boolean}} input so little is drawn that nothing can be said of it; the result is
  *   like no generated picture
- * @returns {string} such as "Made real · moved 6 % · stable"
+ * @returns {{words: string, numbers: string}} a sentence for everybody, and what was measured
  */
 export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreign = false } = {}) {
-  if (card.tiles) return "Done. Drag the line to compare.";
+  if (card.tiles) return { words: "Done.", numbers: "Drag the line to compare." };
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
-  const stable = drift === null || drift <= Math.max(quantiles?.[99] ?? 0, distance / 10);
-  const moved = `moved ${formatShare(distance / (high - low))}`;
-  const rest = stable ? "stable" : `still moves ${formatShare(drift / (high - low))}`;
-  return [word(), moved, ...(drift === null ? [] : [rest])].join(" · ");
+  const share = (value) => formatShare(value / (high - low));
+  const settled = drift === null || drift <= Math.max(quantiles?.[99] ?? 0, distance / 10);
+  return { words: words(), numbers: `${numbers().join("; ")}.` };
 
-  function word() {
-    if (nearlyEmpty) return "Little to go on";
-    if (quantiles && distance > FOREIGN * quantiles[99]) return "Not recognised";
-    if (!stable) return "Not settled";
-    if (foreign) return "Changed";
-    return quantiles && percentile(distance, quantiles) <= 90 ? "Looked real already" : "Made real";
+  function words() {
+    if (nearlyEmpty) return "There is too little to go on.";
+    if (foreign || (quantiles && distance > FOREIGN * quantiles[99])) return `This does not look like ${thingOf(card)} to the network.`;
+    if (!settled) return "Not quite real yet: once more, and it changes again.";
+    return quantiles && percentile(distance, quantiles) <= 90 ? "This looked real already." : "Made real.";
+  }
+
+  function numbers() {
+    const real = quantiles && `real pictures change by ${share(quantiles[1]).replace("\u00a0%", "")} to ${share(quantiles[99])}`;
+    return [`Changed by ${share(distance)}`, real, !settled && `once more, by ${share(drift)}`].filter(Boolean);
   }
 }
+
+/** What the prompt of a card asks to draw, such as “a face”. */
+const thingOf = ({ prompt }) => prompt?.match(/^Draw (an? .+?)(?:, (?!an? )|$)/)?.[1] ?? "anything real";
 
 /** Whether so little is drawn, or to be seen, that nothing can be said of it. */
 export const isNearlyEmpty = (image, card, samples) =>
   contrastOf(image) < PLAIN || (samples !== null && inkOf(image, card) < NEARLY_EMPTY * samples.leastInk);
 
-/** Show how far f moved the picture, beside how far it moves real ones. */
-function showMeter(distance, card) {
-  const meter = document.querySelector("#verdict .meter");
-  meter.hidden = distance === null || Boolean(card.tiles);
-  if (meter.hidden) return;
-  const [low, high] = card.range;
-  const quantiles = card.distance_quantiles;
-  const [least, most] = quantiles ? [quantiles[1], quantiles[99]] : [0, 0];
-  const full = Math.max(quantiles ? 2 * most : 0.3 * (high - low), 1.05 * distance);
-  const percent = (value) => (100 * value) / full;
-  setBar(meter.querySelector(".band"), percent(least), percent(most));
-  setBar(meter.querySelector(".moved"), 0, percent(distance));
-  const share = (value) => formatShare(value / (high - low));
-  const hint = meter.querySelector(".hint");
-  hint.hidden = !quantiles;
-  hint.textContent = `Real pictures move ${share(least).replace("\u00a0%", "")} to ${share(most)}`;
-}
-
-function setBar(bar, from, to) {
-  bar.setAttribute("x", from);
-  bar.setAttribute("width", Math.max(0, to - from));
-}
-
-/** Show a verdict. Screen readers are told of it once the pen is up. */
-export function showVerdict(text, distance, card, { drawing = false } = {}) {
-  const line = byId("verdict").querySelector(".status");
+/** Show a verdict, or another sentence. Screen readers are told of it once the pen is up. */
+export function showVerdict({ words, numbers = "" }, { drawing = false } = {}) {
+  const [line, hint] = ["status", "hint"].map((name) => byId("verdict").querySelector(`.${name}`));
   line.setAttribute("aria-live", drawing ? "off" : "polite");
-  if (line.textContent !== text) line.textContent = text;
-  showMeter(distance, card);
+  if (line.textContent !== words) line.textContent = words;
+  hint.textContent = numbers;
 }
 
 export const formatTimes = (steps) => (steps === 1 ? "once" : steps === 2 ? "twice" : `${steps} times`);

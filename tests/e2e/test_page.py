@@ -6,7 +6,7 @@ from tests.contract.data import pixels
 from tests.contract.harness import Service
 from tests.slow.browser.conftest import browser as browser
 from tests.slow.browser.conftest import service as service
-from tests.slow.browser.visit import VERDICT, Browser, visiting
+from tests.slow.browser.visit import Browser, visiting
 
 
 def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Service) -> None:
@@ -25,7 +25,7 @@ def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Ser
         assert seen.max() == 255  # there is ink, light on dark
         assert (seen[:, :4] == 0).all()  # and no noise of the example
         assert (made != seen).any()
-        assert VERDICT.match(visit.one("#real .status").inner_text())
+        visit.verdict()
         saved = visit.saved("Save picture")
         assert saved.name == "real.png"
         large = pixels(saved.read_bytes(), "L")

@@ -92,9 +92,12 @@ def test_a_walk_from_what_is_drawn(visit: Visit) -> None:
     visit.says("walk", "32 frames")
     assert visit.button("Play").is_visible()  # with reduced motion nothing plays by itself
     assert visit.picture("#walked").shape == (28, 28)
-    visit.one("#from").get_by_role("button", name="Use the canvas").click()
-    assert visit.one("#walk[data-stale]").count() == 1  # the walk that is shown begins elsewhere
+    before = visit.picture("#walked")
+    visit.one("#from").get_by_role("button", name="Use the canvas").click()  # is walked at once
+    visit.one("#walk:not([data-stale], [aria-busy])").wait_for()
+    assert (visit.picture("#walked") != before).any()
     visit.one("#frames").fill("4")
+    assert visit.one("#walk[data-stale]").count() == 1
     visit.button("Walk").click()
     visit.says("walk", "4 frames")
     assert visit.one("#walk[data-stale]").count() == 0

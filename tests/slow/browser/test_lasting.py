@@ -9,15 +9,45 @@ from tests.contract.harness import Service
 from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Route, Visit
 
-CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}  # 0 … 0.1
+CARD = {  # 0 … 0.1
+    "range": [-1, 1],
+    "distance_quantiles": [i / 1000 for i in range(101)],
+    "prompt": "Draw a face, or paste a picture",
+}
+HOLD = """() => {
+  const decode = createImageBitmap;
+  window.createImageBitmap = (...source) => {
+    window.createImageBitmap = decode;
+    return new Promise((resolve) => (window.release = async () => {
+      resolve(await decode(...source));
+      await new Promise(requestAnimationFrame);
+    }));
+  };
+}"""
 VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
-    (0.05, 0.01, {}, "Looked real already · moved 3 % · stable"),
-    (0.0, 0.0, {"nearlyEmpty": True}, "Little to go on · moved less than 0.1 % · stable"),
-    (0.5, 0.09, {}, "Made real · moved 25 % · stable"),
-    (0.5, 0.2, {}, "Not settled · moved 25 % · still moves 10 %"),
-    (1.2, 0.01, {}, "Not recognised · moved 60 % · stable"),
+    (0.05, 0.01, {}, "This looked real already. | Changed by 3 %; REAL."),
+    (
+        0.0,
+        0.0,
+        {"nearlyEmpty": True},
+        "There is too little to go on. | Changed by less than 0.1 %; REAL.",
+    ),
+    (0.5, 0.09, {}, "Made real. | Changed by 25 %; REAL."),
+    (
+        0.5,
+        0.2,
+        {},
+        "Not quite real yet: once more, and it changes again. | Changed by 25 %; REAL; once more, by 10 %.",
+    ),
+    (1.2, 0.01, {}, "This does not look like a face to the network. | Changed by 60 %; REAL."),
+    (
+        0.2,
+        0.01,
+        {"foreign": True},
+        "This does not look like a face to the network. | Changed by 10 %; REAL.",
+    ),
     # a card without measures compares with none
-    (0.01, 0.0, {"distance_quantiles": None}, "Made real · moved 0.5 % · stable"),
+    (0.01, 0.0, {"distance_quantiles": None}, "Made real. | Changed by 0.5 %."),
 ]
 
 
@@ -55,6 +85,20 @@ def test_a_long_run_can_be_stopped(visit: Visit) -> None:
         route.abort()
 
 
+def test_what_comes_late_of_an_old_run_is_not_shown(visit: Visit) -> None:
+    visit.draw()
+    visit.settled()
+    made = visit.one("#made").get_attribute("src")
+    visit.page.evaluate(HOLD)
+    visit.button("Run").click()
+    visit.page.wait_for_function("() => window.release")
+    visit.choose("Clothes")
+    visit.one("#about-name").filter(has_text="fashion_mnist").wait_for()
+    visit.page.evaluate("() => window.release()")
+    late = "made => [...document.querySelectorAll('#strip img')].some(({ src }) => src === made)"
+    assert not visit.page.evaluate(late, made)
+
+
 @pytest.mark.parametrize("picture", ["drawn", "page"])
 def test_percentiles_are_the_services(visit: Visit, service: Service, picture: str) -> None:
     quantiles = service.get("/models/mnist").json()["distance_quantiles"]
@@ -67,7 +111,9 @@ def test_percentiles_are_the_services(visit: Visit, service: Service, picture: s
     )
 
 
-def test_a_verdict_is_one_line_in_one_unit(visit: Visit) -> None:
+def test_a_verdict_is_a_sentence_with_numbers_in_one_unit(visit: Visit) -> None:
     for distance, drift, options, said in VERDICTS:
         measured = {"distance": distance, "drift": drift}
-        assert visit.call("verdict", "verdict", measured, CARD | options, options) == said
+        verdict = visit.call("verdict", "verdict", measured, CARD | options, options)
+        shown = f"{verdict['words']} | {verdict['numbers']}".replace("\xa0", " ")
+        assert shown == said.replace("REAL", "real pictures change by 0.1 to 5 %")

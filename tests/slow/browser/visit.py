@@ -22,7 +22,6 @@ else:  # it may be missing
 __all__ = [
     "PATIENCE_MS",
     "SEVEN",
-    "VERDICT",
     "Browser",
     "Page",
     "Request",
@@ -32,7 +31,7 @@ __all__ = [
 ]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 VERDICT = re.compile(
-    r"^(Made real|Changed|Looked real already|Not settled|Little to go on) · moved .*%"
+    r"^(Made real|This looked real already|Not quite real yet|There is too little|This does not)"
 )
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
@@ -117,13 +116,17 @@ class Visit:
         address = self.page.evaluate("document.querySelector('#paint').toDataURL()")
         return pixels(base64.b64decode(address.partition(",")[2]), mode)
 
+    def verdict(self) -> str:
+        """What is said of the result, in words and in numbers."""
+        self.one("#verdict .status").filter(has_text=VERDICT).wait_for()
+        return self.one("#verdict").inner_text()
+
     def call(self, file: str, name: str, *values: Any) -> Any:
         """What a function of a module of the page returns."""
         call = (
             "async ([file, name, values]) => (await import(`./page/${file}.js`))[name](...values)"
         )
-        said = self.page.evaluate(call, [file, name, list(values)])
-        return said.replace("\xa0", " ") if isinstance(said, str) else said
+        return self.page.evaluate(call, [file, name, list(values)])
 
     def accessible(self) -> None:
         """Axe finds nothing, once nothing moves."""
