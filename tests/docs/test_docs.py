@@ -148,6 +148,7 @@ def base_url() -> Iterator[str]:
 @every_page_to_run
 def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "service").symlink_to(ROOT / "service")
     shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     (tmp_path / "node_modules" / "@ign-service").mkdir(parents=True)
     (tmp_path / "node_modules" / "@ign-service" / "client").symlink_to(ROOT / "sdk" / "js")
