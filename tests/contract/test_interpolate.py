@@ -17,11 +17,11 @@ from tests.contract.data import (
     step_params,
 )
 from tests.contract.harness import Service, checked, problem
-from tests.helpers.pictures import noise, opened, save
+from tests.contract.test_project import LIGHT, PICTURE
+from tests.helpers.pictures import opened
 
 PATH = "/latent-interpolate"
 POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]
-PICTURE = save(np.pad(noise(6, 6, seed=1), 1))
 STEPS = 2  # the card's for generation
 
 
@@ -136,7 +136,7 @@ def test_a_grid_is_its_corners_and_what_lies_between(
 
 
 def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:
-    points = [{"image": b64(PICTURE)}, {"image": b64(save(255 - np.pad(noise(6, 6, seed=1), 1)))}]
+    points = [{"image": b64(PICTURE)}, {"image": b64(LIGHT)}]
     projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()[
         "images"
     ][0]["data"]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.data import PICTURE, b64
 from tests.contract.harness import PATIENCE_S, Service, gated, send, settings
+from tests.contract.test_streaming import parsed
 from tests.contract.test_urls import SEED_OF_ALICE
 from tests.helpers.connection import Connection
 from tests.helpers.pictures import noise, save
@@ -160,14 +161,6 @@ def test_malformed_heads_are_errors_of_that_form(
     assert json.loads(body)["error"]["code"] == code
 
 
-def events(text: str) -> list[tuple[str, dict[str, Any]]]:
-    blocks = [block.split("\n") for block in text.split("\n\n") if block.startswith("event: ")]
-    return [
-        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
-        for name, data in blocks
-    ]
-
-
 @pytest.mark.parametrize(
     ("steps", "partial", "shown"), [(8, 3, [2, 4, 6]), (2, 3, [1]), (1, 3, []), (6, 0, [])]
 )
@@ -181,7 +174,7 @@ def test_partial_images_are_recorded_steps(
         "steps": steps,
         "size": "16x16",
     }
-    found = events(service.post(GENERATIONS, body).text)
+    found = parsed(service.post(GENERATIONS, body).text)
     native = {"seed": SEED_OF_ALICE, "steps": steps, "record": [*shown, steps], "scale": 2}
     expected = service.post("/generate", native).json()["images"][0]["trajectory"]
     assert [data["b64_json"] for _, data in found] == [step["data"] for step in expected]
@@ -206,6 +199,6 @@ def test_an_error_of_a_stream_has_that_form(
                 text += f"{line}\n"
                 gate.fails |= line.startswith("event: ")
         broken.errors.clear()
-    (first, last) = events(text)
+    (first, last) = parsed(text)
     assert first[0] == "image_generation.partial_image"
     assert (last[0], last[1]["error"]["code"]) == ("error", "model_failure")

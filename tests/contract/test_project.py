@@ -216,14 +216,6 @@ def test_masks_arrive_in_every_form(service: Service) -> None:
         np.testing.assert_array_equal(row, rows(service, mask=mask, steps=2)[0])
 
 
-def test_an_empty_file_input_of_a_browser_is_no_mask(service: Service) -> None:
-    part = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n\r\n%s\r\n'
-    body = part % (b"image", b"a.png", PICTURE) + part % (b"mask", b"", b"") + b"--x--\r\n"
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    answer = checked(service.client.post("/project", content=body, headers=headers), ProjectAnswer)
-    assert answer.images == projected(service).images
-
-
 def test_colour_profiles_are_ignored(service: Service) -> None:
     colours = noise(8, 8, 3, seed=4)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -7,22 +7,17 @@ import pytest
 from service.api.native.score import ScoreAnswer
 from tests.contract.data import b64, pixels, step_params
 from tests.contract.harness import Service, checked, problem, serving, settings
+from tests.contract.test_project import PICTURE, prepared
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 
-DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
-PICTURE = save(DARK)
 OTHER = save(np.pad(noise(6, 6, seed=2), 1))
 WIDE = save(noise(8, 14, seed=3))
 
 
-def prepared(picture: bytes) -> Any:
-    return (pixels(picture).astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
-
-
 def expected(picture: bytes) -> tuple[float, float]:
     """(distance, drift) by the numpy network."""
-    x = prepared(picture)
+    x = prepared(pixels(picture))
     y = step_params(x, 1)
     z = step_params(x, 2)
     return float(np.abs(y - x).mean()), float(np.abs(z - y).mean())
@@ -75,7 +70,7 @@ def test_what_lies_beyond_the_held_out_pictures(tmp_path: Path) -> None:
 
 
 def changes(picture: bytes) -> Any:
-    x = prepared(picture)
+    x = prepared(pixels(picture))
     return np.abs(step_params(x, 1) - x)[0, 0]
 
 

@@ -6,12 +6,10 @@ import pytest
 
 from service.api.native import responses, rows
 from service.api.native.answers import GenerateAnswer, ProblemDocument, ProjectAnswer
-from tests.contract.data import b64
+from tests.contract.data import PICTURE, b64
 from tests.contract.harness import LIMIT_S, Service, checked, gated, problem, settings
-from tests.helpers.pictures import noise, save
 
 EVENTS = "text/event-stream"
-PICTURE = save(noise(8, 8, seed=1))
 
 Event = tuple[str, dict[str, Any]]
 

@@ -185,16 +185,6 @@ def test_what_does_not_finish_in_time_is_told(environ: dict[str, str]) -> None:
         assert "cutting off 1 requests" in process.ended()
 
 
-def test_a_second_signal_ends_it_at_once(environ: dict[str, str]) -> None:
-    with running(environ) as process:
-        with process.stream(ENDLESS) as lines:
-            process.popen.send_signal(signal.SIGINT)  # which begins to drain, too
-            process.until(503)
-            process.terminate()
-            assert list(lines)[-3] == "event: error"
-        process.ended()
-
-
 def damaged(tmp_path: Path) -> dict[str, str]:
     file = write_model(tmp_path) / "model.onnx"
     file.write_bytes(file.read_bytes()[:200])
@@ -391,15 +381,6 @@ class TestSeveralProcesses:
             process.terminate()
             process.ended()
 
-    def test_one_that_is_killed_is_replaced_and_nobody_refused(
-        self, environ: dict[str, str]
-    ) -> None:
-        with running(environ | TWO) as process:
-            served_until(process, lambda: listening_sockets(process.port) == 2)
-            dead, alive = serving_processes(process.popen.pid)
-            replace(process, dead)
-            assert alive in serving_processes(process.popen.pid)
-
     def test_one_that_hangs_is_replaced_and_does_not_hold_up_the_end(
         self, environ: dict[str, str]
     ) -> None:
@@ -442,16 +423,6 @@ class TestSeveralProcesses:
                 for pid in loading:
                     os.kill(pid, signal.SIGKILL)
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
-
-    def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
-        with started(environ | TWO) as process:
-            while not (children := serving_processes(process.popen.pid)):
-                pass
-            os.kill(children[0], signal.SIGKILL)
-            process.url = address_of(process.popen)
-            served_until(process, lambda: listening_sockets(process.port) == 2)
-            process.terminate()
-            process.ended()
 
     def test_models_are_loaded_and_unloaded_in_all(self, tmp_path: Path) -> None:
         write_model(tmp_path)

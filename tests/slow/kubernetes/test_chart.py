@@ -24,9 +24,8 @@ from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
 from tests.contract.harness import bearer, write_keys
 from tests.helpers.live import MODELS, ROOT, SHIPPED, free_port, live_service, run
+from tests.helpers.object_store import Bucket
 from tests.slow.monitoring.files import RULES
-from tests.slow.object_store.test_models import pytestmark as needs_bucket
-from tests.slow.object_store.test_models import seaweed as seaweed
 from tests.structure.test_deployment import lineage, read
 
 helm = pytest.importorskip("helm_python", reason="needs `pip install helm-python-sdk`")
@@ -85,8 +84,7 @@ PROBES = ("startup", "readiness", "liveness")
 # What KServe reads itself, and does not put into the pod.
 OF_KSERVE = {"annotations", "deploymentStrategy", "labels", "maxReplicas", "minReplicas"}
 OF_KSERVE |= {"model", "protocolVersions", "supportedModelFormats"}
-STARTED: list[Any] = ["", "kserve", "models-claim", "open", "traces"]
-STARTED += [pytest.param("models-bucket", marks=needs_bucket)]
+STARTED = ("", "kserve", "models-bucket", "models-claim", "open", "traces")
 """Sets with which a service is started: their models and keys come in different ways."""
 
 
@@ -291,6 +289,13 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
     )
 
 
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Bucket]:
+    pytest.importorskip("obstore", reason="needs the extra store")
+    with Bucket(tmp_path) as bucket:
+        yield bucket
+
+
 @pytest.mark.parametrize("chosen", STARTED)
 def test_the_service_runs_with_what_a_pod_is_given(
     chosen: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -310,7 +315,7 @@ def test_the_service_runs_with_what_a_pod_is_given(
     if "IGN_MODEL_CACHE" in given:
         here["/models"] = tmp_path / "cache"
     if chosen == "models-bucket":
-        store = request.getfixturevalue("seaweed")
+        store = request.getfixturevalue("bucket")
         store.upload(model.parents[1])
         given |= store.environment
     told = {name: str(here.get(value, value)) for name, value in given.items()}

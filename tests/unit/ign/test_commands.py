@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
@@ -21,13 +20,6 @@ from tests.helpers.onnx_models import write_model
 
 def ign(command: str, *arguments: str, **variables: str) -> Result:
     return CliRunner().invoke(main, (*command.split(), *arguments), env=variables)
-
-
-@pytest.mark.parametrize("command", main.list_commands(click.Context(main)))
-def test_every_command_is_listed_and_has_help(command: str) -> None:
-    assert re.search(rf"^  {command} ", ign("--help").output, re.MULTILINE)
-    own = ign(command, "--help")
-    assert (own.exit_code, f"ign {command}" in own.output) == (0, True)
 
 
 def test_help_imports_nothing_heavy() -> None:

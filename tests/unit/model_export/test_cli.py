@@ -221,19 +221,6 @@ def folder_of_shapes(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
-    blocked = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', "
-        "'--out', 'y'];"
-    )
-    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(
-        r".* train: .*torch.*pip install 'ign-service\[train,cpu\]' .*\n", done.stderr
-    )
-
-
 def test_data_refuses_what_train_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

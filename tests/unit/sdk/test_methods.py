@@ -20,12 +20,11 @@ from ign_client import (
     Term,
 )
 from ign_client._picture import MEDIA
-from tests.contract.data import b64, latents, npy
+from tests.contract.data import PICTURE, b64, latents, npy
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import Ask, answer
 
-PICTURE = save(noise(8, 8, seed=1))
 OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
 LATENT = latents(9)[0]
 SIZE = {"scale": 3, "resample": "smooth"}

@@ -1,22 +1,7 @@
 import asyncio
 
-import pytest
-
 from service.api.app_state import InFlightRequests
-from service.domain.accounts import UNLIMITED, Capacity
-from service.domain.errors import OverShare, TooLarge, TooManyBytes
-
-
-def test_a_request_that_needs_more_than_there_is_is_too_large() -> None:
-    in_flight = InFlightRequests(UNLIMITED, Capacity.of(100))
-    epoch = in_flight.enter("a")
-    in_flight.hold("a", 0, 95)
-    with pytest.raises(TooLarge):  # at once, not after the other requests
-        in_flight.hold("a", 95, 6)
-    with pytest.raises((TooManyBytes, OverShare)):
-        in_flight.hold("b", 0, 90)
-    in_flight.leave(epoch, "a", 95)
-    in_flight.hold("b", 0, 90)
+from service.domain.accounts import UNLIMITED
 
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:

@@ -204,6 +204,7 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
         response = httpx.post(f"{url}/generate", json={"seed": 1}, timeout=PATIENCE_S)
         assert (response.status_code, response.headers["Connection"]) == (200, "close")
         stop()
+        said.until("cutting off ")
 
     assert main_beside(script) == 0
 
