@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 121_250,
-    ("model_export",): 75_750,
-    ("sdk",): 19_500,
+    ("service", "ign"): 121_450,
+    ("model_export",): 76_050,
+    ("sdk",): 19_600,
     ("benchmarks",): 37_250,
-    ("tests",): 238_700,
+    ("tests",): 238_300,
     ("plugins",): 1_150,
-    (".",): 498_100,
+    (".",): 498_350,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`
