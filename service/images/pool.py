@@ -46,6 +46,11 @@ class CodecPool:
         """Jobs that no thread has taken yet."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def running(self) -> int:
+        """Jobs that a thread has taken, also those for whose results nobody waits any more."""
+        return self._accounts.total
+
     async def run(self, operation: str, job: Job[T], key: str = "") -> T:
         """Run ``job`` and return its result; ``operation`` is for ``observe``.
 
