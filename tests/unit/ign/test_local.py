@@ -1,5 +1,6 @@
 """`--local`: the commands in this process, without a service."""
 
+import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def test_a_page_for_a_model_of_small_pictures_is_a_warning(
     names = "0.png 1.png 2.png"
     done = ign(f"project --local --model toy --jobs 1 {names} -o out")
     assert done.exit_code == 0
-    assert caplog.messages == ["80×80 reduced to 8×8 for toy/1; meant --model scans?"]
+    warnings = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
+    assert warnings == ["80×80 reduced to 8×8 for toy/1; meant --model scans?"]
 
 
 def test_the_resolution_is_kept(folder: Path) -> None:
