@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 76_050,
     ("sdk",): 19_600,
     ("benchmarks",): 37_250,
-    ("tests",): 238_320,
+    ("tests",): 238_400,
     ("plugins",): 1_150,
-    (".",): 498_370,
+    (".",): 498_450,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 81  # without `__init__`

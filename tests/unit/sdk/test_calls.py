@@ -20,7 +20,7 @@ from ign_client import (
     UnexpectedAnswer,
 )
 from ign_client._errors import BY_STATUS
-from ign_client._wire import complete
+from ign_client._wire import Limit, complete
 from tests.unit.sdk.clients import (
     IMAGE,
     NOW,
@@ -154,3 +154,11 @@ def test_readiness_is_neither_raised_nor_retried(ask: Ask) -> None:
 def test_what_waits_for_an_event_loop_is_no_blocking_call() -> None:
     with pytest.raises(RuntimeError, match="event loop"):
         complete(asyncio.sleep(0))
+
+
+def test_nothing_is_waited_for_after_the_end_of_a_call() -> None:
+    limit = Limit(clock=iter([0.0, 4.0, 5.0]).__next__, call_ends=5.0)
+    limit.renew(9.0)
+    assert limit.left() == 1.0
+    with pytest.raises(TimeoutError):
+        limit.left()
