@@ -34,9 +34,9 @@ def _run(arguments: Sequence[str]) -> int:
         return _run_parsed(options)
     if any(map(is_pdf, options.inputs)):
         return project_documents(options, _run_parsed)
-    inside = [file for text in options.inputs for file in Path(text).rglob("*") if is_pdf(file)]
-    if inside:
-        click.echo(f"{inside[0]}: left out, as any PDF in a folder; name it itself", err=True)
+    inside = (file for text in options.inputs for file in Path(text).rglob("*") if is_pdf(file))
+    if (left_out := next(inside, None)) is not None:
+        click.echo(f"{left_out}: left out, as any PDF in a folder; name it itself", err=True)
     return _run_parsed(options)
 
 

@@ -432,6 +432,12 @@ def _grid(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _output_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder or a file")
+    return Path(text)
+
+
 _SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
 # Of files, not of folders; the commands write none of them.
 _NO_OUTPUT: Final = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
@@ -450,7 +456,7 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     },
     "format": {"choices": get_args(lists.Format), "help": "format of the files in a folder (png)"},
     "out": {
-        "type": Path,
+        "type": _output_path,
         "required": True,
         "help": f"folder for one file each, or a file: {_SUFFIXES}",
     },

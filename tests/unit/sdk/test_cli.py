@@ -368,6 +368,7 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
         ("generate", "usage: ign-client generate "),
         ("generate -o x.bmp", "--out x.bmp: expected a folder, or a file: "),
         ("project in -o x.pdf", "--out x.pdf: expected a folder, or a file: "),
+        ("generate --out=", "usage: ign-client generate "),
         ("generate -o x --jobs 0", "usage: ign-client generate "),
         ("interpolate 1 2 -o x --jobs 2", "usage: ign-client "),
         ("interpolate 1 2 3 4 --grid 5 -o y.png", "usage: ign-client interpolate "),
