@@ -89,6 +89,8 @@ class Bucket:
         options += [f"-{name.replace('.', '.port.')}={port}" for name, port in grpc.items()]
         # else fixed ports, for one server of a machine
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        # else nothing can be written once 99 % of the disk is full
+        options += ["-volume.minFreeSpace=1MiB"]
         command = [
             WEED,
             "server",
