@@ -186,7 +186,8 @@ class Rates:
 
     def count(self, caller: str, rate: Rate) -> None:
         """Count a request, or raise `RateLimited` if it is beyond the rate. `Application._admit`
-        alone calls it; another rate has names of its own for `wait`, as `pause` has.
+        alone calls it; another rate of a caller is a method beside it, with names of its own for
+        `wait`, as `pause` has.
         """
         if wait := self.wait(caller, rate):
             detail = f"more than {rate.count:g} requests in {rate.seconds:g} s"

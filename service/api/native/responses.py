@@ -38,11 +38,12 @@ METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 class NativeWork(RowWork):
     """Work whose response has the form of this service.
 
-    A subclass overrides `shown` for other pixels and, if there are more or fewer, `shown_sizes`:
-    the limits of the response and of memory follow from both sizes. For another body it overrides
-    `encode`, which gets all works of its class and one model that end together, and
-    `encoding_bytes`; for a stream, `event`. It has no fields of its own: `source.options` are those
-    of an upload.
+    A subclass overrides `shown` for other pixels (float32 rows: a list or an array, as it got them)
+    and, if there are more or fewer, `shown_sizes`: the limits of the response and of memory follow
+    from both sizes. For another body it overrides `encode`, which gets all works of its class and
+    one model that end together, and `encoding_bytes`; for a stream, `event`. It has no fields of
+    its own: `source.options` are those of an upload, and ``options`` are `ImageOptions()` where a
+    caller has no choice.
     """
 
     __slots__ = ()

@@ -77,7 +77,9 @@ class RowWork(Work):
     opened: OpenUpload | None = field(init=False, default=None)
 
     encoding_bytes: ClassVar[int] = 0
-    """What encoding takes beside the response, for each value of the largest image."""
+    """Bytes that encoding takes beside the response, for each value of the largest image; of models
+    that take any size.
+    """
 
     def __post_init__(self) -> None:
         source = self.source

@@ -80,6 +80,7 @@ Base64 = Annotated[
 Base64Npy = Annotated[str, _base64("npy", "Base64 of a float32 .npy file, C×H×W.")]
 
 
+# Of an image that `/generate` makes, in pixels.
 Side = Annotated[int, Field(ge=1, le=16_384)]
 # Limits that the operator sets. `service.api.info.openapi` puts the value of the setting into the
 # document.
