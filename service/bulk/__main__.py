@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         line = exc.detail
         status = USAGE
     except (IgnError, OSError) as exc:
-        detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        line = f"stopped: {detail}; the same command continues"
+        line = f"stopped: {exc}; the same command continues"
         status = STOPPED
     except KeyboardInterrupt:
         line = "interrupted; the same command continues"

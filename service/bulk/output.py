@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, Final, Literal
 
-from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
+from service.bulk.places import Bucket, Contents, Folder, StoreError, absolute, is_url
 from service.bulk.sources import Listing, require_pyarrow
 from service.domain.errors import StartupError
 
@@ -67,10 +67,7 @@ def check_output(
 ) -> None:
     """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
     url = output.url
-    within, around = (
-        each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source)
-    )
-    if source and f"{within}/".startswith(f"{around}/"):
+    if source and f"{absolute(url)}/".startswith(f"{absolute(source)}/"):
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
     if url.startswith(("http:", "https:")):
         raise StartupError(
@@ -96,9 +93,6 @@ class Output:
     def __init__(self, url: str) -> None:
         self.url = url
         self.place = Bucket(url) if is_url(url) else Folder(url)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
-        return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
 
     def previous_job(self) -> Fingerprint | None:
         """Fingerprint of the job in this folder, if there is one; raises StartupError if it is
@@ -211,9 +205,10 @@ class Output:
                     for records in pool.map(
                         self.records, range(start, min(start + _AT_ONCE, shards))
                     ):
-                        images += len(records or [])
-                        failed += sum(record["error"] is not None for record in records or [])
-                        yield records or []
+                        made = records or []
+                        images += len(made)
+                        failed += sum(record["error"] is not None for record in made)
+                        yield made
 
         def write(file: IO[bytes]) -> None:
             if manifest_format == "parquet":

@@ -29,7 +29,7 @@ from service.api.native.schemas import (
     step_params,
 )
 from service.api.native.score import in_distribution_fields
-from service.bulk.places import gather_all
+from service.bulk.places import task_group
 from service.domain.errors import (
     IgnError,
     InvalidContent,
@@ -162,8 +162,9 @@ class Pipeline:
 
     async def run(self, items: Sequence[Item]) -> None:
         """Run any number of images; raises IgnError if something else than an image fails."""
-        groups = range(0, len(items), self._group)
-        await gather_all(self._run(items[start : start + self._group]) for start in groups)
+        async with task_group() as tasks:
+            for start in range(0, len(items), self._group):
+                tasks.create_task(self._run(items[start : start + self._group]))
 
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:

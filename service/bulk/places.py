@@ -12,8 +12,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
@@ -256,6 +257,11 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
+def absolute(place: str) -> str:
+    """A URL, or a path that holds in other folders too."""
+    return place.rstrip("/") if is_url(place) else str(Path(place).resolve())
+
+
 def locate(source: str) -> tuple[Place, str]:
     """The folder of a source, and the name in it of the one file that the source is; empty if it is
     the folder.
@@ -270,16 +276,16 @@ def locate(source: str) -> tuple[Place, str]:
     return Bucket(source), ""
 
 
-async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all concurrently. The first exception cancels the others and is raised without an
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group of tasks of which the first exception cancels the others, and is raised without an
     exception group.
     """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            yield group
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _raise(exc: OSError) -> NoReturn:

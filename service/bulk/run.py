@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from anyio.from_thread import start_blocking_portal
@@ -24,7 +24,7 @@ from service.api.native.schemas import Format, GenerateRequest, ImageOptions, Pr
 from service.app import running_services
 from service.bulk.output import COLUMNS, Fingerprint, Made, Output, Pack, Record, packed, progress
 from service.bulk.pipeline import SCHEMAS, Item, Options, Pipeline
-from service.bulk.places import gather_all, is_url
+from service.bulk.places import absolute, task_group
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError, printable
 from service.environment import available_cpus, prepare_process
@@ -146,16 +146,13 @@ class Shards:
             return complete
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = []
-                while start < stop:
-                    await self._ahead.acquire()
-                    items = await self._source.fetch(start, min(start + _AT_ONCE, stop))
-                    tasks.append(group.create_task(self._process(number, start, items)))
-                    start += len(items)
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        tasks = []
+        async with task_group() as group:
+            while start < stop:
+                await self._ahead.acquire()
+                items = await self._source.fetch(start, min(start + _AT_ONCE, stop))
+                tasks.append(group.create_task(self._process(number, start, items)))
+                start += len(items)
         made = [each for task in tasks for each in task.result()]
         if self._job.pack != "files":
             file = await self._services.codec.run("encode", lambda: packed(self._job.pack, made))
@@ -191,23 +188,14 @@ class Shards:
                 errors="backslashreplace"
             ).decode()  # any bytes may be a name
         if item.error is not None:
-            record |= {"error": item.error.error_code, "detail": _detail(item)}
+            detail = str(item.error)
+            if not (detail.startswith(item.name) or isinstance(item.source, int)):
+                detail = f"{item.name}: {detail}"
+            # on one line, without what controls a terminal: names may hold any characters
+            record |= {"error": item.error.error_code, "detail": printable(detail)}
         elif item.content and self._format is not None:
             record["picture"] = f"{self._folder(shard)}/{_file_name(record, self._format)}"
         return record
-
-
-def _detail(item: Item) -> str:
-    """Why an image failed, on one line, without what controls a terminal: names may hold any
-    characters.
-    """
-    detail = item.error.detail if item.error else ""
-    text = (
-        detail
-        if detail.startswith(item.name) or isinstance(item.source, int)
-        else f"{item.name}: {detail}"
-    )
-    return printable(text)
 
 
 def _file_name(record: Record, image_format: Format) -> str:
@@ -281,7 +269,9 @@ def run_local(job: Job, source: Source, output: Output, settings: Settings) -> S
                     progress.update(await shards.shard(number))
 
             with progress.bar:
-                await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
+                async with task_group() as tasks:
+                    for _ in range(_SHARDS_AT_ONCE):
+                        tasks.create_task(take_turns())
         return plan
 
     return asyncio.run(run())
@@ -332,8 +322,8 @@ def _run_actors(
     progress: Progress,
     actors: int | None,
 ) -> None:
-    if job.source and not is_url(job.source):  # actors have another working directory
-        job = replace(job, source=str(Path(job.source).resolve()))
+    if job.source:  # actors have another working directory
+        job = replace(job, source=absolute(job.source))
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
     resources = ray.cluster_resources()
@@ -347,10 +337,13 @@ def _run_actors(
     shards = ray.data.from_items(
         list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS)
     )
-    results = shards.map_batches(
+    results = shards.map(
         Actor,
-        batch_size=1,
-        fn_constructor_args=(job, output, settings if gpus else settings.replace(threads=cores)),
+        fn_constructor_args=(
+            job,
+            absolute(output.url),
+            settings if gpus else settings.replace(threads=cores),
+        ),
         compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
@@ -364,8 +357,9 @@ def _run_actors(
 class Actor:
     """A process of Ray with a loaded model; its arguments are the driver's, with absolute paths."""
 
-    def __init__(self, job: Job, output: Output, settings: Settings) -> None:
+    def __init__(self, job: Job, url: str, settings: Settings) -> None:
         prepare_process()
+        output = Output(url)
         self._running = ExitStack()  # to the end of the process
         enter = self._running.enter_context
         # Ray may call the actor from different threads
@@ -376,15 +370,12 @@ class Actor:
             job, services, output, open_input(job, output, settings, is_part=True)
         )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would
         lose its type.
         """
-        number = int(batch["item"][0])
-        records = list[Record]()
-        error = ""
         try:
-            records = self._portal.call(self._shards.shard, number)
+            records = self._portal.call(self._shards.shard, row["item"])
         except (IgnError, OSError) as exc:
-            error = exc.detail if isinstance(exc, IgnError) else str(exc)
-        return {"records": [json.dumps(records)], "error": [error]}
+            return {"records": "[]", "error": str(exc)}
+        return {"records": json.dumps(records), "error": ""}

@@ -197,11 +197,7 @@ def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
     except _Named:
         raise
     except Exception as exc:
-        text = (
-            exc.detail
-            if isinstance(exc, StartupError)
-            else getattr(exc, "strerror", None) or str(exc)
-        )
+        text = getattr(exc, "strerror", None) or str(exc)
         line = (
             text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0]
             or type(exc).__name__
