@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyspng
@@ -333,12 +333,11 @@ def _open_avif(data: bytes) -> _Opened:
     pixels = size[0] * size[1]
     if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
         raise ValueError("larger than it says")
-    load = partial(_load_avif, decoder, mode, size)
-    return size, TRANSPOSES.get(orientation), load
-
-
-def _load_avif(decoder: Any, mode: str, size: Size) -> Image.Image:
-    return Image.frombytes(mode, size, decoder.get_frame(0)[0])
+    return (
+        size,
+        TRANSPOSES.get(orientation),
+        lambda: Image.frombytes(mode, size, decoder.get_frame(0)[0]),
+    )
 
 
 def _open_tiff(data: bytes) -> _Opened:

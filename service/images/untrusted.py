@@ -135,13 +135,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def check_webp_chunks(data: bytes) -> None:
     """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
     position = 12
-    chunks = 0
-    while position + 8 <= len(data):
-        chunks += 1
-        if chunks > MAX_PARTS:
-            raise ValueError("too many chunks")
+    for _ in range(MAX_PARTS + 1):
+        if position + 8 > len(data):
+            return
         length = int.from_bytes(data[position + 4 : position + 8], "little")
         position += 8 + length + length % 2  # a byte of padding follows an odd length
+    raise ValueError("too many chunks")
 
 
 def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:

@@ -15,7 +15,6 @@ import io
 import logging
 import os
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -73,7 +72,6 @@ _DEVICE: Final = re.compile(
     r"(?:failure|error)\b|cudaError[A-Z]|CUDA_ERROR_|CU(?:BLAS|DNN)_STATUS_",
     re.IGNORECASE,
 )
-_LIBRARY: Final = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
 
 
 class CudaUnavailable(StartupError):
@@ -188,7 +186,7 @@ def _preload_libraries() -> str:
 def _cudnn_error() -> str:
     # Without cuDNN a session starts, and its first run fails.
     try:
-        ctypes.CDLL({"win32": "cudnn64_9.dll"}.get(sys.platform, "libcudnn.so.9"))
+        ctypes.CDLL("libcudnn.so.9")
     except OSError as exc:
         _LOG.warning("loading cuDNN: %s", exc)
         return f"cuDNN 9 does not load{_HINT}"
@@ -232,7 +230,7 @@ def gpu_is_visible() -> bool:
     # By ctypes: `nvidia-smi` ignores `CUDA_VISIBLE_DEVICES`, and torch is not there.
     count = ctypes.c_int()
     try:
-        driver = ctypes.CDLL(_LIBRARY)
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
