@@ -16,8 +16,6 @@ from service.api.access import parse_keys, read_file
 from service.domain.errors import wrap_errors
 from service.settings import variable_of
 
-_SCOPE: Final = click.Choice(["infer", "admin"])
-
 Entry = dict[str, Any]
 
 
@@ -44,7 +42,7 @@ _FILE: Final = click.option(
 @click.option(
     "--scope",
     "scopes",
-    type=_SCOPE,
+    type=click.Choice(["infer", "admin"]),
     multiple=True,
     default=["infer"],
     help="may be repeated  [infer]",

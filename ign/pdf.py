@@ -18,7 +18,6 @@ from PIL import Image
 from ign_client._cli import DONE, REFUSED
 from service.domain.errors import StartupError
 
-SUFFIX: Final = ".pdf"
 POINTS_PER_INCH: Final = 72
 # Dots per inch: of a page without pictures, and the range for one with them.
 DPI: Final = 300
@@ -29,7 +28,7 @@ QUALITY: Final = 90  # of the JPEG files in the new document
 
 def is_pdf(text: str | Path) -> bool:
     """Whether a file is a document by its name."""
-    return Path(text).suffix.lower() == SUFFIX
+    return Path(text).suffix.lower() == ".pdf"
 
 
 def project_documents(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:

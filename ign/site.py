@@ -42,7 +42,6 @@ PACKAGES: Final = {
         ("package/xz-decompress.min.js",),
     ),
 }
-_REGISTRY: Final = "https://registry.npmjs.org"
 _PACK: Final = f"npm pack {' '.join(PACKAGES)}"
 # GitHub takes no larger files, and phones have no memory for them
 _MAX_MODEL_BYTES: Final = 100_000_000
@@ -116,7 +115,7 @@ def _runtime_files(folder: Path | None) -> Files:
 
 
 def _download(name: str) -> bytes:
-    url = f"{_REGISTRY}/{name.rsplit('-', 1)[0]}/-/{name}"
+    url = f"https://registry.npmjs.org/{name.rsplit('-', 1)[0]}/-/{name}"
     click.echo(f"loading {url}", err=True)
     try:
         return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content

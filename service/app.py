@@ -47,12 +47,6 @@ if TYPE_CHECKING:
     from service.observability.tracing import Tracing
 
 _LOG = logging.getLogger(__name__)
-_MAX_CODEC_THREADS = 8
-_GAUGES_S = 1.0
-_PATIENT_S = 86_400.0
-# After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model
-# has returned. With Python's 5 ms, one process serves a tenth less.
-_SWITCH_S = 0.0002
 ENDPOINTS = (
     *native.ENDPOINTS,
     *score.ENDPOINTS,
@@ -87,7 +81,9 @@ def build_services(
     model to load, as of `Repository`; ``clock`` is `AppState.clock`. Threads of this process get
     the interpreter lock sooner from now on.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    # After so long, a thread gives the interpreter lock to one that waits, such as a lane whose
+    # model has returned. With Python's 5 ms, one process serves a tenth less.
+    sys.setswitchinterval(0.0002)
     file = metrics_file()
     metrics = Metrics(shared or (SharedFiles(file) if file else None))
     tracing = _start_tracing()
@@ -125,7 +121,7 @@ def build_services(
         on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
+    codec = CodecPool(min(available_cpus(), 8), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
@@ -192,7 +188,7 @@ async def running_services(settings: Settings, only: str | None = None) -> Async
         await load_models(services)
         yield services
     finally:
-        await _close(services, _PATIENT_S)
+        await _close(services, 86_400.0)
 
 
 def create_app(services: AppState, *, on_loaded: OnLoaded = lambda _: None) -> Application:
@@ -247,7 +243,7 @@ async def _publish_gauges(services: AppState) -> None:
     while services.metrics.shared is not None:
         services.update_gauges()
         await asyncio.to_thread(services.metrics.publish)
-        await asyncio.sleep(_GAUGES_S)
+        await asyncio.sleep(1.0)
 
 
 async def _load(services: AppState, on_loaded: OnLoaded) -> None:

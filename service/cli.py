@@ -29,9 +29,6 @@ from service.settings import (
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-# with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
-_PROCESS_BYTES: Final = 1 << 30
-_MOST_PROCESSES: Final = 256  # that `Settings` takes
 _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
@@ -67,11 +64,9 @@ def _count_processes(settings: Settings) -> int:
     `IGN_MODEL_MEMORY_MIB` is for more models than memory holds, and a process would hold fewer of
     them.
     """
-    pay = min(
-        (settings.threads or available_cpus()) // 2,
-        memory_limit() // _PROCESS_BYTES,
-        _MOST_PROCESSES,
-    )
+    # With the shipped models one takes 220 MiB, and 700 MiB while it cleans a page of A4.
+    # `Settings` takes 256.
+    pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
     if count == 1 or settings.device == "cpu":
         return count

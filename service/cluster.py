@@ -22,9 +22,7 @@ from service.observability.shared import FRESH_S, Texts, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = "x-request-id"
-_STREAM: Final = "text/event-stream"
 _METRICS: Final = "ign-metrics"  # the actor that holds them
-_ANSWER_S: Final = 5.0
 
 
 class DeploymentOptions(BaseModel):
@@ -144,7 +142,7 @@ class RaySharedTexts:
             max_restarts=-1,
         )
         try:
-            return ray.get(getattr(make.remote(), method).remote(*values), timeout=_ANSWER_S)
+            return ray.get(getattr(make.remote(), method).remote(*values), timeout=5.0)
         except ray.exceptions.RayError as exc:
             raise OSError(f"{type(exc).__name__} of the actor {_METRICS}") from exc
 
@@ -202,7 +200,7 @@ def _corrected(proxied: ASGIApp) -> ASGIApp:
             if message["type"] == "http.response.start":
                 pairs = [(name.lower(), value) for name, value in message.get("headers", ())]
                 headers = MutableHeaders(raw=pairs)
-                is_stream = headers.get("content-type", "").startswith(_STREAM)
+                is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 for request_id in headers.getlist(_REQUEST_ID)[:1]:
                     headers[_REQUEST_ID] = request_id  # in place of all
                 message = {**message, "headers": headers.raw}

@@ -15,7 +15,6 @@ from typing import Final
 from service.domain.errors import StartupError
 
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
-_LOW_PRIORITY: Final = 10  # a nice value: a tenth of the CPU time of others that want it
 _METRICS_FILE: Final = "_IGN_METRICS_FILE"  # only `share_metrics` sets it
 
 
@@ -127,7 +126,8 @@ def lower_priority() -> None:
     on Linux, nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        # 10 is a tenth of the CPU time of others that want it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def resident_bytes() -> int:

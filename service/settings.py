@@ -29,8 +29,6 @@ from service.domain.errors import StartupError, reason_of
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 Variables = Mapping[str, str]
-# of the client package, in the same environment
-_CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})
 # Of a run without HTTP nobody else sends requests, and no caller needs a key.
 _WITHOUT_HTTP: Final = {
     "IGN_WORKERS": "1",
@@ -63,7 +61,6 @@ _PUBLIC: Final = {
     "queue_rows": 1024,
     "max_inflight_requests": 128,
 }
-_STORES: Final = ("s3", "gs", "az")
 _BOTH_TIMES: Final = "IGN_RECEIVE_TIMEOUT_S replaces it, for heads and bodies"
 # Settings of earlier versions, with what replaces them.
 GONE: Final[Variables] = {
@@ -81,11 +78,6 @@ GONE: Final[Variables] = {
     "IGN_MAX_REQUEST_PIXELS": "a request may have four times IGN_MAX_PIXELS",
     "IGN_STRICT_MODELS": "ign serve --check refuses every version that fails to load",
 }
-_NO_REGISTRY: Final = (
-    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of "
-    "Kubernetes, or copy its files with `oras pull` and name their folder"
-)
-_ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -288,7 +280,11 @@ class Settings(BaseModel):
                 len(self.pins) < len(self.versions),
                 f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
             ),
-            (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
+            (
+                str(self.model_dir).startswith("oci:/"),
+                "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a "
+                "volume of Kubernetes, or copy its files with `oras pull` and name their folder",
+            ),
             (
                 self.gpu_count > 1 and not cuda,
                 f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda",
@@ -305,7 +301,7 @@ class Settings(BaseModel):
         two.
         """
         scheme, _, rest = str(self.model_dir).partition(":/")
-        return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
+        return f"{scheme}://{rest}" if rest and scheme in ("s3", "gs", "az") else ""
 
     @property
     def max_request_pixels(self) -> int:
@@ -323,7 +319,8 @@ class Settings(BaseModel):
         """
         if not any_size or "max_pixels" in self.model_fields_set:
             return self
-        return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
+        # a page of A4 at 600 dpi has 35 million
+        return self.model_copy(update={"max_pixels": 40_000_000})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -377,7 +374,8 @@ def name_warnings(environ: Variables = os.environ) -> Iterator[str]:
     """
     known = [variable_of(field) for field in Settings.model_fields]
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known and name not in _CLIENT:
+        # the last two are of the client, in the same environment
+        if name.startswith(PREFIX) and name not in (*known, "IGN_BASE_URL", "IGN_API_KEY"):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             yield f"{name} is no setting{hint}"

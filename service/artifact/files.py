@@ -31,9 +31,8 @@ MODEL_PATH: Final = (
 """Matches the path of a file that serving a model needs, from the model directory."""
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
-# NumPy parses the header with `ast.literal_eval`: keep its input small
-_MAX_HEADER_BYTES: Final = 1024
-# … which fails at random if two threads run it at a time (SystemError, Python 3.11)
+# NumPy parses headers with `ast.literal_eval`, which fails at random if two threads run it at a
+# time (SystemError, Python 3.11).
 _PARSER: Final = threading.Lock()
 
 
@@ -51,7 +50,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
         major, _ = npy_format.read_magic(stream)
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
         with _PARSER:
-            shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+            shape, fortran_order, dtype = read(stream, max_header_size=1024)
     # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a
     # dozen types.
     except Exception as exc:

@@ -48,7 +48,6 @@ _METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fie
 _KEY = 1
 _VALUE = 2
 _DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
-_MAX_DEPTH: Final = 100  # protobuf refuses messages that are nested more deeply
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
 _VARINT = 0
 _BYTES = 2
@@ -79,7 +78,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
 
 
 def _check(message: memoryview, kind: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
+    if depth > 100:  # as protobuf does
         raise ValueError("nested too deeply")
     nested = NESTED.get(kind, {})
     domain = DOMAIN.get(kind)

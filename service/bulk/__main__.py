@@ -25,7 +25,6 @@ USAGE = 2
 STOPPED = 3
 INTERRUPTED = 130
 _PROG: Final = "python -m service.bulk"
-_SEED_BITS: Final = 32
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
@@ -64,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         output.wait()
     if options.task == "generate" and options.seed is None:
         previous = (output.previous_job() or {}).get("options", {})
-        options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
+        options.seed = previous.get("seed", secrets.randbits(32))
     job = Job(
         options=parse_options(options.task, vars(options)),
         source=options.input,

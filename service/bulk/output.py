@@ -59,7 +59,6 @@ _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
 _AT_ONCE: Final = 16  # shards that `merge` reads at once
-_RECENT: Final = 100  # shards from which `status` takes the rate
 
 
 def check_output(
@@ -234,7 +233,7 @@ class Output:
             f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, "
             f"{done}/{images} images"
         )
-        times = sorted(complete.values())[-_RECENT:]
+        times = sorted(complete.values())[-100:]
         if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
             rate = (len(times) - 1) * size / (times[-1] - times[0])
             text += (

@@ -58,12 +58,7 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": UploadOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-# groups of an instance: one on the device, one waiting, one being decoded, one encoded
-_IN_FLIGHT: Final = 4
-_TILED_IN_FLIGHT: Final = 2  # images of any size
 _LOG = logging.getLogger(__name__)
-_REDUCED: Final = 8  # times in width and height: a scan, given to a model of small pictures
-_MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
@@ -127,10 +122,11 @@ class Pipeline:
         self._is_tiled = self.model.card.tiles is not None
         self._may_warn = not self._is_tiled
         self._group = services.settings.max_batch_rows
-        turns = _IN_FLIGHT * len(self.model.loaded.instances)
+        # of an instance, one on the device, one waiting, one being decoded, one encoded
+        turns = 4 * len(self.model.loaded.instances)
         if self._is_tiled:  # each may be large
             self._group = 1
-            turns = _TILED_IN_FLIGHT
+            turns = 2
         self._turns = asyncio.Semaphore(turns)
 
     def _chosen_steps(self) -> StepParams:
@@ -157,7 +153,7 @@ class Pipeline:
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
         return await self._codec.run(
-            "decode", lambda: [*map(Item, file.pages(self._limits, _MAX_PAGES))]
+            "decode", lambda: [*map(Item, file.pages(self._limits, 1 << 16))]
         )
 
     async def run(self, items: Sequence[Item]) -> None:
@@ -203,7 +199,8 @@ class Pipeline:
     def _warn_of_reduction(self, width: int, height: int) -> None:
         """Say once that an image loses nearly all it shows; of two threads, both may."""
         _, rows, columns = self.model.card.shape
-        if self._may_warn and min(width / columns, height / rows) > _REDUCED:
+        # a scan, given to a model of small pictures
+        if self._may_warn and min(width / columns, height / rows) > 8:
             self._may_warn = False
             text = "%d×%d reduced to %d×%d for %s; meant --model scans?"
             _LOG.warning(text, width, height, columns, rows, self.model.card.ref)

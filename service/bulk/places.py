@@ -27,9 +27,6 @@ T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
 MAX_BYTES: Final = 2**31 - 1  # of one file
 _TEMP_SUFFIX: Final = ".partial"
-_IN_FLIGHT: Final = 64  # requests to a store
-_RANGE: Final = 4 << 20  # bytes of an archive or table in one request
-_PIECE: Final = 1 << 16  # bytes of an answer that are taken at a time
 _PATIENCE_S: Final = 60.0  # a store may restart
 _RETRY: Final = {
     "max_retries": 1000,
@@ -142,7 +139,7 @@ class Bucket:
         import obstore
 
         self._api: Any = obstore
-        self._threads = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="store")
+        self._threads = ThreadPoolExecutor(64, thread_name_prefix="store")
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
         """As those of a folder; the order is that of the store."""
@@ -161,7 +158,7 @@ class Bucket:
 
     def open(self, name: str, size: int) -> IO[bytes]:
         """As that of a folder."""
-        return io.BufferedReader(_Ranges(self._get_range, name, size), _RANGE)
+        return io.BufferedReader(_Ranges(self._get_range, name, size), 4 << 20)
 
     def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:
         """As that of a folder."""
@@ -218,7 +215,7 @@ def _received(found: Any, size: int) -> bytes:
     ``size`` bytes.
     """
     content = bytearray()
-    for piece in found.stream(min_chunk_size=_PIECE):
+    for piece in found.stream(min_chunk_size=1 << 16):
         content += piece
         if len(content) > size:
             break

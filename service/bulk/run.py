@@ -31,17 +31,9 @@ from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-# while the last batches of one shard finish, the next one keeps the device busy
-_SHARDS_AT_ONCE: Final = 2
 _MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
-_CORES: Final = 4  # of an actor without a GPU, unless `IGN_THREADS` says how many
-# Ray schedules and tracks each block, so that many small ones are expensive
-_MAX_BLOCKS: Final = 1000
-_LAYOUT: Final = 2  # of the output folder; a run does not continue a folder of another layout
 _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_MAX_STEM: Final = 80
 _AT_ONCE: Final = 64  # images that are read by one call
-_READ_AHEAD: Final = 8  # such calls whose images are not yet written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +89,7 @@ class Shards:
         self._format = (
             options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
         )
-        self._ahead = asyncio.Semaphore(_READ_AHEAD)
+        self._ahead = asyncio.Semaphore(8)  # calls of `fetch` whose images are not yet written
 
     def start(self) -> ShardPlan:
         """Record the job in the output folder, or check that it continues the recorded one; returns
@@ -124,7 +116,7 @@ class Shards:
         if self._format:
             options["steps"] = self._pipeline.steps.steps
         return {
-            "layout": _LAYOUT,
+            "layout": 2,  # of the output folder; no run continues one of another layout
             "task": next(task for task, schema in SCHEMAS.items() if type(job.options) is schema),
             "model": model.ref,
             "digest": f"sha256:{model.digest}",
@@ -201,7 +193,7 @@ class Shards:
 def _file_name(record: Record, image_format: Format) -> str:
     """Index and shortened source name of an output, in characters that every file system allows."""
     stem = PurePosixPath(record["source"] or f"{record['seed']}-{record['latent']}").stem
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:_MAX_STEM]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:80]
     return f"{record['index']:08}-{name}{_SUFFIXES[image_format]}"
 
 
@@ -269,8 +261,9 @@ def run_local(job: Job, source: Source, output: Output, settings: Settings) -> S
                     progress.update(await shards.shard(number))
 
             with progress.bar:
+                # While the last batches of one shard finish, the next one keeps the device busy.
                 async with task_group() as tasks:
-                    for _ in range(_SHARDS_AT_ONCE):
+                    for _ in range(2):
                         tasks.create_task(take_turns())
         return plan
 
@@ -327,15 +320,16 @@ def _run_actors(
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
     resources = ray.cluster_resources()
-    cores = settings.threads or min(_CORES, available_cpus())
+    cores = settings.threads or min(4, available_cpus())
     gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
     now = gpus or int(resources.get("CPU", 1)) // cores or 1
     least, most = (
         min(count, len(plan.missing)) for count in (actors or now, actors or len(plan.missing))
     )
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
+    # Ray schedules and tracks each block, so that many small ones are expensive.
     shards = ray.data.from_items(
-        list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS)
+        list(plan.missing), override_num_blocks=min(len(plan.missing), 1000)
     )
     results = shards.map(
         Actor,

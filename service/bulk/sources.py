@@ -22,10 +22,8 @@ from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-_MAX_READERS: Final = 2  # of tables, as so many shards are processed at a time
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
-_BUFFER: Final = 1 << 20  # bytes of a table that are read at a time
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown
 # method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
@@ -235,7 +233,7 @@ class Table(Files):
                 source = items[-1].source
                 size += len(source) if isinstance(source, bytes) else 0
             self._readers[start + len(items)] = rows
-            for oldest in [*self._readers][:-_MAX_READERS]:
+            for oldest in [*self._readers][:-2]:  # as two shards are processed at a time
                 del self._readers[oldest]
         return items
 
@@ -286,7 +284,7 @@ class Table(Files):
         try:
             with closing(self._open(group.file)) as file:
                 opened = parquet.ParquetFile(
-                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
+                    file, metadata=self._metadata[group.file], buffer_size=1 << 20
                 )
                 # One row at a time: a few bytes of a file can say that every row has the same large
                 # value.

@@ -53,13 +53,6 @@ from service.images.formats import (
     tiff_pages,
 )
 
-# An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels).
-# Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write about ten scans.
-# The limit for sequential files is higher: their cost grows with their size anyway, and phones
-# append videos, which can contain the marker by chance.
-_MAX_PROGRESSIVE_SCANS: Final = 100
-_MAX_SEQUENTIAL_SCANS: Final = 1000
-
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels
 # to 8 bit.
 _KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
@@ -79,13 +72,7 @@ _CONVERTED: Final = {
     "YCbCr": "RGB",
     "RGBa": "RGBA",
 }
-# The resolution is no metadata of a person, and without it a scan has no size.
-_WITH_DPI: Final = ("PNG", "JPEG")
 INCH_M: Final = 0.0254
-# none, and none with masks of bits; Pillow decodes run lengths in Python
-_BMP_COMPRESSIONS: Final = (0, 3)
-# pixels of AV1 frames beyond the image: tiles of a grid overlap its border
-_AVIF_SLACK: Final = 1 << 20
 
 with suppress(ImportError):  # a build of Pillow without AVIF
     from PIL import _avif
@@ -94,14 +81,11 @@ with suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 _TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
-_MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Size = tuple[int, int]  # (width, height)
 Dpi = tuple[float, ...]  # horizontal and vertical
 
-
-_LARGE: Final = 1 << 21  # pixels
 _one_large = threading.Lock()
 
 
@@ -113,7 +97,7 @@ def memory_for(pixels: int) -> Iterator[None]:
     That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to
     30; and there is a thread for every core.
     """
-    with _one_large if pixels > _LARGE else nullcontext():
+    with _one_large if pixels > 1 << 21 else nullcontext():
         yield
 
 
@@ -208,7 +192,8 @@ class ImageBytes:
         return (
             is_tiff(data)
             if isinstance(data, bytes)
-            else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+            # after white space, and `data:image/tiff;base64,`
+            else _TIFF_TEXT.search(data, 0, 200) is not None
         )
 
     def is_png_of(self, size: Size) -> bool:
@@ -314,7 +299,8 @@ def _open_gif(data: bytes) -> _Opened:
 
 def _open_bmp(data: bytes) -> _Opened:
     image = BmpImageFile(io.BytesIO(data))
-    if image.info["compression"] not in _BMP_COMPRESSIONS:
+    # none, and none with masks of bits; Pillow decodes run lengths in Python
+    if image.info["compression"] not in (0, 3):
         raise untrusted.Unsupported(
             "is a BMP with run lengths; save it without compression, or as PNG"
         )
@@ -331,7 +317,8 @@ def _open_avif(data: bytes) -> _Opened:
     decoder = _avif.AvifDecoder(still, "auto", 1)
     size, _, mode, _, _, orientation, _ = decoder.get_info()
     pixels = size[0] * size[1]
-    if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
+    slack = 1 << 20  # pixels of frames beyond the image: tiles of a grid overlap its border
+    if largest > pixels + slack or together > 4 * pixels + slack:
         raise ValueError("larger than it says")
     return (
         size,
@@ -374,7 +361,11 @@ def _load_tiff(page: TiffPage) -> Image.Image:
 def _open_jpeg(data: bytes) -> _Opened:
     needed, exif = untrusted.jpeg_without_metadata(data)
     image = JpegImageFile(io.BytesIO(needed))
-    limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
+    # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16
+    # megapixels). Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write
+    # about ten scans. The limit for sequential files is higher: their cost grows with their size
+    # anyway, and phones append videos, which can contain the marker by chance.
+    limit = 100 if "progressive" in image.info else 1000
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
     return image.size, exif_transpose(exif), partial(_load, image)
@@ -382,7 +373,8 @@ def _open_jpeg(data: bytes) -> _Opened:
 
 def _load(image: ImageFile) -> Image.Image:
     image.load()
-    if image.format not in _WITH_DPI:
+    # The resolution is no metadata of a person, and without it a scan has no size.
+    if image.format not in ("PNG", "JPEG"):
         image.info.pop("dpi", None)
     mode = _CONVERTED.get(image.mode, image.mode)
     if "transparency" in image.info and mode in ("L", "RGB"):  # a level or a place in the palette

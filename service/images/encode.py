@@ -44,7 +44,6 @@ _UP = 2
 # PNG colour types
 _GREY = 0
 _RGB = 2
-_SMALL: Final = 1 << 14  # bytes before compression
 _RESAMPLING: Final = {
     "nearest": Image.Resampling.NEAREST,
     "smooth": Image.Resampling.LANCZOS,
@@ -169,7 +168,7 @@ def _pngs(pixels: Pixels, dpi: Dpi | None) -> list[bytes]:
 def _compress(data: memoryview) -> bytes:
     # zlib-ng's quick method takes a fifth of zlib's time for 28×28 grey, with a tenth more bytes.
     # Larger images are compressed by runs: as small as with zlib, in two thirds of its time.
-    if data.nbytes <= _SMALL:
+    if data.nbytes <= 1 << 14:
         return zlib.compress(data, 1)
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     return compressor.compress(data) + compressor.flush()

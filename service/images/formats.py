@@ -11,7 +11,7 @@ A page of a TIFF, and the first frame of a GIF, are written anew with only what 
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -55,7 +55,6 @@ _SINGLE: Final = frozenset(
     {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
 )
 _KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
-_UPRIGHT: Final = frozenset({ORIENTATION})
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG = 4
 _UNDEFINED = 7
@@ -71,16 +70,11 @@ _COMPRESSIONS: Final = {
     32946: "",
     32773: "PackBits",
 }
-_PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
 _JPEG = 7
 _YCBCR = 6
 _MAX_BANDS: Final = 6  # Pillow logs more as an error
-_MAX_VALUES: Final = 3 * MAX_PARTS  # in the directories of all pages
-_MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
 
 _MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with every other one
-_MAX_FRAMES: Final = 8  # of an AVIF image: one, or one for each layer
-_MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
 # types of AV1 units
 _SEQUENCE_HEADER = 1
 _FRAME_HEADER = 3
@@ -144,7 +138,7 @@ def tiff_pages(data: bytes) -> Iterator[TiffPage]:
         values += entries // _ENTRY + sum(map(len, tags.values()))
         stored += entries + sum(map(len, page.parts))
         # A directory that follows itself ends here, too.
-        if entries < _ENTRY or values > _MAX_VALUES or stored > len(data):
+        if entries < _ENTRY or values > 3 * MAX_PARTS or stored > len(data):
             raise ValueError("too many values, or strips or directories overlap")
         if not page.value(_REDUCED, 0) & 1:
             yield page
@@ -158,7 +152,7 @@ def _start(data: bytes) -> tuple[str, int]:
 
 
 def _directory(
-    data: bytes, order: str, offset: int, kept: frozenset[int]
+    data: bytes, order: str, offset: int, kept: Set[int]
 ) -> tuple[dict[int, tuple[int, ...]], int]:
     """The values of those tags of a directory that are kept, the first of each; and where its
     entries end.
@@ -192,7 +186,7 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     if not is_tiff(tiff):
         return None
     with suppress(struct.error, ValueError):
-        tags, _ = _directory(tiff, *_start(tiff), _UPRIGHT)
+        tags, _ = _directory(tiff, *_start(tiff), {ORIENTATION})
         return TRANSPOSES.get(tags.get(ORIENTATION, (1,))[0])
     return None
 
@@ -206,7 +200,8 @@ def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
-    if photometric not in _PHOTOMETRICS and (photometric, compression) != (_YCBCR, _JPEG):
+    # white is 0, black is 0, RGB, palette, CMYK
+    if photometric not in (0, 1, 2, 3, 5) and (photometric, compression) != (_YCBCR, _JPEG):
         raise Unsupported(
             f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, "
             f"palette or CMYK"
@@ -233,7 +228,8 @@ def _parts(data: bytes, page: TiffPage) -> list[bytes]:
         offsets = tags[STRIPOFFSETS]
         counts = tags[STRIPBYTECOUNTS]
     planes = page.value(SAMPLESPERPIXEL, 1) if page.value(PLANAR_CONFIGURATION, 1) > 1 else 1
-    if not width * height * across * down or (TILEOFFSETS in tags and across * down > _MAX_TILE):
+    # a small image has one whole tile
+    if not width * height * across * down or (TILEOFFSETS in tags and across * down > 1 << 22):
         raise ValueError("no pixels, or large tiles")
     if len(offsets) != -(-width // across) * -(-height // down) * planes or sum(counts) > len(data):
         raise ValueError("another number of strips than the size says")
@@ -359,7 +355,8 @@ def _av1_frames(item: bytes) -> Iterator[int]:
             yield pixels
         position += size
         units += 1
-        if units > _MAX_UNITS or frames > _MAX_FRAMES:
+        # Encoders write three units, and a frame, or one for each layer.
+        if units > 64 or frames > 8:
             raise Unsupported("is an AVIF of many frames")
 
 

@@ -7,32 +7,26 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from service.domain.accounts import UNLIMITED, Accounts
 
-_M_MMAP_THRESHOLD: Final = -3  # of malloc.h
-_LARGE_BLOCK: Final = 1 << 20  # bytes
-
 T = TypeVar("T")
-Observe = Callable[[str, float], None]
-"""Called after every job with its operation and its duration in seconds."""
-
-
 Job = Callable[[], T]
 
 
 class CodecPool:
     """Runs jobs in ``threads`` ≥ 1 threads, and one more. Belongs to one event loop.
 
-    ``observe`` is called after every job, in its thread. The next job is that of the caller with
-    the fewest jobs running, and of those, with the least time spent. At most ``threads`` jobs run,
+    ``observe`` is called after every job, in its thread, with its operation and its seconds. The
+    next job is that of the caller with the fewest jobs running, and of those, with the least time
+    spent. At most ``threads`` jobs run,
     but one more for a caller that has none running. So a caller with many large images never takes
     all threads: another one waits for nobody, unless several others wait as well.
     """
 
     # The number of threads also limits the memory: each thread decodes one image at a time.
-    def __init__(self, threads: int, observe: Observe) -> None:
+    def __init__(self, threads: int, observe: Callable[[str, float], None]) -> None:
         self.threads = threads
         self._observe = observe
         _return_large_blocks()
@@ -129,4 +123,4 @@ def _return_large_blocks() -> None:
     with what is freed.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h, bytes

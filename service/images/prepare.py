@@ -23,7 +23,6 @@ Invert = bool | Literal["auto"]
 # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
 Mask = Image.Image
 
-_REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
 _KEEP: Final = 0
 
 
@@ -225,4 +224,4 @@ def keep_mask(
             *sizes
         )
         raise InvalidContent.field(field, message, code="mask_size")
-    return (np.asarray(grey) < _REGENERATE)[None]
+    return (np.asarray(grey) < 128)[None]

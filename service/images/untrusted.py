@@ -45,8 +45,6 @@ _INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 
 # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
 _JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
 _METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
-# segments; encoders write about ten, and Pillow reads the tables in them in loops, too
-_MAX_KEPT: Final = 64
 
 _PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
@@ -103,7 +101,8 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
             kept.append(segment)
         elif code == _APP1 and not exif and segment.startswith(EXIF, 4):
             exif = segment[4:]
-        if len(kept) > _MAX_KEPT:
+        # Encoders write about ten, and Pillow reads the tables in them in loops, too.
+        if len(kept) > 64:
             raise ValueError("too many segments that decoding needs")
     return b"".join(kept), exif
 

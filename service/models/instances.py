@@ -20,15 +20,10 @@ from service.settings import Settings
 
 # up to here, several instances with few threads are faster than one with many
 _FAST_ROW_S: Final = 0.005
-_MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
-_MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
-
-MakeModel = Callable[..., OnnxModel]
-"""Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
 def open_instances(
-    make_model: MakeModel,
+    make_model: Callable[..., OnnxModel],
     settings: Settings,
     data: bytes,
     *,
@@ -43,7 +38,8 @@ def open_instances(
     """
     threads = settings.threads or available_cpus()
     left = max(1, threads - 1)
-    count = min(_MAX_INSTANCES, left) if alone else 1
+    # one Python thread at a time prepares their batches
+    count = min(8, left) if alone else 1
     each = left // count
 
     cuda = CudaOptions(
@@ -101,7 +97,7 @@ class SharedModel:
 def _is_slow(model: OnnxModel) -> bool:
     # A model that fails counts as fast; its verification reports the failure.
     row = NoiseSource(model.card.row_shapes[0]).rows(0, 0, 1)
-    for _ in range(_MEASUREMENTS):
+    for _ in range(10):  # the fastest one counts, as other programs may slow down some
         start = time.perf_counter()
         try:
             model.run(row)

@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
 _ESTIMATE: Final = 8  # times its file is what a model gets until it is measured
-# times its file is what an instance takes at least: the weights, and the bytes they were read from
-_LEAST: Final = 2
 _POLL_S: Final = 0.05  # between two looks at what waits for room
 
 
@@ -279,7 +277,8 @@ class OnDemandRepository(Repository):
             loaded = super()._load(ref)
             model.instances = loaded.instances
             model.is_open = True
-            model.size = self._measure(loaded, before, _LEAST * size)
+            # An instance takes at least its weights, and the bytes that they were read from.
+            model.size = self._measure(loaded, before, 2 * size)
             with wrap_errors(file):
                 self.memory.resize(model, model.size)
         except BaseException:

@@ -43,11 +43,9 @@ LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from
 a slow network disk at 20 MB/s, takes a third of them; a model that loops for ever does not end.
 """
-_NAME: Final = re.compile(NAME_PATTERN)
 _REF: Final = re.compile(f"{NAME_PATTERN[1:-1]}/{VERSION_PATTERN[1:-1]}")
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
-_INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -200,7 +198,7 @@ class Repository:
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not re.fullmatch(NAME_PATTERN, name):
             return []
         folders = self.directory.iterdir() if name is None else [self.directory / name]
         refs = [
@@ -420,7 +418,7 @@ def describe_failure(ref: str, exc: Exception) -> str:
     if isinstance(exc, OSError):
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)
-    return f"{ref}: {_INTERNAL_ERROR}"
+    return f"{ref}: loading it failed in a way nobody foresaw; the log says how"
 
 
 def _start(function: Callable[..., T], *arguments: Any) -> Future[T]:

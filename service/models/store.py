@@ -24,11 +24,6 @@ from service.domain.errors import StartupError, printable
 
 _LOG = logging.getLogger(__name__)
 _FILE: Final = re.compile(MODEL_PATH)
-# endpoints may be local
-_CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}
-_RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
-_CODE: Final = re.compile(r"<Code>(\w+)</Code>")
-_CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 _MAX_OBJECTS: Final = 100_000  # below the URL, models or not
 _MAX_BYTES: Final = 1 << 36  # of all models together
 
@@ -74,7 +69,8 @@ class ModelStore:
         known = {path: tag for path, tag in copied.items() if os.path.isfile(self.folder / path)}
         try:
             with named(f"IGN_MODEL_DIR={self._url}"):
-                store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", _RETRY)
+                retry = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+                store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", retry)
                 objects = _list(store)
         except StartupError as exc:
             if not (may_fail and any(self.folder.rglob(MODEL_FILE))):
@@ -180,7 +176,12 @@ def open_store(url: str, what: str, retry: Any) -> Any:
     except ImportError as exc:
         raise _Named(f"{what}: needs obstore: run `pip install 'ign-service[store]'`") from exc
     with named(what):
-        return from_url(url, client_options=_CLIENT, retry_config=retry)
+        return from_url(
+            url,
+            # endpoints may be local
+            client_options={"timeout": "300s", "connect_timeout": "5s", "allow_http": True},
+            retry_config=retry,
+        )
 
 
 class _Named(StartupError):
@@ -198,10 +199,9 @@ def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
         raise
     except Exception as exc:
         text = getattr(exc, "strerror", None) or str(exc)
-        line = (
-            text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0]
-            or type(exc).__name__
-        )
-        code = _CODE.search(text)
-        hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
+        line = re.split(r": <\?xml|: <Error|\n", text)[0] or type(exc).__name__
+        code = re.search(r"<Code>(\w+)</Code>", text)
+        hint = code and code[1]
+        if "169.254.169.254" in line:  # where machines of a cloud ask for credentials
+            hint = "no credentials in the environment"
         raise kind(f"{what}: {printable(line[:300])}{f' ({hint})' if hint else ''}") from exc

@@ -27,7 +27,6 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 _HINT: Final = " (extra `gpu` has it)"
 
-_NO_CPU_FALLBACK: Final = "session.disable_cpu_ep_fallback"
 # file.cc:12 type function(arguments) [with template arguments], or file.cc:12 function
 _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
@@ -124,7 +123,7 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     providers = [(CUDA, cuda_options(cuda))]
     library_error = _preload_libraries()
     options = _session_options(threads=1)  # the device does the work; more CPU threads do not help
-    options.add_session_config_entry(_NO_CPU_FALLBACK, "1")
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # onnxruntime warns for every session that CUDA is not a plugin
     ort.set_default_logger_severity(3)
     try:

@@ -13,11 +13,8 @@ from service.domain.errors import IgnError, RequestError
 from service.models.registry import ModelChange, ModelRegistry
 
 _LOG = logging.getLogger("service")
-_PAUSE_S: Final = 1.0  # before a message for which there is no room is sent again
 # characters of an error at most: a connection takes so many whole, or not at all
 MESSAGE: Final = 2000
-# characters of a model's name; valid ones are shorter, and an error says no more of others
-_MOST_OF_NAME: Final = 80
 
 
 def report(messages: Connection, content: object) -> bool:
@@ -68,7 +65,8 @@ class Parent:
         """
         number = next(self._numbers)
         answer = self._answers[number] = self._loop.create_future()
-        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
+        # Valid names are shorter, and an error says no more of others.
+        await self._send(number, change._replace(name=change.name[:80]))
         if error := await answer:
             raise error
 
@@ -98,4 +96,4 @@ class Parent:
 
     async def _send(self, number: int, content: ModelChange | IgnError | None) -> None:
         while not report(self._messages, (number, content)):  # noqa: ASYNC110 - no event says when there is room
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(1.0)

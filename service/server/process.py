@@ -50,8 +50,6 @@ from service.settings import Settings
 ChildMain = Callable[[Settings, Connection], None]
 
 _LOG = logging.getLogger("service")
-# uvloop accepts one per listening socket, so there are as many duplicates of the socket
-_ACCEPTS_PER_TICK: Final = 8
 # between the start of a process and that of its replacement, at least
 _RESTART_INTERVAL_S: Final = 1.0
 _MAX_INTERVALS: Final = 60  # … for one that dies again and again
@@ -61,10 +59,6 @@ _SERVED_S: Final = 10.0
 _MOST_FAILURES: Final = 5
 _TICK_S: Final = 1.0  # between two looks at the processes
 _SILENCE_S: Final = 10.0  # without a beat
-# … before the first one: a process imports modules before its event loop runs
-_START_SILENCE_S: Final = 60.0
-_KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
-_GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
@@ -135,7 +129,8 @@ def run_server(
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
     beat = None if messages is None else partial(report, messages, None)
     server = uvicorn_server.IgnServer(config, services, connections, beat)
-    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
+    # In a tick, uvloop accepts one connection of each listening socket.
+    listeners = [listener, *(listener.dup() for _ in range(7))]
     count_drops(services.metrics.dropped_log_lines.inc)
     server.run(sockets=listeners)
     services.metrics.publish()  # what it has counted since the last second
@@ -153,7 +148,7 @@ def tune_gc() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.set_threshold(10_000)  # new objects between two collections; Python's default is 700
 
 
 def leave(status: int) -> NoReturn:
@@ -228,7 +223,8 @@ class _Child:
     place: int  # among the processes; its replacement gets the same
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
-    silence: float = _SILENCE_S - _START_SILENCE_S  # seconds since the last beat
+    # seconds since the last beat; the first one has 60 s: the process imports modules before it
+    silence: float = _SILENCE_S - 60.0
     is_killed: bool = False
 
 
@@ -445,7 +441,8 @@ class _Supervisor:
 
     def _stop(self, number: signal.Signals) -> None:
         if not self._stopping:
-            self._kill_at = time.monotonic() + self._settings.drain_s + _KILL_S
+            # a process that is not stopped ends within 3 s
+            self._kill_at = time.monotonic() + self._settings.drain_s + 4.0
         self._stopping = True
         self._starts.clear()
         for child in self._children:
