@@ -21,11 +21,11 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = (
-        "run the model in this process, without a service and its limits, on the IGN_… "
+    switches = {
+        "--local": "run the model in this process, without a service and its limits, on the IGN_… "
         "variables of `ign serve`"
-    )
-    return client.parser("ign", switches={"--local": text})
+    }
+    return client.parser("ign", switches=switches)
 
 
 def _run(arguments: Sequence[str]) -> int:

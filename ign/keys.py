@@ -53,8 +53,11 @@ def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None
     owner only.
     """
     key = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
+    entry: Entry = {
+        "name": name,
+        "sha256": hashlib.sha256(key.encode()).hexdigest(),
+        "scopes": list(dict.fromkeys(scopes)),
+    }
     if quota is not None:
         entry["quota"] = quota
     with _locked(file):

@@ -56,8 +56,7 @@ def _describe(repository: Repository, ref: str) -> Row:
 def _line(row: Row, width: int) -> str:
     mark = "*" if row["default"] else " "
     size = f"{row['height']}×{row['width']} {'grey' if row['channels'] == 1 else 'colour'}"
-    text = (
+    return printable(
         f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  "
         f"{row['description']}"
     )
-    return printable(text)

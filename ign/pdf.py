@@ -86,8 +86,8 @@ def _unpack(document: Path, folder: Path) -> list[float]:
                 dpis.append(_resolution(pdfium, page))
                 # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
                 scale = dpis[-1] / POINTS_PER_INCH * (1 - 1e-6)
-                image = page.render(scale=scale).to_pil()
-                image.save(folder / f"{number:0{digits}}.png", compress_level=1)
+                file = folder / f"{number:0{digits}}.png"
+                page.render(scale=scale).to_pil().save(file, compress_level=1)
                 characters += page.get_textpage().count_chars()
     except FileNotFoundError:
         raise StartupError(f"{document}: no such file") from None

@@ -82,8 +82,7 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
         )
     try:
         files = _runtime_files(runtime)
-        index = _add_models(files, settings.model_dir, refs, settings.default_model)
-        _add_page(files, index)
+        _add_page(files, _add_models(files, settings.model_dir, refs, settings.default_model))
         for name, content in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)

@@ -102,8 +102,7 @@ def build_services(
         "only": only,
     }
     if settings.device == "auto":
-        on_cpu = settings.model_copy(update={"device": "cpu"})
-        options["open_on_cpu"] = partial(open_all, on_cpu)
+        options["open_on_cpu"] = partial(open_all, settings.model_copy(update={"device": "cpu"}))
     if settings.model_memory_mib:
         memory = Memory(
             settings.model_memory_mib,
@@ -121,11 +120,10 @@ def build_services(
         on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), 8), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
-        codec=codec,
+        codec=CodecPool(min(available_cpus(), 8), metrics.codec),
         metrics=metrics,
         in_flight=in_flight,
         # all processes count in one new folder
@@ -259,7 +257,7 @@ def _on_activated(loaded: LoadedModel) -> None:
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""
-    _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
+    _LOG.info("serving %s on %s%s%s", loaded.card.ref, loaded.device, instances, reason)
 
 
 def _serve(
@@ -270,8 +268,8 @@ def _serve(
     clock: Clock,
     loaded: LoadedModel,
 ) -> ServedModel:
-    statistics = ModelStatistics(metrics, loaded.ref)
     card = loaded.card
+    statistics = ModelStatistics(metrics, card.ref)
     instances: Sequence[Model] = loaded.instances
     if card.tiles:
         instances = [SharedModel(each) for each in loaded.instances]
@@ -284,7 +282,7 @@ def _serve(
             max_rows=settings.max_images,
             clock=clock,
             observe=statistics.take,
-            on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
+            on_batch=None if tracing is None else partial(tracing.batch_ran, card.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,
             exact=card.exact,

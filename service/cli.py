@@ -93,8 +93,11 @@ def _serve(settings: Settings) -> int:
         # No other program listens on this port. This socket is bound but does not listen: it
         # reserves the port.
         with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
-            show_url = partial(uvicorn_server.write_startup_line, reserved, settings)
-            return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
+            return supervise(
+                settings.replace(port=port),
+                process.child_main,
+                on_listening=partial(uvicorn_server.write_startup_line, reserved, settings),
+            )
 
 
 def _check(settings: Settings) -> int:

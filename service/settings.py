@@ -47,20 +47,6 @@ _WITHOUT_HTTP: Final = {
         "",
     ),
 }
-_LOCAL: Final = {
-    "max_pixels": 2**28,
-    "max_body_bytes": 2**31 - 1,
-    "max_steps": 10**9,
-}
-# The page sends one request after the other while somebody draws, and obeys Retry-After.
-_PUBLIC: Final = {
-    "rate_limit": Rate(20, 1.0),
-    "max_steps": 1000,
-    "max_pixels": 16_000_000,
-    "stream_timeout_s": 60.0,
-    "queue_rows": 1024,
-    "max_inflight_requests": 128,
-}
 _BOTH_TIMES: Final = "IGN_RECEIVE_TIMEOUT_S replaces it, for heads and bodies"
 # Settings of earlier versions, with what replaces them.
 GONE: Final[Variables] = {
@@ -107,11 +93,7 @@ Origin = Annotated[
     str,
     StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$"),
 ]
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
 Pin = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}=[1-9][0-9]{0,8}$")]
-ModelName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$")
-]
 Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
@@ -126,7 +108,7 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    host: Host = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9.:_-]{1,253}$")
     """address to listen on. 0.0.0.0 or :: stands for all interfaces."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
@@ -137,7 +119,9 @@ class Settings(BaseModel):
     """directory for copies of the models of a URL. With them the service starts when the store is
     out of reach.
     """
-    default_model: ModelName = "mnist"
+    default_model: str = Field(
+        default="mnist", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$"
+    )
     """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset,
     and without mnist in the directory, the first of its names.
     """
@@ -328,7 +312,7 @@ class Settings(BaseModel):
             **{name: value for name, value in self if name in self.model_fields_set} | changes
         )
 
-    def unless_set(self, values: Mapping[str, Any]) -> Self:
+    def unless_set(self, **values: Any) -> Self:
         """A copy with other ``values`` in place of defaults."""
         return self.replace(
             **{name: value for name, value in values.items() if name not in self.model_fields_set}
@@ -350,15 +334,25 @@ def load_settings(environ: Variables) -> Settings:
         settings = Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
         raise StartupError(_first_error(exc, texts)) from exc
-    return settings.unless_set(_PUBLIC) if settings.public else settings
+    if not settings.public:
+        return settings
+    return settings.unless_set(
+        # The page sends one request after the other while somebody draws, and obeys Retry-After.
+        rate_limit=Rate(20, 1.0),
+        max_steps=1000,
+        max_pixels=16_000_000,
+        stream_timeout_s=60.0,
+        queue_rows=1024,
+        max_inflight_requests=128,
+    )
 
 
 def _first_error(exc: ValidationError, texts: Variables) -> str:
     error = exc.errors(include_url=False)[0]
     field = str(error["loc"][0])
-    shown = _shown(texts[field])
     return (
-        f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
+        f"{variable_of(field)}={_shown(texts[field])!r} is not allowed: {reason_of(error)} "
+        f"({summary_of(field)})"
     )
 
 
@@ -396,7 +390,9 @@ def local_settings() -> Settings:
 
     Only sizes of images, bytes of a file and steps are limited, where the environment does so.
     """
-    return from_environment(_WITHOUT_HTTP).unless_set(_LOCAL)
+    return from_environment(_WITHOUT_HTTP).unless_set(
+        max_pixels=2**28, max_body_bytes=2**31 - 1, max_steps=10**9
+    )
 
 
 def variable_of(field: str) -> str:

@@ -8,7 +8,6 @@ import math
 import re
 import threading
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 Precision = Literal["fp32", "fp16"]
 
 MODEL_FILE: Final = "model.onnx"
-MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType(
-    {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
-)
+MODEL_FILES: Final[Mapping[Precision, str]] = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
 GOLDEN_FILE: Final = "golden.npz"
 METRICS_FILE: Final = "metrics.json"
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
@@ -60,5 +57,6 @@ def read_npy(data: bytes) -> NDArray[Any]:
     offset = stream.tell()
     if math.prod(shape) * dtype.itemsize != len(data) - offset or min(shape, default=0) < 0:
         raise ValueError("holds more or less data than its shape needs")
-    values = np.frombuffer(data, dtype=dtype, offset=offset)
-    return values.reshape(shape, order="F" if fortran_order else "C")
+    return np.frombuffer(data, dtype=dtype, offset=offset).reshape(
+        shape, order="F" if fortran_order else "C"
+    )

@@ -43,11 +43,10 @@ of its value.
 # field with the domain of operators
 DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
 # of a `TensorProto`: where its data is, and whether that is outside of the file
-EXTERNAL: Final = frozenset({13, 14})
+EXTERNAL: Final = {13, 14}
 _METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fields are these
 _KEY = 1
 _VALUE = 2
-_DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
 _VARINT = 0
 _BYTES = 2
@@ -85,7 +84,8 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
     for number, value in fields_of(message):
         if number in nested:
             _check(memoryview(value), nested[number], depth + 1)
-        elif number == domain and bytes(value) not in _DOMAINS:
+        # two names of the one standard domain
+        elif number == domain and bytes(value) not in (b"", b"ai.onnx"):
             name = bytes(value[:80]).decode("utf-8", "replace")
             raise StartupError(
                 f"holds operators of the domain {name!r}; only those of the ONNX standard are run"

@@ -101,14 +101,14 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _source(project)
     _steps(project)
     project.add_argument("--strength", type=float, help="s in (1−s)·x + s·f^k(x), 0…1 (1)")
-    score = commands.add_parser(
-        "score", help="measure how far f moves images, compared to real ones"
+    _source(
+        commands.add_parser("score", help="measure how far f moves images, compared to real ones")
     )
-    _source(score)
     generate = commands.add_parser("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
-    status = commands.add_parser("status", help="how far a run is")
-    status.add_argument("output", metavar="OUTPUT", help="folder or URL of a run")
+    commands.add_parser("status", help="how far a run is").add_argument(
+        "output", metavar="OUTPUT", help="folder or URL of a run"
+    )
     _output(generate)
     _steps(generate)
     generate.add_argument("-n", type=int, default=1, help="number of images (1)")

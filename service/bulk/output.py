@@ -142,9 +142,9 @@ class Output:
             )
             for name in dict.fromkeys((*before, *now)):
                 if before.get(name) != now.get(name):
-                    change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
                     raise StartupError(
-                        f"the output holds another run: {change}; use another folder"
+                        f"the output holds another run: {name} was {before.get(name)}, and is "
+                        f"{now.get(name)} now; use another folder"
                     )
 
     def _put_written(self, name: str, write: Callable[[IO[bytes]], None], *, new: bool) -> None:
@@ -182,8 +182,9 @@ class Output:
         """Complete a shard; returns the records that count, which are those of the worker that was
         first.
         """
-        is_first = self.place.put(_SHARD % shard, _lines(records).encode())
-        return list(records) if is_first else self.records(shard) or []
+        if self.place.put(_SHARD % shard, _lines(records).encode()):
+            return list(records)
+        return self.records(shard) or []
 
     def records(self, shard: int) -> list[Record] | None:
         """The manifest of a shard; None if it is not complete."""

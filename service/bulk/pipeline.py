@@ -193,8 +193,9 @@ class Pipeline:
             card = self.model.card.sized(picture.image.size[::-1])
             if self._mask is not None:
                 item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
-            prepared = prepare(picture, card, resize=upload.resize, invert=upload.invert)
-            item.row, item.measures["inverted"], item.chroma = prepared
+            item.row, item.measures["inverted"], item.chroma = prepare(
+                picture, card, resize=upload.resize, invert=upload.invert
+            )
 
     def _warn_of_reduction(self, width: int, height: int) -> None:
         """Say once that an image loses nearly all it shows; of two threads, both may."""
@@ -202,8 +203,14 @@ class Pipeline:
         # a scan, given to a model of small pictures
         if self._may_warn and min(width / columns, height / rows) > 8:
             self._may_warn = False
-            text = "%d×%d reduced to %d×%d for %s; meant --model scans?"
-            _LOG.warning(text, width, height, columns, rows, self.model.card.ref)
+            _LOG.warning(
+                "%d×%d reduced to %d×%d for %s; meant --model scans?",
+                width,
+                height,
+                columns,
+                rows,
+                self.model.card.ref,
+            )
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
@@ -222,14 +223,14 @@ def _received(found: Any, size: int) -> bytes:
     return bytes(content)
 
 
+@dataclass(eq=False)
 class _Ranges(io.RawIOBase):
     """An object as a file of which parts are read."""
 
-    def __init__(self, get_range: Callable[[str, int, int], Any], name: str, size: int) -> None:
-        self._get_range = get_range
-        self._name = name
-        self._size = size
-        self._at = 0
+    get_range: Callable[[str, int, int], Any]
+    name: str
+    size: int
+    at: int = 0
 
     def readable(self) -> bool:
         return True
@@ -238,14 +239,14 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
 
     def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
+        length = max(0, min(len(buffer), self.size - self.at))
         if length:
-            buffer[:length] = self._get_range(self._name, self._at, length)
-        self._at += length
+            buffer[:length] = self.get_range(self.name, self.at, length)
+        self.at += length
         return length
 
 

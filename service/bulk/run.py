@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -36,8 +36,7 @@ _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy
 _AT_ONCE: Final = 64  # images that are read by one call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """What one run does."""
 
     options: Options
@@ -75,17 +74,19 @@ class Latents:
 Source = Files | Latents
 
 
+@dataclass(eq=False)
 class Shards:
     """Processes shards of one job, whose ``source`` is open; raises StartupError as `Pipeline`."""
 
-    def __init__(self, job: Job, services: AppState, output: Output, source: Source) -> None:
-        self._job = job
-        self._services = services
-        self._output = output
-        self._source = source
-        self._pipeline = Pipeline(job.options, services)
-        options = job.options
-        self.images = source.images
+    job: Job
+    services: AppState
+    output: Output
+    source: Source
+
+    def __post_init__(self) -> None:
+        options = self.job.options
+        self._pipeline = Pipeline(options, self.services)
+        self.images = self.source.images
         self._format = (
             options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
         )
@@ -95,12 +96,12 @@ class Shards:
         """Record the job in the output folder, or check that it continues the recorded one; returns
         what is missing.
         """
-        self._output.start(self._fingerprint(), self._source.listing)
-        size = self._job.shard
-        (part, parts) = self._job.part
+        self.output.start(self._fingerprint(), self.source.listing)
+        size = self.job.shard
+        (part, parts) = self.job.part
         count = -(-self.images // size)
         mine = range(part - 1, count, parts)
-        complete = self._output.complete()
+        complete = self.output.complete()
         missing = tuple(number for number in mine if number not in complete)
         images, left = (
             sum(min(size, self.images - n * size) for n in some) for some in (mine, missing)
@@ -109,7 +110,7 @@ class Shards:
 
     def _fingerprint(self) -> Fingerprint:
         """Everything that determines the bytes of the output, as JSON values."""
-        job = self._job
+        job = self.job
         model = self._pipeline.model
         unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
         options = job.options.model_dump(mode="json", exclude=unused)
@@ -122,8 +123,8 @@ class Shards:
             "digest": f"sha256:{model.digest}",
             "options": options,
             "pictures": self.images,
-            "source": self._source.digest,
-            "listing": self._source.listing and self._source.listing.summary,
+            "source": self.source.digest,
+            "listing": self.source.listing and self.source.listing.summary,
             "shard": job.shard,
             "pack": job.pack,
         }
@@ -133,26 +134,26 @@ class Shards:
         fails.
         """
         if (
-            complete := await asyncio.to_thread(self._output.records, number)
+            complete := await asyncio.to_thread(self.output.records, number)
         ) is not None:  # by another worker
             return complete
-        start = number * self._job.shard
-        stop = min(start + self._job.shard, self.images)
+        start = number * self.job.shard
+        stop = min(start + self.job.shard, self.images)
         tasks = []
         async with task_group() as group:
             while start < stop:
                 await self._ahead.acquire()
-                items = await self._source.fetch(start, min(start + _AT_ONCE, stop))
+                items = await self.source.fetch(start, min(start + _AT_ONCE, stop))
                 tasks.append(group.create_task(self._process(number, start, items)))
                 start += len(items)
         made = [each for task in tasks for each in task.result()]
-        if self._job.pack != "files":
-            file = await self._services.codec.run("encode", lambda: packed(self._job.pack, made))
-            await self._output.write(number, [(self._folder(number), file)])
-        return await asyncio.to_thread(self._output.finish, number, [record for record, _ in made])
+        if self.job.pack != "files":
+            file = await self.services.codec.run("encode", lambda: packed(self.job.pack, made))
+            await self.output.write(number, [(self._folder(number), file)])
+        return await asyncio.to_thread(self.output.finish, number, [record for record, _ in made])
 
     def _folder(self, number: int) -> str:
-        return f"{number:06}" if self._job.pack == "files" else f"{number:06}.{self._job.pack}"
+        return f"{number:06}" if self.job.pack == "files" else f"{number:06}.{self.job.pack}"
 
     async def _process(self, shard: int, start: int, items: Sequence[Item]) -> Made:
         """Records of some images, each with its image unless that is written."""
@@ -161,8 +162,8 @@ class Shards:
             (self._record(shard, start + index, item), item.content)
             for index, item in enumerate(items)
         ]
-        if self._job.pack == "files":
-            await self._output.write(
+        if self.job.pack == "files":
+            await self.output.write(
                 shard, [(record["picture"], image) for record, image in made if image]
             )
             made = [(record, b"") for record, _ in made]
@@ -172,7 +173,7 @@ class Shards:
     def _record(self, shard: int, index: int, item: Item) -> Record:
         """The line of an image in the manifest, with its file name or its error."""
         record = dict.fromkeys(COLUMNS) | item.measures | {"index": index}
-        options = self._job.options
+        options = self.job.options
         if isinstance(options, GenerateRequest):
             record |= {"seed": options.seed or 0, "latent": options.offset + index}
         else:
@@ -237,8 +238,11 @@ def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -
     """The source of a job, of which this process does a part or all."""
     if isinstance(job.options, GenerateRequest):
         return Latents(job.options)
-    listing = output.listing(job.source, is_part=is_part)
-    return open_source(listing, column=job.column, limit=settings.max_body_bytes)
+    return open_source(
+        output.listing(job.source, is_part=is_part),
+        column=job.column,
+        limit=settings.max_body_bytes,
+    )
 
 
 def run_local(job: Job, source: Source, output: Output, settings: Settings) -> ShardPlan:
@@ -290,8 +294,9 @@ def run_on_ray(
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the
         # actors only.
-        on_cpu = settings.replace(device="cpu")
-        async with running_services(on_cpu, job.options.model or "") as services:
+        async with running_services(
+            settings.replace(device="cpu"), job.options.model or ""
+        ) as services:
             return Shards(job, services, output, source).start()
 
     plan = asyncio.run(plan_run())
@@ -316,7 +321,7 @@ def _run_actors(
     actors: int | None,
 ) -> None:
     if job.source:  # actors have another working directory
-        job = replace(job, source=absolute(job.source))
+        job = job._replace(source=absolute(job.source))
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
     resources = ray.cluster_resources()
@@ -358,8 +363,11 @@ class Actor:
         enter = self._running.enter_context
         # Ray may call the actor from different threads
         self._portal = enter(start_blocking_portal())
-        running = running_services(settings, job.options.model or "")
-        services = enter(self._portal.wrap_async_context_manager(running))
+        services = enter(
+            self._portal.wrap_async_context_manager(
+                running_services(settings, job.options.model or "")
+            )
+        )
         self._shards = Shards(
             job, services, output, open_input(job, output, settings, is_part=True)
         )

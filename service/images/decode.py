@@ -18,12 +18,12 @@ import io
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyspng
@@ -101,8 +101,7 @@ def memory_for(pixels: int) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeLimits:
+class DecodeLimits(NamedTuple):
     """Limits on one image."""
 
     max_pixels: int  # width × height
@@ -248,8 +247,10 @@ class ImageBytes:
         if opener is None:
             text = "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
             if content.startswith(b"%PDF"):
-                command = "ign project --local --model scans scan.pdf --out clean.pdf"
-                text = f"is a PDF, which `{command}` takes"
+                text = (
+                    "is a PDF, which `ign project --local --model scans scan.pdf --out clean.pdf` "
+                    "takes"
+                )
             raise _invalid(self.field, text)
         with _map_decoder_errors(self.field):
             opened = opener(content)
@@ -265,8 +266,10 @@ def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImag
         limit = f"{limits.max_pixels / 1e6:g} million"
     else:
         return EncodedImage(field, size, transpose, load)
-    message = f"{field}: {width}×{height} pixels, at most {limit} are allowed: reduce the image"
-    raise TooLarge(message, code="image_too_large")
+    raise TooLarge(
+        f"{field}: {width}×{height} pixels, at most {limit} are allowed: reduce the image",
+        code="image_too_large",
+    )
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:
@@ -352,10 +355,8 @@ def _load_tiff(page: TiffPage) -> Image.Image:
         return _load(image)
     image.load()
     levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
-    is_white_zero = (
-        page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0
-    )  # Pillow inverts images of up to 8 bits only
-    return ImageChops.invert(levels) if is_white_zero else levels
+    # white is 0, and Pillow inverts images of up to 8 bits only
+    return ImageChops.invert(levels) if page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0 else levels
 
 
 def _open_jpeg(data: bytes) -> _Opened:
@@ -401,7 +402,7 @@ def _open_png(data: bytes) -> _Opened:
 
 
 # The first bytes of each format; of a BMP they include the size of its header.
-_SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
+_SIGNATURES: Final = (
     (rb"\x89PNG\r\n\x1a\n", _open_png),
     (rb"\xff\xd8\xff", _open_jpeg),
     (rb"(?s)RIFF....WEBP", _open_webp),

@@ -110,11 +110,11 @@ def check_sides(file_format: str, width: int, height: int) -> None:
     """
     limit = _MAX_SIDE[file_format]
     if max(width, height) > limit:
-        message = (
+        raise InvalidContent(
             f"the answer would be {width}×{height} pixels, and {file_format} has at most "
-            f"{limit} a side"
+            f"{limit} a side",
+            code="image_too_large",
         )
-        raise InvalidContent(message, code="image_too_large")
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, dpi: Dpi | None = None) -> bytes:

@@ -51,9 +51,7 @@ ORIENTATION = 274
 _REDUCED = 254
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
 # tables and subsampling.
-_SINGLE: Final = frozenset(
-    {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
-)
+_SINGLE: Final = {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
 _KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG = 4

@@ -220,8 +220,9 @@ def keep_mask(
         grey = fit_to_canvas(upright, target, resize, (_KEEP,), Image.Resampling.NEAREST)
     elif grey.size != target:
         sizes = (f"{width}×{height}" for width, height in (grey.size, picture.stored_size, target))
-        message = "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(
-            *sizes
+        raise InvalidContent.field(
+            field,
+            "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(*sizes),
+            code="mask_size",
         )
-        raise InvalidContent.field(field, message, code="mask_size")
     return (np.asarray(grey) < 128)[None]

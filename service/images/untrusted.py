@@ -39,14 +39,13 @@ _SOS = 0xDA
 _APP1 = 0xE1
 _COMMENT = 0xFE
 # without content: a stray 0x00, and RST0…RST7
-_ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))
+_ALONE: Final = {0x00, *range(0xD0, 0xD8)}
 # libjpeg rejects them, too
-_INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
-# APP0 (JFIF) and APP14 (Adobe) say which colours are stored
-_JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
-_METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
+_INVALID: Final = {*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
+# but APP0 (JFIF) and APP14 (Adobe), which say which colours are stored
+_METADATA: Final = {*range(0xE1, 0xEE), 0xEF, _COMMENT}
 
-_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_PNG_KEPT: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 SMALL: Final = 1 << 14
 """Bytes of a small PNG, and its pixels."""
@@ -162,10 +161,8 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset(
-        [PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()]
-    )
+def _png_heads(size: tuple[int, int]) -> set[bytes]:
+    return {PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()}
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
@@ -183,9 +180,9 @@ def is_plain_png(data: bytes, channels: int) -> bool:
     """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged
     chunk, and no others.
     """
-    is_one_chunk = data[37:41] == b"IDAT" and 57 + int.from_bytes(data[33:37], "big") == len(data)
     return (
-        is_one_chunk
+        data[37:41] == b"IDAT"
+        and 57 + int.from_bytes(data[33:37], "big") == len(data)
         and data[25] == _COLOUR_TYPES[channels]
         and data.endswith(PNG_END)
         and zlib.crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")

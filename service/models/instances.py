@@ -5,7 +5,6 @@ many threads.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -42,9 +41,7 @@ def open_instances(
     count = min(8, left) if alone else 1
     each = left // count
 
-    cuda = CudaOptions(
-        half=settings.precision == "fp16",
-    )
+    cuda = CudaOptions(half=settings.precision == "fp16")
     make = partial(make_model, data, max_batch_rows=settings.max_batch_rows, low_priority=not alone)
     first = make(device=settings.device, cuda=cuda, threads=each)
     instances = [first]
@@ -52,7 +49,7 @@ def open_instances(
         if first.device == "cuda":
             for device_id in range(1, settings.gpu_count):
                 with wrap_errors(f"device {device_id}"):
-                    instances.append(make(device="cuda", cuda=replace(cuda, device_id=device_id)))
+                    instances.append(make(device="cuda", cuda=cuda._replace(device_id=device_id)))
         else:
             if threads > 1 and _is_slow(first):
                 first.close()
@@ -60,8 +57,9 @@ def open_instances(
                 count = 1 + alone
                 each = threads // count
             for _ in range(count - len(instances)):
-                device = "cpu" if instances else settings.device
-                instances.append(make(device=device, cuda=cuda, threads=each))
+                instances.append(
+                    make(device="cpu" if instances else settings.device, cuda=cuda, threads=each)
+                )
     except BaseException:
         close_all(instances)
         raise

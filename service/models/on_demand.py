@@ -218,8 +218,9 @@ class OnDemandModel(ModelMemory):
         memory = self._memory
         rank = memory.accounts.spent.get(caller, 0.0)
         turns = {self, *(each for each in [*memory.waiting] if each.rank <= rank)}
-        seconds = sum(2 * each.opening_s * each.size for each in turns) / memory.limit
-        return 0.0 if self.is_open else seconds
+        if self.is_open:
+            return 0.0
+        return sum(2 * each.opening_s * each.size for each in turns) / memory.limit
 
     def _open(self) -> None:
         began = time.monotonic()

@@ -64,8 +64,8 @@ class ServedModel:
         self.card = loaded.card
         self.digest = loaded.digest
         self.noise = NoiseSource(self.card.shape)
-        self.ref = loaded.ref
-        self.tag = f"{loaded.ref}@sha256:{loaded.digest}"
+        self.ref = self.card.ref
+        self.tag = f"{self.ref}@sha256:{loaded.digest}"
         # Unix time in seconds, rounded up, at which the set of served models last changed
         self.since = 0
 
@@ -84,10 +84,9 @@ class ServedModel:
             (image, self.card.tiling(image.shape[1:]), mask)
             for image, mask in zip(images, masks or repeat(None), strict=False)
         ]
-        run = TiledRun(
+        return await TiledRun(
             tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event
-        )
-        return await run.run()
+        ).run()
 
     def plan_tiles(self, sizes: Sequence[Size]) -> tuple[int, int]:
         """How many tiles images of these sizes have, and bytes of those that are open at a time."""

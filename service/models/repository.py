@@ -123,8 +123,11 @@ class Repository:
             )
         names = {ref.partition("/")[0] for ref in refs}
         if self.only_a_guess and self.default not in names:
-            text = "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s"
-            _LOG.info(text, self.default, min(names))
+            _LOG.info(
+                "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s",
+                self.default,
+                min(names),
+            )
             self.default = min(names)
         self.default = self.only or self.default
         return refs
@@ -182,9 +185,12 @@ class Repository:
         if self.default in self.pins:
             versions = [f"{self.default}/{self.pins[self.default]}"]
         if not versions:
-            text = f"IGN_DEFAULT_MODEL={self.default}: not there; {there}"
-            text += "; choose with --default-model"
-            raise StartupError(f"no model {self.only!r}; {there}" if self.only else text)
+            raise StartupError(
+                f"no model {self.only!r}; {there}"
+                if self.only
+                else f"IGN_DEFAULT_MODEL={self.default}: not there; {there}; choose with "
+                f"--default-model"
+            )
         return versions[-1]
 
     def is_named(self, ref: str) -> bool:
@@ -305,8 +311,10 @@ class Repository:
                     self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
         _LOG.warning("%s runs on the CPU: %s", ref, reason)
-        loaded = self._open_verified(self.open_on_cpu, data, file, golden, files)
-        return replace(loaded, fallback_reason=reason)
+        return replace(
+            self._open_verified(self.open_on_cpu, data, file, golden, files),
+            fallback_reason=reason,
+        )
 
     def _read_golden(self, ref: str, file: str, data: bytes) -> Golden:
         """The golden rows of a model file; raises StartupError, before onnxruntime reads the file,

@@ -23,7 +23,6 @@ from service.artifact.files import MAX_MODEL_BYTES, MODEL_FILE, MODEL_PATH
 from service.domain.errors import StartupError, printable
 
 _LOG = logging.getLogger(__name__)
-_FILE: Final = re.compile(MODEL_PATH)
 _MAX_OBJECTS: Final = 100_000  # below the URL, models or not
 _MAX_BYTES: Final = 1 << 36  # of all models together
 
@@ -129,7 +128,7 @@ def _list(store: Any) -> Objects:
         found |= {
             each["path"]: (each["size"], each["e_tag"] or "")
             for each in chunk
-            if _FILE.fullmatch(each["path"])
+            if re.fullmatch(MODEL_PATH, each["path"])
         }
     if not found:
         raise StartupError("holds no model such as mnist/1/model.onnx")

@@ -15,8 +15,7 @@ import io
 import logging
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import onnxruntime as ort
 
@@ -77,8 +76,7 @@ class CudaUnavailable(StartupError):
     """CUDA was tried and does not work here; the text says why, without paths."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CudaOptions:
+class CudaOptions(NamedTuple):
     """The operator's options for CUDA. They have no effect on the CPU."""
 
     device_id: int = 0  # among the visible GPUs
@@ -135,8 +133,11 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
         if library_error:
             reason = f"its provider did not load: {library_error}"
         raise CudaUnavailable(f"CUDA cannot be used: {reason}") from exc
-    if reason := _cudnn_error():
-        raise CudaUnavailable(f"CUDA cannot be used: {reason}")
+    try:  # without cuDNN a session starts, and its first run fails
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as exc:
+        _LOG.warning("loading cuDNN: %s", exc)
+        raise CudaUnavailable(f"CUDA cannot be used: cuDNN 9 does not load{_HINT}") from exc
     return session
 
 
@@ -180,16 +181,6 @@ def _preload_libraries() -> str:
     if message:
         _LOG.warning("loading CUDA libraries: %s", message)
     return _truncate(message)
-
-
-def _cudnn_error() -> str:
-    # Without cuDNN a session starts, and its first run fails.
-    try:
-        ctypes.CDLL("libcudnn.so.9")
-    except OSError as exc:
-        _LOG.warning("loading cuDNN: %s", exc)
-        return f"cuDNN 9 does not load{_HINT}"
-    return ""
 
 
 def _session_options(threads: int) -> Any:

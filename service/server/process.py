@@ -127,8 +127,12 @@ def run_server(
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
-    beat = None if messages is None else partial(report, messages, None)
-    server = uvicorn_server.IgnServer(config, services, connections, beat)
+    server = uvicorn_server.IgnServer(
+        config,
+        services,
+        connections,
+        beat=None if messages is None else partial(report, messages, None),
+    )
     # In a tick, uvloop accepts one connection of each listening socket.
     listeners = [listener, *(listener.dup() for _ in range(7))]
     count_drops(services.metrics.dropped_log_lines.inc)
@@ -317,7 +321,9 @@ class _Supervisor:
         now = time.monotonic()
         passed = min(now - self._looked, 2 * _TICK_S)
         self._looked = now
-        self._receive_signals()
+        while self._signals.poll():
+            self._signals.recv()
+            self._stop(signal.SIGINT if self._stopping else signal.SIGTERM)
         for child in list(self._children):
             child.silence += passed
             self._receive(child)
@@ -326,11 +332,6 @@ class _Supervisor:
             else:
                 self._kill_if_stuck(child, now)
         self._start_replacements(now)
-
-    def _receive_signals(self) -> None:
-        while self._signals.poll():
-            self._signals.recv()
-            self._stop(signal.SIGINT if self._stopping else signal.SIGTERM)
 
     def _receive(self, child: _Child) -> None:
         with contextlib.suppress(EOFError, OSError):  # the process is gone

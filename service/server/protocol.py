@@ -166,8 +166,9 @@ class HttpProtocol(Connection):
         # RFC 9110, section 10.1.1
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        send_whole = partial(_send_whole, self.cycle)
-        cast(dict[str, Any], self.scope)["extensions"] = {WHOLE_RESPONSE: send_whole}
+        cast(dict[str, Any], self.scope)["extensions"] = {
+            WHOLE_RESPONSE: partial(_send_whole, self.cycle)
+        }
         self.headers = []  # for trailers, which are no headers of the request
         if self.pipeline and self._last is not None and not self._last.response_started:
             self._last.keep_alive = True  # this request is the last one instead
@@ -275,9 +276,8 @@ def _send_whole(
         or cycle.response_started
         or cycle.flow.write_paused
         or not cycle.keep_alive
+        or len(body) > 1 << 18
     ):
-        return False
-    if len(body) > 1 << 18:
         return False
     parts = [STATUS_LINE[status]]
     has_length = False

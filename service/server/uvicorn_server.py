@@ -141,10 +141,8 @@ class IgnServer(uvicorn.Server):
                     await loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
-        config = self.config
-        state = self.lifespan.state
-        return config.http_protocol_class(
-            config=config, server_state=self.server_state, app_state=state
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )  # type: ignore[call-arg]
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -216,10 +214,9 @@ def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
     """Configure uvicorn: without its access log, its `Server` header and its handling of proxy
     headers.
     """
-    protocol = partial(HttpProtocol, connections=connections)
     return Config(
         app,
-        http=cast(type[asyncio.Protocol], protocol),
+        http=cast(type[asyncio.Protocol], partial(HttpProtocol, connections=connections)),
         log_config=None,
         access_log=False,
         lifespan="on",
