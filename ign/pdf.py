@@ -5,9 +5,9 @@ links and bookmarks are lost.
 """
 
 import argparse
-import contextlib
 import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -57,7 +57,7 @@ def project_documents(options: argparse.Namespace, run: Callable[[argparse.Names
         options.out = made
         options.format = "png"
         # The command would name files of the temporary folder.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()):
             status = run(options)
         if status not in (DONE, REFUSED):  # interrupted: the other pages were not tried
             return status

@@ -182,9 +182,10 @@ def _default(field: str) -> str:
 
 
 def _run(*, check: bool, **values: Any) -> None:
-    texts = {name: value for name, value in values.items() if value is not None}
     options = {
-        name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()
+        name: str(int(value)) if isinstance(value, bool) else value
+        for name, value in values.items()
+        if value is not None
     }
     process.leave(serve(options, check=check))
 

@@ -2,12 +2,12 @@
 before its import.
 """
 
-import contextlib
 import math
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -73,7 +73,7 @@ def memory_limit(*, root: Path = Path("/")) -> int:
 
     0 where the system does not tell. ``root`` is as of `available_cpus`.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         # the first line is `MemTotal: N kB`
         _, kib, *_ = (root / "proc/meminfo").read_text(encoding="ascii").split()
         return int(min([int(kib) << 10, *_limits(root, "memory.max")]))
@@ -92,7 +92,7 @@ def _limits(root: Path, file: str) -> Iterator[float]:
     # then only the top directory exists here.
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     for group in (group for path in paths for group in (Path("/", path), *Path("/", path).parents)):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        with suppress(OSError, ValueError, ZeroDivisionError):
             text = (root / "sys/fs/cgroup" / group.relative_to("/") / file).read_text()
             limit, *divisor = map(int, text.split())  # `max` for no limit: a ValueError
             yield limit / (divisor or [1])[0]
@@ -125,14 +125,14 @@ def lower_priority() -> None:
     """Let the threads of other models go before this one and those that it starts; elsewhere than
     on Linux, nothing.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):
         # 10 is a tenth of the CPU time of others that want it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def resident_bytes() -> int:
     """This process's memory without files; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         _, resident, shared, *_ = map(
             int, Path("/proc/self/statm").read_text(encoding="ascii").split()
         )

@@ -333,7 +333,12 @@ def load_settings(environ: Variables) -> Settings:
     try:
         settings = Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
-        raise StartupError(_first_error(exc, texts)) from exc
+        error = exc.errors(include_url=False)[0]
+        field = str(error["loc"][0])
+        raise StartupError(
+            f"{variable_of(field)}={_shown(texts[field])!r} is not allowed: {reason_of(error)} "
+            f"({summary_of(field)})"
+        ) from exc
     if not settings.public:
         return settings
     return settings.unless_set(
@@ -344,15 +349,6 @@ def load_settings(environ: Variables) -> Settings:
         stream_timeout_s=60.0,
         queue_rows=1024,
         max_inflight_requests=128,
-    )
-
-
-def _first_error(exc: ValidationError, texts: Variables) -> str:
-    error = exc.errors(include_url=False)[0]
-    field = str(error["loc"][0])
-    return (
-        f"{variable_of(field)}={_shown(texts[field])!r} is not allowed: {reason_of(error)} "
-        f"({summary_of(field)})"
     )
 
 

@@ -22,8 +22,6 @@ INPUT: Final = "x"
 OUTPUT: Final = "y"
 QUANTILES: Final = 101
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 class CardError(StartupError):
     """The metadata of a file has no valid card; the text names the invalid part."""
@@ -34,7 +32,7 @@ class _Section(BaseModel):
     the same schema.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Noise(_Section):
@@ -44,7 +42,7 @@ class Noise(_Section):
 
     kind: Literal["gaussian"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # to which arithmetic rescales
+    norm: Annotated[float, Field(gt=0)]  # to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -129,9 +127,9 @@ class Card(_Section):
     tiles: Tiles | None = None
     # of a grey model: f gets the luma of colour images, which keep their colours
     color: Literal["luma"] | None = None
-    range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
+    range: tuple[float, float] = (-1.0, 1.0)  # (lo, hi) of pixel values
     # one value per channel, in the range: letterbox and alpha colour
-    background: tuple[Finite, ...]
+    background: tuple[float, ...]
     # the first inverts under `invert: auto`
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
     # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
@@ -147,7 +145,7 @@ class Card(_Section):
     # measured figures, name → number or table
     quality: dict[str, Any] = Field(default_factory=dict)
     # 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real images
-    distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    distance_quantiles: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     licence: str  # of the weights
     origin: Origin | None = None  # of an imported network
 

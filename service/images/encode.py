@@ -32,8 +32,6 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 AnimationFormat = Literal["webp", "gif", "apng"]
 
 _MAX_SIDE: Final = {
-    "png": 2**31 - 1,
-    "apng": 2**31 - 1,
     "webp": 16_383,
     "jpeg": 65_500,  # the limit of libjpeg; the file format allows 65 535
     "gif": 65_535,
@@ -108,7 +106,8 @@ def check_sides(file_format: str, width: int, height: int) -> None:
     """Raise InvalidContent (code `image_too_large`) if a side, in pixels, is longer than the format
     allows.
     """
-    limit = _MAX_SIDE[file_format]
+    # no image in memory reaches the limit of PNG and APNG
+    limit = _MAX_SIDE.get(file_format, math.inf)
     if max(width, height) > limit:
         raise InvalidContent(
             f"the answer would be {width}×{height} pixels, and {file_format} has at most "
@@ -129,7 +128,7 @@ def encode_many(pixels: Pixels, image_format: ImageFormat, dpi: Dpi | None = Non
     ``pixels`` are uint8 (N, H, W) grey or (N, H, W, 3) RGB. PNG and JPEG state the ``dpi``, at most
     65 535 in a JPEG. Raises as `check_sides`.
     """
-    if image_format == "png":  # no image in memory reaches the limit of PNG
+    if image_format == "png":
         return _pngs(pixels, dpi)
     check_sides(image_format, pixels.shape[2], pixels.shape[1])
     files: list[bytes] = []

@@ -1,11 +1,11 @@
 """Run codec jobs in a bounded thread pool, because a large one would block the event loop."""
 
 import asyncio
-import contextlib
 import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ class CodecPool:
         finally:
             seconds = time.perf_counter() - began
             self._observe(operation, seconds)
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._end, key, seconds)
 
     def _end(self, key: str, seconds: float) -> None:
@@ -122,5 +122,5 @@ def _return_large_blocks() -> None:
     By default it keeps, for each thread, what its largest image took, because the threshold grows
     with what is freed.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h, bytes

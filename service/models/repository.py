@@ -7,13 +7,13 @@ card has the name.
 A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
 
-import contextlib
 import logging
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -227,7 +227,7 @@ class Repository:
         files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self.directory.iterdir())]
         files = [file for file in filter(_MOUNTED.fullmatch, files) if self._identities([file])]
         for file in files:  # a version with a damaged card has the name of another one
-            with contextlib.suppress(StartupError):
+            with suppress(StartupError):
                 name, _, version = self._card_ref(file).partition("/")
                 folders = [each.rpartition("/")[0] for each in files]
                 found = {f"{name}/{folder or version}": folder for folder in folders}

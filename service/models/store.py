@@ -6,7 +6,6 @@ can always start with what is there. A file is copied again when the store says 
 size or tag.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -15,6 +14,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +105,7 @@ class ModelStore:
             (fresh / os.path.basename(path)).replace(self.folder / path)
 
     def _remove(self, path: str) -> None:
-        with contextlib.suppress(OSError):  # a folder that still holds files stays
+        with suppress(OSError):  # a folder that still holds files stays
             (self.folder / path).unlink(missing_ok=True)
             for parent in Path(path).parents[:-1]:
                 (self.folder / parent).rmdir()
@@ -187,7 +187,7 @@ class _Named(StartupError):
     """An error that says what it is about."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
     """Turn whatever a block raises into a ``kind`` of one line that begins with ``what``; named
     errors stay.

@@ -9,12 +9,12 @@ memory access was encountered``). cuBLAS and cuDNN have codes of their own, and 
 for a lost device and for an operation that they cannot run.
 """
 
-import contextlib
 import ctypes
 import io
 import logging
 import os
 import re
+from contextlib import redirect_stdout
 from typing import Any, Final, Literal, NamedTuple
 
 import onnxruntime as ort
@@ -175,7 +175,7 @@ def _truncate(text: str) -> str:
 def _preload_libraries() -> str:
     printed = io.StringIO()
     # preload_dlls prints failures instead of raising them
-    with contextlib.redirect_stdout(printed):
+    with redirect_stdout(printed):
         ort.preload_dlls()
     message = printed.getvalue().strip()
     if message:

@@ -1,11 +1,11 @@
 """What a server process and its supervisor say to each other, on the side of the process."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -53,9 +53,9 @@ class Parent:
 
         From then on the process makes the changes that the supervisor sends.
         """
-        with contextlib.suppress(EOFError, OSError):  # as in `_receive`
+        with suppress(EOFError, OSError):  # as in `_receive`
             for name in self._messages.recv():
-                with contextlib.suppress(RequestError):  # its files are gone, too
+                with suppress(RequestError):  # its files are gone, too
                     await self._registry.unload(name)
         self._loop.add_reader(self._messages.fileno(), self._receive)
 

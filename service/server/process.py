@@ -9,7 +9,6 @@ every second. Without one for 10 s it is killed and replaced, as if it had died.
 """
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import logging
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -241,16 +241,16 @@ class _Call:
     error: IgnError | None = None  # the first
 
 
+@dataclass(eq=False)
 class _Supervisor:
-    def __init__(
-        self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path
-    ) -> None:
-        self._settings = settings
-        self._main = main
-        self._on_listening = on_listening
-        self._folder = folder
-        self._child_settings = per_process_settings(settings)
-        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
+    settings: Settings
+    main: ChildMain
+    on_listening: Callable[[], None]
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._child_settings = per_process_settings(self.settings)
+        self._metrics = Metrics.of_supervisor(self.folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
         # lose the status.
@@ -276,10 +276,10 @@ class _Supervisor:
         # else `Process.start` starts it, and that unblocks SIGINT
         resource_tracker.ensure_running()
         try:
-            for place in range(self._settings.workers):
+            for place in range(self.settings.workers):
                 self._start(place)
         except OSError as exc:
-            self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
+            self._fail(f"IGN_WORKERS={self.settings.workers}: a process cannot be started: {exc}")
         while self._children or self._starts:
             self._watch()
         for number in numbers:  # nothing is left to stop, and the status is known
@@ -293,14 +293,14 @@ class _Supervisor:
         it.
         """
         # a program that cleans folders may have removed it
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        share_metrics(self._folder / f"{place}.prom")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        share_metrics(self.folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
         messages.send(self._unloaded)
         os.set_blocking(messages.fileno(), False)  # a process that hangs does not read
         with its_messages:
             process = self._context.Process(
-                target=self._main, args=(self._child_settings, its_messages)
+                target=self.main, args=(self._child_settings, its_messages)
             )
             # inherited; the child unblocks it later
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -334,7 +334,7 @@ class _Supervisor:
         self._start_replacements(now)
 
     def _receive(self, child: _Child) -> None:
-        with contextlib.suppress(EOFError, OSError):  # the process is gone
+        with suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 message = child.messages.recv()
                 child.silence = 0.0
@@ -348,7 +348,7 @@ class _Supervisor:
                         self._failures = 0
                         if not self._listening:
                             self._listening = True
-                            self._on_listening()
+                            self.on_listening()
                     case str(reason):
                         self._fail(reason)
 
@@ -419,7 +419,7 @@ class _Supervisor:
         self._metrics.publish()
         self._failures += child.listened == math.inf
         is_any_listening = any(other.listened < math.inf for other in self._children)
-        if self._failures >= _MOST_FAILURES * self._settings.workers and not is_any_listening:
+        if self._failures >= _MOST_FAILURES * self.settings.workers and not is_any_listening:
             self._fail(
                 f"server processes died {self._failures} times in a row before one served, "
                 f"see the log"
@@ -443,7 +443,7 @@ class _Supervisor:
     def _stop(self, number: signal.Signals) -> None:
         if not self._stopping:
             # a process that is not stopped ends within 3 s
-            self._kill_at = time.monotonic() + self._settings.drain_s + 4.0
+            self._kill_at = time.monotonic() + self.settings.drain_s + 4.0
         self._stopping = True
         self._starts.clear()
         for child in self._children:

@@ -1,7 +1,6 @@
 """uvicorn as this service configures it: its listening sockets, and its own shutdown."""
 
 import asyncio
-import contextlib
 import ctypes
 import ipaddress
 import logging
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -93,7 +93,7 @@ class IgnServer(uvicorn.Server):
             self._beat()
         return await super().on_tick(counter)
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop = asyncio.get_running_loop()
@@ -276,13 +276,13 @@ def stop_handshakes(listener: socket.socket) -> None:
     """
     program = ctypes.create_string_buffer(_DROP_SYN)
     pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, 26, pointer)  # SO_ATTACH_FILTER of Linux
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
     """The connections that wait to be accepted."""
-    with contextlib.suppress(OSError):  # none is left, or the socket does not listen
+    with suppress(OSError):  # none is left, or the socket does not listen
         while True:
             yield listener.accept()[0]
 
