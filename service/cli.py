@@ -190,11 +190,6 @@ def _run(*, check: bool, **values: Any) -> None:
     process.leave(serve(options, check=check))
 
 
-_CHECK: Final = click.Option(
-    ["--check"],
-    is_flag=True,
-    help="verify the models, the API keys and the names of IGN_ variables, and end",
-)
 command: Final = _Command(
     "serve",
     callback=_run,
@@ -202,6 +197,13 @@ command: Final = _Command(
     "over its environment variable, which stands in brackets before the default.",
     epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to "
     "start, 9 when a server process was killed because it did not stop in time.",
-    params=[*_options(), _CHECK],
+    params=[
+        *_options(),
+        click.Option(
+            ["--check"],
+            is_flag=True,
+            help="verify the models, the API keys and the names of IGN_ variables, and end",
+        ),
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -14,7 +14,6 @@ from typing import Final
 
 from service.domain.errors import StartupError
 
-_RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
 _METRICS_FILE: Final = "_IGN_METRICS_FILE"  # only `share_metrics` sets it
 
 
@@ -100,7 +99,11 @@ def _limits(root: Path, file: str) -> Iterator[float]:
 
 def installed_onnxruntimes() -> set[str]:
     """The names of the installed onnxruntime distributions."""
-    return {name for name in _RUNTIMES if any(metadata.Distribution.discover(name=name))}
+    return {
+        name
+        for name in ("onnxruntime", "onnxruntime-gpu")
+        if any(metadata.Distribution.discover(name=name))
+    }
 
 
 def onnxruntime_version() -> str:

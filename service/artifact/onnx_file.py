@@ -102,16 +102,16 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
     """
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = varint(message, position)
         if tag >= 1 << 32:
             raise ValueError("no tag")
         wire_type = tag & 7
         if wire_type == _VARINT:
-            number, position = _varint(message, position)
+            number, position = varint(message, position)
             yield tag >> 3, number.to_bytes(10, "little")
             continue
         if wire_type == _BYTES:
-            length, position = _varint(message, position)
+            length, position = varint(message, position)
         else:
             length = _FIXED.get(wire_type, len(message))  # groups are not used by ONNX
         end = position + length
@@ -121,15 +121,17 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
         position = end
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    # A number of up to ten bytes with seven bits in each, the lowest first: 300 = 0b10_0101100 is
-    # AC 02.
-    number = shift = 0
-    while shift < 70:
-        byte = message[position]
+def varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+    """A number of up to ten bytes with seven bits in each, the lowest first (LEB128), and the
+    position after it: 300 = 0b10_0101100 is AC 02.
+
+    Raises ValueError or IndexError if there is none.
+    """
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
         position += 1
         number |= (byte & 127) << shift
         if byte < 128:
             return number, position
-        shift += 7
     raise ValueError("a number is too long")

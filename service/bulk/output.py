@@ -73,8 +73,7 @@ def check_output(
             f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://"
         )
     try:
-        is_new = output.previous_job() is None
-        if is_new and not all(
+        if output.previous_job() is None and not all(
             name.startswith(("source-", ".")) for name, *_ in output.place.files()
         ):
             raise StartupError(f"{url}: holds files of something else; use another folder")

@@ -167,8 +167,9 @@ class Bucket:
 
     def _get_range(self, name: str, start: int, length: int) -> bytes:
         with named(self.url, StoreError):
-            found = self._api.get(self._store, name, options={"range": (start, start + length)})
-            content = _received(found, length)
+            content = _received(
+                self._api.get(self._store, name, options={"range": (start, start + length)}), length
+            )
         if len(content) != length:
             raise StoreError(f"{self.url}: {name}: another number of bytes than was asked for")
         return content

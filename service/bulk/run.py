@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -305,21 +305,24 @@ def run_on_ray(
         with progress.bar:
             if plan.missing:
                 ray.init(ignore_reinit_error=True, log_to_driver=False)
-                _run_actors(ray, job, output, settings, plan, progress, actors)
+                for row in _results(ray, job, output, settings, plan.missing, actors):
+                    if row["error"]:
+                        raise OSError(row["error"])
+                    progress.update(json.loads(row["records"]))
     except ray.exceptions.RayError as exc:
         raise OSError(f"Ray failed: {str(exc).strip().splitlines()[-1]}") from exc
     return plan
 
 
-def _run_actors(
+def _results(
     ray: Any,
     job: Job,
     output: Output,
     settings: Settings,
-    plan: ShardPlan,
-    progress: Progress,
+    missing: Sequence[int],
     actors: int | None,
-) -> None:
+) -> Iterator[dict[str, str]]:
+    """What the actors return for each of these shards."""
     if job.source:  # actors have another working directory
         job = job._replace(source=absolute(job.source))
     if not settings.model_url:
@@ -327,30 +330,25 @@ def _run_actors(
     resources = ray.cluster_resources()
     cores = settings.threads or min(4, available_cpus())
     gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
-    now = gpus or int(resources.get("CPU", 1)) // cores or 1
-    least, most = (
-        min(count, len(plan.missing)) for count in (actors or now, actors or len(plan.missing))
-    )
+    now = actors or gpus or int(resources.get("CPU", 1)) // cores or 1
+    count = len(missing)
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
     # Ray schedules and tracks each block, so that many small ones are expensive.
-    shards = ray.data.from_items(
-        list(plan.missing), override_num_blocks=min(len(plan.missing), 1000)
-    )
-    results = shards.map(
+    shards = ray.data.from_items(list(missing), override_num_blocks=min(count, 1000))
+    results: Iterator[dict[str, str]] = shards.map(
         Actor,
         fn_constructor_args=(
             job,
             absolute(output.url),
             settings if gpus else settings.replace(threads=cores),
         ),
-        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(now, count), max_size=min(actors or count, count)
+        ),
         num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
-    )
-    for row in results.iter_rows():
-        if row["error"]:
-            raise OSError(row["error"])
-        progress.update(json.loads(row["records"]))
+    ).iter_rows()
+    return results
 
 
 class Actor:

@@ -166,11 +166,10 @@ class Archive(Files):
         try:
             file.read(1)  # zipfile would report a failing read as "not a zip archive"
             self._zip = zipfile.ZipFile(file)
-        except (OSError, *_DAMAGED) as exc:
-            failed = f"cannot be read: {exc.strerror or exc}" if isinstance(exc, OSError) else None
-            raise StartupError(
-                f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}"
-            ) from exc
+        except OSError as exc:
+            raise StartupError(f"{listing.source}: cannot be read: {exc.strerror or exc}") from exc
+        except _DAMAGED as exc:
+            raise StartupError(f"{listing.source}: not a zip archive, or a damaged one") from exc
         members = {info.filename: info for info in self._zip.infolist()}
         self._rows = _visible(((name, info.file_size) for name, info in members.items()), IMAGES)
         self.images = len(self._rows)

@@ -53,10 +53,6 @@ from service.images.formats import (
     tiff_pages,
 )
 
-# The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels
-# to 8 bit.
-_KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
-
 _TURNED: Final = (  # which exchange width and height
     Image.Transpose.ROTATE_90,
     Image.Transpose.ROTATE_270,
@@ -80,7 +76,6 @@ with suppress(ImportError):  # a build of Pillow without AVIF
 with suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
-_TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Size = tuple[int, int]  # (width, height)
@@ -191,8 +186,8 @@ class ImageBytes:
         return (
             is_tiff(data)
             if isinstance(data, bytes)
-            # after white space, and `data:image/tiff;base64,`
-            else _TIFF_TEXT.search(data, 0, 200) is not None
+            # base64 of II* and MM\0*, after white space, and `data:image/tiff;base64,`
+            else re.search("SUkq|TU0A", data[:200]) is not None
         )
 
     def is_png_of(self, size: Size) -> bool:
@@ -397,7 +392,9 @@ def _open_png(data: bytes) -> _Opened:
         return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)
     key = image.info.get("transparency")
     if isinstance(key, int):
-        image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)
+        # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit
+        # pixels to 8 bit.
+        image.info["transparency"] = key * {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1)
     return image.size, transpose, partial(_load, image)
 
 

@@ -34,6 +34,7 @@ from PIL.TiffImagePlugin import (
     TILEWIDTH,
 )
 
+from service.artifact.onnx_file import varint
 from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
 
 TRANSPOSES: Final = {
@@ -246,8 +247,7 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
     blocks = 0
     while data[position] == 0x21:
         start = position
-        is_control = data[position + 1] == 0xF9
-        position = position + 2
+        position += 2
         length = 1
         while length:
             length = data[position]
@@ -255,7 +255,8 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
             blocks += 1
             if blocks > MAX_PARTS:
                 raise ValueError("too many blocks")
-        control = data[start:position] if is_control else control
+        if data[start + 1] == 0xF9:
+            control = data[start:position]
     if data[position] != 0x2C:
         raise ValueError("no frame")
     left, top, across, down = struct.unpack_from("<4H", data, position + 1)
@@ -344,7 +345,7 @@ def _av1_frames(item: bytes) -> Iterator[int]:
         position += 2 if head & 4 else 1
         size = len(item) - position
         if head & 2:
-            size, position = _leb128(item, position)
+            size, position = varint(item, position)
         kind = head >> 3 & 15
         if kind == _SEQUENCE_HEADER:
             pixels = max(pixels, _av1_pixels(item[position : position + min(size, 64)]))
@@ -356,18 +357,6 @@ def _av1_frames(item: bytes) -> Iterator[int]:
         # Encoders write three units, and a frame, or one for each layer.
         if units > 64 or frames > 8:
             raise Unsupported("is an AVIF of many frames")
-
-
-def _leb128(data: bytes, position: int) -> tuple[int, int]:
-    """A number of at most eight bytes, seven bits in each, and the position after it."""
-    number = 0
-    for shift in range(0, 56, 7):
-        byte = data[position]
-        position = position + 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            break
-    return number, position
 
 
 def _av1_pixels(header: bytes) -> int:

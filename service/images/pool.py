@@ -78,19 +78,18 @@ class CodecPool:
             key = accounts.next(self._waiting)
             if accounts.total >= self.threads + (key not in accounts.held):
                 return
-            turn = next(iter(self._waiting[key]))
-            job = self._withdraw(key, turn)
-            if job is not None and not turn.cancelled():
+            turn, job = next(iter(self._waiting[key].items()))
+            self._withdraw(key, turn)
+            if not turn.cancelled():
                 turn.set_result(self._executor.submit(job))
                 accounts.take(key, 1)
 
-    def _withdraw(self, key: str, turn: asyncio.Future[Future[Any]]) -> Callable[[], Any] | None:
+    def _withdraw(self, key: str, turn: asyncio.Future[Future[Any]]) -> None:
         """Take a job out of those that wait, if it is there."""
         jobs = self._waiting.get(key, {})
-        job = jobs.pop(turn, None)
+        jobs.pop(turn, None)
         if not jobs:
             self._waiting.pop(key, None)
-        return job
 
     def _run(self, loop: asyncio.AbstractEventLoop, operation: str, job: Job[T], key: str) -> T:
         began = time.perf_counter()

@@ -251,9 +251,9 @@ def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Imag
     bands = len(raw.partition(";")[0]) + (key is not None)
     levels = np.full((image.height, image.width, bands), 255, np.uint8)
     for top in range(0, image.height, _STRIP):
-        box = (0, top, image.width, min(image.height, top + _STRIP))
-        samples = _samples([np.asarray(source.crop(box)) for source in sources])
         strip = levels[top : top + _STRIP]
+        box = (0, top, image.width, top + len(strip))
+        samples = _samples([np.asarray(source.crop(box)) for source in sources])
         strip[:, :, : samples.shape[2]] = eight_bits(samples)
         if key is not None:
             strip[:, :, -1][(samples == key).all(axis=2)] = 0

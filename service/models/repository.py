@@ -264,8 +264,8 @@ class Repository:
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
-        names = dict.fromkeys((MODEL_FILES[self.precision], MODEL_FILE, GOLDEN_FILE))
-        return self._identities([self._path(ref, name) for name in names])
+        names = {MODEL_FILES[self.precision], MODEL_FILE, GOLDEN_FILE}
+        return self._identities([self._path(ref, name) for name in sorted(names)])
 
     def _identities(self, files: Iterable[str]) -> Files:
         identities = []

@@ -249,7 +249,6 @@ class _Supervisor:
     folder: Path
 
     def __post_init__(self) -> None:
-        self._child_settings = per_process_settings(self.settings)
         self._metrics = Metrics.of_supervisor(self.folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
@@ -300,7 +299,7 @@ class _Supervisor:
         os.set_blocking(messages.fileno(), False)  # a process that hangs does not read
         with its_messages:
             process = self._context.Process(
-                target=self.main, args=(self._child_settings, its_messages)
+                target=self.main, args=(per_process_settings(self.settings), its_messages)
             )
             # inherited; the child unblocks it later
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
