@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from ign.parsers import SETTINGS
 from service.api.access import parse_keys, read_file
 from service.domain.errors import wrap_errors
 from service.settings import variable_of
@@ -19,7 +20,7 @@ from service.settings import variable_of
 Entry = dict[str, Any]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=SETTINGS)
 def keys() -> None:
     """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it
     starts.

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ign.parsers import SETTINGS
 from service.artifact.files import MODEL_FILES
 from service.domain.errors import StartupError, printable
 from service.models.repository import Repository, repository_options
@@ -14,7 +15,7 @@ from service.settings import from_environment
 Row = dict[str, Any]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS)
 @click.option(
     "--models",
     "folder",

@@ -19,11 +19,6 @@ from ign_client._cli import DONE, REFUSED
 from service.domain.errors import StartupError
 
 POINTS_PER_INCH: Final = 72
-# Dots per inch: of a page without pictures, and the range for one with them.
-DPI: Final = 300
-LEAST_DPI: Final = 150
-MOST_DPI: Final = 400
-QUALITY: Final = 90  # of the JPEG files in the new document
 
 
 def is_pdf(text: str | Path) -> bool:
@@ -99,13 +94,13 @@ def _unpack(document: Path, folder: Path) -> list[float]:
 
 
 def _resolution(pdfium: Any, page: Any) -> float:
-    """Dots per inch of the finest picture of a page, within the range."""
+    """Dots per inch of the finest picture of a page, 150 to 400; 300 of one without pictures."""
     found = []
     for picture in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
         left, _, right, _ = picture.get_bounds()
         if right - left > page.get_width() / 2:  # a scan, and no logo
             found.append(picture.get_px_size()[0] * POINTS_PER_INCH / (right - left))
-    return min(max(*found, LEAST_DPI), MOST_DPI) if found else DPI
+    return min(max(*found, 150), 400) if found else 300
 
 
 def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None:
@@ -119,7 +114,7 @@ def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None
             for path, dpi in zip(images, dpis, strict=True):
                 file = io.BytesIO()
                 with Image.open(path) as image:
-                    image.save(file, "JPEG", quality=QUALITY)
+                    image.save(file, "JPEG", quality=90)
                     size = [side * POINTS_PER_INCH / dpi for side in image.size]
                 picture = pdfium.PdfImage.new(pdf)
                 picture.load_jpeg(file, inline=True)

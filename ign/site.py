@@ -19,6 +19,7 @@ import click
 import httpx
 import numpy as np
 
+from ign.parsers import SETTINGS
 from service.api.info.page import PAGE_FOLDER, PAGE_POLICY
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import check_golden, read_golden
@@ -56,7 +57,7 @@ _XZ: Final = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24}
 _XZ_WEIGHTS: Final = {"mf": lzma.MF_HC3, "depth": 1, "nice_len": 16, "lc": 0, "pb": 0}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--models", "--model-dir", "model_dir", help="directory of the models  [IGN_MODEL_DIR; shipped]"

@@ -29,7 +29,6 @@ from service.settings import (
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-_ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
@@ -134,7 +133,9 @@ def _option_name(field: str) -> str:
 
 def _options() -> Iterator[click.Option]:
     for field, info in Settings.model_fields.items():
-        names = [_option_name(field), *_ALIASES.get(field, ())]
+        names = [_option_name(field)]
+        if field == "model_dir":  # what `ign export`, `import` and `site` call it
+            names.append("--models")
         if info.annotation is bool:
             names[0] += f"/--no-{names[0].removeprefix('--')}"
         yield click.Option(

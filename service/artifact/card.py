@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError, first_error
 from service.domain.latents import STREAM
-from service.domain.tiles import Tiling
+from service.domain.tiles import Size, Tiling
 
 CARD_KEY: Final = "ign.card"
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 QUANTILES: Final = 101
+
+Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
 
 class CardError(StartupError):
@@ -42,7 +45,7 @@ class Noise(_Section):
 
     kind: Literal["gaussian"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0)]  # to which arithmetic rescales
+    norm: Positive  # to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -69,8 +72,8 @@ class Tiles(_Section):
 class Tolerance(_Section):
     """Largest absolute difference from the golden rows that a provider may show, by precision."""
 
-    fp32: Annotated[float, Field(gt=0)] = 1e-4
-    fp16: Annotated[float, Field(gt=0)] = 1e-2
+    fp32: Positive = 1e-4
+    fp16: Positive = 1e-2
 
 
 class Data(_Section):
@@ -120,9 +123,7 @@ class Card(_Section):
     prompt: Annotated[str, Field(max_length=120)] = ""
     objective: Literal["naign", "ign"] | None = None
     # C, H, W
-    shape: tuple[
-        Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
-    ]
+    shape: tuple[Literal[1, 3], Side, Side]
     # None: images are resized to the shape; else the shape is that of a tile
     tiles: Tiles | None = None
     # of a grey model: f gets the luma of colour images, which keep their colours
@@ -180,13 +181,14 @@ class Card(_Section):
             raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
-        if tiles.margin >= min(self.shape[1:]):
+        smallest = min(self.shape[1:])
+        if tiles.margin >= smallest:
             raise ValueError("the margin of tiles must be less than their sides")
         if tiles.margin % tiles.multiple:
             raise ValueError(f"the margin of tiles must be a multiple of {tiles.multiple}")
-        if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
+        if smallest < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
-        sides = [0, *tiles.smaller, min(self.shape[1:])]
+        sides = [0, *tiles.smaller, smallest]
         if sides != sorted(set(sides)) or any(side % tiles.multiple for side in tiles.smaller):
             raise ValueError(
                 f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape"
@@ -199,7 +201,7 @@ class Card(_Section):
             update={"shape": (3, *self.shape[1:]), "background": self.background * 3}
         )
 
-    def sized(self, size: tuple[int, int]) -> Self:
+    def sized(self, size: Size) -> Self:
         """The card for images of this size, (H, W) in pixels: itself unless they are cut into
         tiles.
         """
@@ -209,7 +211,7 @@ class Card(_Section):
             else self.model_copy(update={"shape": (self.shape[0], *size)})
         )
 
-    def tiling(self, size: tuple[int, int]) -> Tiling:
+    def tiling(self, size: Size) -> Tiling:
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has
         no `tiles`.
         """

@@ -28,7 +28,7 @@ _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
 # method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
-Rows = list[tuple[str, int]]  # names and sizes in bytes
+Row = tuple[str, int]  # name and size in bytes
 
 
 class _Group(NamedTuple):
@@ -60,10 +60,9 @@ class Listing:
                 self.rows = self._found(single)
                 self.digest = _digest(self.rows)
         except OSError as exc:
-            where = exc.filename or source
             why = exc.strerror or str(exc)
             raise StartupError(
-                f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}"
+                f"{exc.filename or source}: cannot be read: {why.removeprefix(f'{source}: ')}"
             ) from exc
         self.summary = {"files": len(self.rows), "digest": self.digest}
 
@@ -76,13 +75,13 @@ class Listing:
         """Write that file: a line for each name."""
         file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
 
-    def _recorded(self, get: Callable[[str], bytes | None]) -> Rows:
+    def _recorded(self, get: Callable[[str], bytes | None]) -> list[Row]:
         content = get(self.file)
         if content is None:
             raise FileNotFoundError(f"{self.file}: is gone from the output; use another folder")
         return [(name, size) for name, size in map(json.loads, content.splitlines())]
 
-    def _found(self, single: str) -> Rows:
+    def _found(self, single: str) -> list[Row]:
         """The files of the first kind of which there is one; sorted, as stores differ in their
         order, and a folder has none.
         """
@@ -138,7 +137,7 @@ class Files:
         count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
         return await self._each(self._item, rows[: max(1, count)])
 
-    def _item(self, row: tuple[str, int]) -> Item:
+    def _item(self, row: Row) -> Item:
         name, size = row
         content = (
             self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
@@ -320,7 +319,7 @@ def _check_column(where: str, schema: Any, column: str) -> None:
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
 
 
-def _visible(rows: Iterable[tuple[str, int]], ends: tuple[str, ...]) -> Rows:
+def _visible(rows: Iterable[Row], ends: tuple[str, ...]) -> list[Row]:
     """The files whose names end so, without hidden ones, in order."""
     return sorted(row for row in rows if row[0].lower().endswith(ends) and not _is_hidden(row[0]))
 

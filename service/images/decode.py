@@ -52,6 +52,7 @@ from service.images.formats import (
     is_tiff,
     tiff_pages,
 )
+from service.images.untrusted import Size
 
 _TURNED: Final = (  # which exchange width and height
     Image.Transpose.ROTATE_90,
@@ -78,7 +79,6 @@ with suppress(OSError, AttributeError):
 
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
-Size = tuple[int, int]  # (width, height)
 Dpi = tuple[float, ...]  # horizontal and vertical
 
 _one_large = threading.Lock()

@@ -25,7 +25,7 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Images
 from service.images.decode import INCH_M, Dpi, Pixels
 from service.images.prepare import as_pixels, background_levels
-from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
+from service.images.untrusted import PNG_END, PNG_SIGNATURE, Size, png_chunk, png_header
 
 Resample = Literal["nearest", "smooth"]
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -42,10 +42,6 @@ _UP = 2
 # PNG colour types
 _GREY = 0
 _RGB = 2
-_RESAMPLING: Final = {
-    "nearest": Image.Resampling.NEAREST,
-    "smooth": Image.Resampling.LANCZOS,
-}
 
 
 def to_uint8(rows: FloatRows, card: Card) -> Pixels:
@@ -67,12 +63,11 @@ def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
     if scale == 1:
         return image
     size = (image.shape[1] * scale, image.shape[0] * scale)
-    return as_pixels(Image.fromarray(image).resize(size, _RESAMPLING[resample]))
+    sampling = Image.Resampling.NEAREST if resample == "nearest" else Image.Resampling.LANCZOS
+    return as_pixels(Image.fromarray(image).resize(size, sampling))
 
 
-def sheet_size(
-    n: int, cell: tuple[int, int], *, columns: int | None = None, gap: int = 0
-) -> tuple[int, int]:
+def sheet_size(n: int, cell: tuple[int, int], *, columns: int | None, gap: int) -> Size:
     """(width, height) in pixels of the contact sheet of `n` ≥ 1 images in cells of (H, W)
     pixels.
     """
@@ -194,8 +189,10 @@ def animate(
         check()
         images.append(_frame(frame, animation_format, scale, resample))
     file_format = "PNG" if animation_format == "apng" else animation_format.upper()
-    durations = _durations(len(images), fps, tick=10 if animation_format == "gif" else 1)
-    options: dict[str, Any] = {"duration": durations, "loop": 0}  # without end
+    options: dict[str, Any] = {
+        "duration": _durations(len(images), fps, tick=10 if animation_format == "gif" else 1),
+        "loop": 0,  # without end
+    }
     if animation_format == "webp":
         options |= {"lossless": True, "method": 0, "quality": 0}
     elif animation_format == "apng":

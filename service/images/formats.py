@@ -35,7 +35,9 @@ from PIL.TiffImagePlugin import (
 )
 
 from service.artifact.onnx_file import varint
-from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
+from service.images.untrusted import EXIF, MAX_PARTS, Size, Unsupported
+
+Tags = dict[int, tuple[int, ...]]  # values of a directory, by tag
 
 TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -84,7 +86,7 @@ class TiffPage(NamedTuple):
     """One image of a TIFF file: its directory, checked, and its strips or tiles."""
 
     order: str  # of bytes, for `struct`
-    tags: dict[int, tuple[int, ...]]
+    tags: Tags
     parts: list[bytes]
 
     def value(self, tag: int, default: int) -> int:
@@ -92,7 +94,7 @@ class TiffPage(NamedTuple):
         return self.tags.get(tag, (default,))[0]
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height) in pixels, as stored."""
         return self.value(IMAGEWIDTH, 0), self.value(IMAGELENGTH, 0)
 
@@ -112,8 +114,14 @@ class TiffPage(NamedTuple):
             directory += packed.ljust(4, b"\0") if len(packed) <= 4 else place
             content += packed
         mark = b"II" if self.order == "<" else b"MM"
-        head = struct.pack(self.order + "2sHI", mark, 42, _HEADER + len(content))
-        return b"".join((head, content, directory, bytes(4)))
+        return b"".join(
+            (
+                struct.pack(self.order + "2sHI", mark, 42, _HEADER + len(content)),
+                content,
+                directory,
+                bytes(4),
+            )
+        )
 
 
 def is_tiff(data: bytes) -> bool:
@@ -150,16 +158,14 @@ def _start(data: bytes) -> tuple[str, int]:
     return order, struct.unpack_from(order + "I", data, 4)[0]
 
 
-def _directory(
-    data: bytes, order: str, offset: int, kept: Set[int]
-) -> tuple[dict[int, tuple[int, ...]], int]:
+def _directory(data: bytes, order: str, offset: int, kept: Set[int]) -> tuple[Tags, int]:
     """The values of those tags of a directory that are kept, the first of each; and where its
     entries end.
     """
     (entries,) = struct.unpack_from(order + "H", data, offset)
     start = offset + 2
     end = start + _ENTRY * min(entries, MAX_PARTS)
-    tags: dict[int, tuple[int, ...]] = {}
+    tags: Tags = {}
     for at in range(start, end, _ENTRY):
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
         if tag not in kept or tag in tags:
@@ -190,7 +196,7 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     return None
 
 
-def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage:
+def _page(data: bytes, order: str, tags: Tags) -> TiffPage:
     """The page that a directory describes."""
     page = TiffPage(order, tags, [])
     compression = page.value(COMPRESSION, 1)
@@ -235,7 +241,7 @@ def _parts(data: bytes, page: TiffPage) -> list[bytes]:
     return [data[start : start + count] for start, count in zip(offsets, counts, strict=True)]
 
 
-def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
+def gif_first_frame(data: bytes) -> tuple[Size, bytes]:
     """(width, height) of a GIF, and the file without extensions but that of the first frame.
 
     Raises ValueError, IndexError or struct.error if there is no frame within `MAX_PARTS` blocks.

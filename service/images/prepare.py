@@ -17,6 +17,7 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import split_luma
 from service.images.decode import EncodedImage, Picture, Pixels
+from service.images.untrusted import Size
 
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
@@ -150,7 +151,7 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
 
 def fit_to_canvas(
     image: Image.Image,
-    target: tuple[int, int],
+    target: Size,
     resize: Resize,
     fill: tuple[int, ...],
     resample: Image.Resampling,
@@ -170,7 +171,7 @@ def fit_to_canvas(
     return canvas
 
 
-def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+def _inscribed(size: Size, frame: Size) -> Size:
     # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
     # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
     width, height = size
@@ -182,7 +183,7 @@ def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]
     return max(1, round(width * frame_height / height)), frame_height
 
 
-def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+def _centred(inner: Size, outer: Size) -> tuple[int, int]:
     # The left and top margin; an odd pixel is on the right and below.
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 

@@ -27,6 +27,8 @@ from zlib_ng import zlib_ng as zlib
 
 from service.domain.errors import InvalidContent, TooLarge
 
+Size = tuple[int, int]  # (width, height)
+
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes
 # about 1 µs of Python, in which no other thread runs, so 16 MiB of empty ones would take seconds.
@@ -141,7 +143,7 @@ def check_webp_chunks(data: bytes) -> None:
     raise ValueError("too many chunks")
 
 
-def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
+def is_png_of(data: bytes | str, size: Size) -> bool:
     """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width,
     height), at most 128×128.
 
@@ -161,7 +163,7 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _png_heads(size: tuple[int, int]) -> set[bytes]:
+def _png_heads(size: Size) -> set[bytes]:
     return {PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()}
 
 

@@ -101,7 +101,7 @@ class ServedModel:
         for scheduler in [*self.schedulers.values()]:
             scheduler.close(seconds)
 
-    def _scheduler_for(self, size: tuple[int, int]) -> Scheduler:
+    def _scheduler_for(self, size: Size) -> Scheduler:
         if size not in self.schedulers:
             if self._is_closed:
                 raise Draining("the service is shutting down")

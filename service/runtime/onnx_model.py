@@ -27,8 +27,6 @@ from service.runtime.session import (
     short_message,
 )
 
-ImageShape = tuple[int, int, int]
-
 
 class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
@@ -72,7 +70,7 @@ class OnnxModel:
             self.fallback_reason = exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.shape: ImageShape = self.card.shape
+        self.shape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         if self.device == "cuda":
             self.buckets = bounded_buckets(self.card.buckets, max_batch_rows)

@@ -107,8 +107,9 @@ class OpenConnections:
 
     def _close_oldest(self) -> None:
         greedy = max(self._peers.held, key=self._peers.held.__getitem__)
-        of_greedy = (each for each in self._idle if each.peer == greedy)
-        oldest = next(of_greedy, None) or next(iter(self._idle))
+        oldest = next((each for each in self._idle if each.peer == greedy), None) or next(
+            iter(self._idle)
+        )
         del self._idle[oldest]
         self.metrics.closed_connections("limit").inc()
         oldest.transport.close()

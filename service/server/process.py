@@ -390,8 +390,11 @@ class _Supervisor:
         if child.is_killed or (now < self._kill_at and in_time):
             return
         child.is_killed = True
-        reason = "did not stop in time" if self._stopping else "sent no beat in time"
-        _LOG.error("process %s %s and is killed", child.process.pid, reason)
+        _LOG.error(
+            "process %s %s in time and is killed",
+            child.process.pid,
+            "did not stop" if self._stopping else "sent no beat",
+        )
         child.process.kill()
 
     def _reap(self, child: _Child) -> None:
