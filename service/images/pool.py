@@ -20,9 +20,9 @@ class CodecPool:
 
     ``observe`` is called after every job, in its thread, with its operation and its seconds. The
     next job is that of the caller with the fewest jobs running, and of those, with the least time
-    spent. At most ``threads`` jobs run,
-    but one more for a caller that has none running. So a caller with many large images never takes
-    all threads: another one waits for nobody, unless several others wait as well.
+    spent. At most ``threads`` jobs run, but one more for a caller that has none running. So a
+    caller with many large images never takes all threads: another one waits for nobody, unless
+    several others wait as well.
     """
 
     # The number of threads also limits the memory: each thread decodes one image at a time.
