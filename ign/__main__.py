@@ -15,8 +15,6 @@ from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
 _PROGRAM: Final = "ign"
-# the variable through which a shell asks click what completes a word
-_COMPLETE: Final = "_IGN_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -110,7 +108,8 @@ def _completion(shell: str) -> None:
     """Print the script that completes `ign` in a shell, as in: eval "$(ign completion bash)"."""
     script = get_completion_class(shell)
     if script is not None:
-        click.echo(script(main, {}, _PROGRAM, _COMPLETE).source())
+        # the last one is the variable through which a shell asks click what completes a word
+        click.echo(script(main, {}, _PROGRAM, "_IGN_COMPLETE").source())
 
 
 _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {

@@ -11,7 +11,7 @@ from ign.parsers import commands_of
 from ign.pdf import is_pdf, project_documents
 from ign_client import _cli as client
 from ign_client._cli import project
-from service.domain.errors import IgnError, StartupError
+from service.domain.errors import StartupError
 from service.environment import prepare_process
 
 
@@ -21,11 +21,11 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = (
-        "run the model in this process, without a service and its limits, on the IGN_… "
+    switches = {
+        "--local": "run the model in this process, without a service and its limits, on the IGN_… "
         "variables of `ign serve`"
-    )
-    return client.parser("ign", switches={"--local": text})
+    }
+    return client.parser("ign", switches=switches)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -50,9 +50,4 @@ def _run_parsed(options: argparse.Namespace) -> int:
     prepare_process()  # before the module below, which imports onnxruntime
     from ign.local import local_client
 
-    try:
-        return client.run(options, connect=partial(local_client, options.model))
-    except StartupError:
-        raise
-    except IgnError as exc:
-        raise click.ClickException(exc.detail) from exc
+    return client.run(options, connect=partial(local_client, options.model))

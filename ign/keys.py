@@ -12,16 +12,15 @@ from typing import Any, Final
 
 import click
 
+from ign.parsers import SETTINGS
 from service.api.access import parse_keys, read_file
 from service.domain.errors import wrap_errors
 from service.settings import variable_of
 
-_SCOPE: Final = click.Choice(["infer", "admin"])
-
 Entry = dict[str, Any]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=SETTINGS)
 def keys() -> None:
     """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it
     starts.
@@ -44,7 +43,7 @@ _FILE: Final = click.option(
 @click.option(
     "--scope",
     "scopes",
-    type=_SCOPE,
+    type=click.Choice(["infer", "admin"]),
     multiple=True,
     default=["infer"],
     help="may be repeated  [infer]",
@@ -55,8 +54,11 @@ def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None
     owner only.
     """
     key = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
+    entry: Entry = {
+        "name": name,
+        "sha256": hashlib.sha256(key.encode()).hexdigest(),
+        "scopes": list(dict.fromkeys(scopes)),
+    }
     if quota is not None:
         entry["quota"] = quota
     with _locked(file):

@@ -60,16 +60,18 @@ class LocalClient:
 
     def score(self, images: Pictures, **options: Any) -> Sequence[Score]:
         """As `Client.score`."""
-        items = self._portal.call(self._run, "score", pictures(images), options)
         return [
-            Score(index=0, **{name: item.measures[name] for name in MEASURES}) for item in items
+            Score(index=0, **{name: item.measures[name] for name in MEASURES})
+            for item in self._portal.call(self._run, "score", pictures(images), options)
         ]
 
     def _pictures(
         self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]
     ) -> Sequence[Picture]:
-        items = self._portal.call(self._run, task, sources, options)
-        return [Picture(bytes=item.content, format=options["format"]) for item in items]
+        return [
+            Picture(bytes=item.content, format=options["format"])
+            for item in self._portal.call(self._run, task, sources, options)
+        ]
 
     async def _run(
         self, task: str, sources: Iterable[bytes | int], options: dict[str, Any]

@@ -1,19 +1,21 @@
 """`ign models`: list the models of a directory from their cards."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import click
 
+from ign.parsers import SETTINGS
 from service.artifact.files import MODEL_FILES
-from service.domain.errors import printable
+from service.domain.errors import StartupError, printable
 from service.models.repository import Repository, repository_options
 from service.settings import from_environment
 
 Row = dict[str, Any]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS)
 @click.option(
     "--models",
     "folder",
@@ -28,13 +30,12 @@ def models(*, folder: str | None, as_json: bool) -> None:
     settings = from_environment({} if folder is None else {"IGN_MODEL_DIR": folder})
     repository = Repository(open_models=lambda _: [], **repository_options(settings))
     repository.refresh(may_fail=True)
-    rows = [_describe(repository, ref) for ref in repository.find_all()]
-    default = repository.default
-    found = [row["model"] for row in rows if default in (row["model"], row["name"])]
-    found = [ref for ref in found if repository.is_named(ref)] or found
-    width = max(len(row["model"]) for row in rows)
-    for row in rows:
-        row["default"] = row["model"] in found[-1:]
+    refs = repository.find_all()
+    default = ""
+    with suppress(StartupError):  # it is not there
+        default = repository.default_of(refs)
+    width = max(map(len, refs))
+    for row in [_describe(repository, ref) | {"default": ref == default} for ref in refs]:
         click.echo(json.dumps(row) if as_json else _line(row, width))
 
 
@@ -56,8 +57,7 @@ def _describe(repository: Repository, ref: str) -> Row:
 def _line(row: Row, width: int) -> str:
     mark = "*" if row["default"] else " "
     size = f"{row['height']}×{row['width']} {'grey' if row['channels'] == 1 else 'colour'}"
-    text = (
+    return printable(
         f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  "
         f"{row['description']}"
     )
-    return printable(text)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from service.domain.errors import StartupError, printable
+from service.domain.errors import IgnError, StartupError, printable
 
 Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; returns the exit status
 SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
@@ -54,7 +54,7 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
         yield
     except NoArgsIsHelpError:
         raise
-    except (click.ClickException, StartupError) as exc:
+    except (click.ClickException, IgnError) as exc:
         error = (
             exc
             if isinstance(exc, click.ClickException)
@@ -68,9 +68,9 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
                 text = re.sub(f"^{pattern}$", plain, text)
             if not text.endswith("?"):  # which says what to do
                 text = f"{text.rstrip('.')}; `{program} --help` tells more"
-        status = 1 if type(exc) is click.ClickException else 2
+        fails = type(error) is click.ClickException and not isinstance(exc, StartupError)
         vars(error).update(
-            show=partial(click.echo, f"{program}: {text}", err=True), exit_code=status
+            show=partial(click.echo, f"{program}: {text}", err=True), exit_code=1 if fails else 2
         )
         raise error from None
 

@@ -5,9 +5,9 @@ links and bookmarks are lost.
 """
 
 import argparse
-import contextlib
 import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -18,18 +18,12 @@ from PIL import Image
 from ign_client._cli import DONE, REFUSED
 from service.domain.errors import StartupError
 
-SUFFIX: Final = ".pdf"
 POINTS_PER_INCH: Final = 72
-# Dots per inch: of a page without pictures, and the range for one with them.
-DPI: Final = 300
-LEAST_DPI: Final = 150
-MOST_DPI: Final = 400
-QUALITY: Final = 90  # of the JPEG files in the new document
 
 
 def is_pdf(text: str | Path) -> bool:
     """Whether a file is a document by its name."""
-    return Path(text).suffix.lower() == SUFFIX
+    return Path(text).suffix.lower() == ".pdf"
 
 
 def project_documents(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
@@ -58,7 +52,7 @@ def project_documents(options: argparse.Namespace, run: Callable[[argparse.Names
         options.out = made
         options.format = "png"
         # The command would name files of the temporary folder.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()):
             status = run(options)
         if status not in (DONE, REFUSED):  # interrupted: the other pages were not tried
             return status
@@ -87,8 +81,8 @@ def _unpack(document: Path, folder: Path) -> list[float]:
                 dpis.append(_resolution(pdfium, page))
                 # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
                 scale = dpis[-1] / POINTS_PER_INCH * (1 - 1e-6)
-                image = page.render(scale=scale).to_pil()
-                image.save(folder / f"{number:0{digits}}.png", compress_level=1)
+                file = folder / f"{number:0{digits}}.png"
+                page.render(scale=scale).to_pil().save(file, compress_level=1)
                 characters += page.get_textpage().count_chars()
     except FileNotFoundError:
         raise StartupError(f"{document}: no such file") from None
@@ -100,13 +94,13 @@ def _unpack(document: Path, folder: Path) -> list[float]:
 
 
 def _resolution(pdfium: Any, page: Any) -> float:
-    """Dots per inch of the finest picture of a page, within the range."""
+    """Dots per inch of the finest picture of a page, 150 to 400; 300 of one without pictures."""
     found = []
     for picture in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
         left, _, right, _ = picture.get_bounds()
         if right - left > page.get_width() / 2:  # a scan, and no logo
             found.append(picture.get_px_size()[0] * POINTS_PER_INCH / (right - left))
-    return min(max(*found, LEAST_DPI), MOST_DPI) if found else DPI
+    return min(max(*found, 150), 400) if found else 300
 
 
 def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None:
@@ -120,7 +114,7 @@ def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None
             for path, dpi in zip(images, dpis, strict=True):
                 file = io.BytesIO()
                 with Image.open(path) as image:
-                    image.save(file, "JPEG", quality=QUALITY)
+                    image.save(file, "JPEG", quality=90)
                     size = [side * POINTS_PER_INCH / dpi for side in image.size]
                 picture = pdfium.PdfImage.new(pdf)
                 picture.load_jpeg(file, inline=True)

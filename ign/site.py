@@ -19,6 +19,7 @@ import click
 import httpx
 import numpy as np
 
+from ign.parsers import SETTINGS
 from service.api.info.page import PAGE_FOLDER, PAGE_POLICY
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import check_golden, read_golden
@@ -42,7 +43,6 @@ PACKAGES: Final = {
         ("package/xz-decompress.min.js",),
     ),
 }
-_REGISTRY: Final = "https://registry.npmjs.org"
 _PACK: Final = f"npm pack {' '.join(PACKAGES)}"
 # GitHub takes no larger files, and phones have no memory for them
 _MAX_MODEL_BYTES: Final = 100_000_000
@@ -57,7 +57,7 @@ _XZ: Final = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24}
 _XZ_WEIGHTS: Final = {"mf": lzma.MF_HC3, "depth": 1, "nice_len": 16, "lc": 0, "pb": 0}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--models", "--model-dir", "model_dir", help="directory of the models  [IGN_MODEL_DIR; shipped]"
@@ -83,8 +83,7 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
         )
     try:
         files = _runtime_files(runtime)
-        index = _add_models(files, settings.model_dir, refs, settings.default_model)
-        _add_page(files, index)
+        _add_page(files, _add_models(files, settings.model_dir, refs, settings.default_model))
         for name, content in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
@@ -116,7 +115,7 @@ def _runtime_files(folder: Path | None) -> Files:
 
 
 def _download(name: str) -> bytes:
-    url = f"{_REGISTRY}/{name.rsplit('-', 1)[0]}/-/{name}"
+    url = f"https://registry.npmjs.org/{name.rsplit('-', 1)[0]}/-/{name}"
     click.echo(f"loading {url}", err=True)
     try:
         return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content

@@ -47,12 +47,6 @@ if TYPE_CHECKING:
     from service.observability.tracing import Tracing
 
 _LOG = logging.getLogger(__name__)
-_MAX_CODEC_THREADS = 8
-_GAUGES_S = 1.0
-_PATIENT_S = 86_400.0
-# After so long, a thread gives the interpreter lock to one that waits, such as a lane whose model
-# has returned. With Python's 5 ms, one process serves a tenth less.
-_SWITCH_S = 0.0002
 ENDPOINTS = (
     *native.ENDPOINTS,
     *score.ENDPOINTS,
@@ -87,7 +81,9 @@ def build_services(
     model to load, as of `Repository`; ``clock`` is `AppState.clock`. Threads of this process get
     the interpreter lock sooner from now on.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    # After so long, a thread gives the interpreter lock to one that waits, such as a lane whose
+    # model has returned. With Python's 5 ms, one process serves a tenth less.
+    sys.setswitchinterval(0.0002)
     file = metrics_file()
     metrics = Metrics(shared or (SharedFiles(file) if file else None))
     tracing = _start_tracing()
@@ -106,8 +102,7 @@ def build_services(
         "only": only,
     }
     if settings.device == "auto":
-        on_cpu = settings.model_copy(update={"device": "cpu"})
-        options["open_on_cpu"] = partial(open_all, on_cpu)
+        options["open_on_cpu"] = partial(open_all, settings.model_copy(update={"device": "cpu"}))
     if settings.model_memory_mib:
         memory = Memory(
             settings.model_memory_mib,
@@ -125,11 +120,10 @@ def build_services(
         on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
         settings=settings,
         registry=registry,
-        codec=codec,
+        codec=CodecPool(min(available_cpus(), 8), metrics.codec),
         metrics=metrics,
         in_flight=in_flight,
         # all processes count in one new folder
@@ -192,15 +186,10 @@ async def running_services(settings: Settings, only: str | None = None) -> Async
         await load_models(services)
         yield services
     finally:
-        await _close(services, _PATIENT_S)
+        await _close(services, 86_400.0)
 
 
-def _log_error(error: StartupError | None) -> None:
-    if error is not None:
-        _LOG.error("%s", error.detail)
-
-
-def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Application:
+def create_app(services: AppState, *, on_loaded: OnLoaded = lambda _: None) -> Application:
     """The service as an ASGI application. Its lifespan loads the models, and answers 503 until
     then; it closes them.
 
@@ -252,7 +241,7 @@ async def _publish_gauges(services: AppState) -> None:
     while services.metrics.shared is not None:
         services.update_gauges()
         await asyncio.to_thread(services.metrics.publish)
-        await asyncio.sleep(_GAUGES_S)
+        await asyncio.sleep(1.0)
 
 
 async def _load(services: AppState, on_loaded: OnLoaded) -> None:
@@ -268,7 +257,7 @@ def _on_activated(loaded: LoadedModel) -> None:
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""
-    _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
+    _LOG.info("serving %s on %s%s%s", loaded.card.ref, loaded.device, instances, reason)
 
 
 def _serve(
@@ -279,8 +268,8 @@ def _serve(
     clock: Clock,
     loaded: LoadedModel,
 ) -> ServedModel:
-    statistics = ModelStatistics(metrics, loaded.ref)
     card = loaded.card
+    statistics = ModelStatistics(metrics, card.ref)
     instances: Sequence[Model] = loaded.instances
     if card.tiles:
         instances = [SharedModel(each) for each in loaded.instances]
@@ -293,7 +282,7 @@ def _serve(
             max_rows=settings.max_images,
             clock=clock,
             observe=statistics.take,
-            on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
+            on_batch=None if tracing is None else partial(tracing.batch_ran, card.ref),
             on_all_devices_lost=on_device_lost,
             memory=loaded.memory,
             exact=card.exact,

@@ -29,10 +29,6 @@ from service.settings import (
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-# with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
-_PROCESS_BYTES: Final = 1 << 30
-_MOST_PROCESSES: Final = 256  # that `Settings` takes
-_ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
@@ -67,11 +63,9 @@ def _count_processes(settings: Settings) -> int:
     `IGN_MODEL_MEMORY_MIB` is for more models than memory holds, and a process would hold fewer of
     them.
     """
-    pay = min(
-        (settings.threads or available_cpus()) // 2,
-        memory_limit() // _PROCESS_BYTES,
-        _MOST_PROCESSES,
-    )
+    # With the shipped models one takes 220 MiB, and 700 MiB while it cleans a page of A4.
+    # `Settings` takes 256.
+    pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
     if count == 1 or settings.device == "cpu":
         return count
@@ -98,8 +92,11 @@ def _serve(settings: Settings) -> int:
         # No other program listens on this port. This socket is bound but does not listen: it
         # reserves the port.
         with uvicorn_server.bind(settings.host, port, shared=True) as reserved:
-            show_url = partial(uvicorn_server.write_startup_line, reserved, settings)
-            return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
+            return supervise(
+                settings.replace(port=port),
+                process.child_main,
+                on_listening=partial(uvicorn_server.write_startup_line, reserved, settings),
+            )
 
 
 def _check(settings: Settings) -> int:
@@ -136,7 +133,9 @@ def _option_name(field: str) -> str:
 
 def _options() -> Iterator[click.Option]:
     for field, info in Settings.model_fields.items():
-        names = [_option_name(field), *_ALIASES.get(field, ())]
+        names = [_option_name(field)]
+        if field == "model_dir":  # what `ign export`, `import` and `site` call it
+            names.append("--models")
         if info.annotation is bool:
             names[0] += f"/--no-{names[0].removeprefix('--')}"
         yield click.Option(
@@ -184,18 +183,14 @@ def _default(field: str) -> str:
 
 
 def _run(*, check: bool, **values: Any) -> None:
-    texts = {name: value for name, value in values.items() if value is not None}
     options = {
-        name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()
+        name: str(int(value)) if isinstance(value, bool) else value
+        for name, value in values.items()
+        if value is not None
     }
     process.leave(serve(options, check=check))
 
 
-_CHECK: Final = click.Option(
-    ["--check"],
-    is_flag=True,
-    help="verify the models, the API keys and the names of IGN_ variables, and end",
-)
 command: Final = _Command(
     "serve",
     callback=_run,
@@ -203,6 +198,13 @@ command: Final = _Command(
     "over its environment variable, which stands in brackets before the default.",
     epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to "
     "start, 9 when a server process was killed because it did not stop in time.",
-    params=[*_options(), _CHECK],
+    params=[
+        *_options(),
+        click.Option(
+            ["--check"],
+            is_flag=True,
+            help="verify the models, the API keys and the names of IGN_ variables, and end",
+        ),
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -22,9 +22,7 @@ from service.observability.shared import FRESH_S, Texts, add_up
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = "x-request-id"
-_STREAM: Final = "text/event-stream"
 _METRICS: Final = "ign-metrics"  # the actor that holds them
-_ANSWER_S: Final = 5.0
 
 
 class DeploymentOptions(BaseModel):
@@ -96,8 +94,7 @@ class ReplicaMetrics:
         self._texts[replica] = time.monotonic(), text
         old = time.monotonic() - 6 * FRESH_S
         for gone in [each for each, (at, _) in self._texts.items() if at < old]:
-            texts = [(self._ended, False), (self._texts.pop(gone)[1], False)]
-            self._ended = add_up(texts).decode()
+            self._ended = add_up([(self._ended, False), (self._texts.pop(gone)[1], False)]).decode()
 
     def texts(self) -> list[tuple[str, bool]]:
         """As `SharedTexts.read`."""
@@ -144,7 +141,7 @@ class RaySharedTexts:
             max_restarts=-1,
         )
         try:
-            return ray.get(getattr(make.remote(), method).remote(*values), timeout=_ANSWER_S)
+            return ray.get(getattr(make.remote(), method).remote(*values), timeout=5.0)
         except ray.exceptions.RayError as exc:
             raise OSError(f"{type(exc).__name__} of the actor {_METRICS}") from exc
 
@@ -200,9 +197,10 @@ def _corrected(proxied: ASGIApp) -> ASGIApp:
             nonlocal last, is_stream
             last = message
             if message["type"] == "http.response.start":
-                pairs = [(name.lower(), value) for name, value in message.get("headers", ())]
-                headers = MutableHeaders(raw=pairs)
-                is_stream = headers.get("content-type", "").startswith(_STREAM)
+                headers = MutableHeaders(
+                    raw=[(name.lower(), value) for name, value in message.get("headers", ())]
+                )
+                is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 for request_id in headers.getlist(_REQUEST_ID)[:1]:
                     headers[_REQUEST_ID] = request_id  # in place of all
                 message = {**message, "headers": headers.raw}
@@ -212,14 +210,19 @@ def _corrected(proxied: ASGIApp) -> ASGIApp:
         is_complete = last.get("type") == "http.response.body" and not last.get("more_body", False)
         if scope["type"] == "http" and (not last or (is_stream and not is_complete)):
             ids = Headers(scope=scope).getlist(_REQUEST_ID)
-            gone = NotReady("the replica that had this request is gone; send it again")
             response = problem_response(
-                describe(gone), ids[-1] if ids else "", scope.get("path", "")
+                describe(NotReady("the replica that had this request is gone; send it again")),
+                ids[-1] if ids else "",
+                scope.get("path", ""),
             )
             if not last:
                 await response(scope, receive, send)
             else:
-                event = b"\n\nevent: error\ndata: %s\n\n" % bytes(response.body)
-                await send({"type": "http.response.body", "body": event})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": b"\n\nevent: error\ndata: %s\n\n" % bytes(response.body),
+                    }
+                )
 
     return handle

@@ -2,20 +2,18 @@
 before its import.
 """
 
-import contextlib
 import math
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from service.domain.errors import StartupError
 
-_RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
-_LOW_PRIORITY: Final = 10  # a nice value: a tenth of the CPU time of others that want it
 _METRICS_FILE: Final = "_IGN_METRICS_FILE"  # only `share_metrics` sets it
 
 
@@ -74,7 +72,7 @@ def memory_limit(*, root: Path = Path("/")) -> int:
 
     0 where the system does not tell. ``root`` is as of `available_cpus`.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         # the first line is `MemTotal: N kB`
         _, kib, *_ = (root / "proc/meminfo").read_text(encoding="ascii").split()
         return int(min([int(kib) << 10, *_limits(root, "memory.max")]))
@@ -93,7 +91,7 @@ def _limits(root: Path, file: str) -> Iterator[float]:
     # then only the top directory exists here.
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     for group in (group for path in paths for group in (Path("/", path), *Path("/", path).parents)):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        with suppress(OSError, ValueError, ZeroDivisionError):
             text = (root / "sys/fs/cgroup" / group.relative_to("/") / file).read_text()
             limit, *divisor = map(int, text.split())  # `max` for no limit: a ValueError
             yield limit / (divisor or [1])[0]
@@ -101,7 +99,11 @@ def _limits(root: Path, file: str) -> Iterator[float]:
 
 def installed_onnxruntimes() -> set[str]:
     """The names of the installed onnxruntime distributions."""
-    return {name for name in _RUNTIMES if any(metadata.Distribution.discover(name=name))}
+    return {
+        name
+        for name in ("onnxruntime", "onnxruntime-gpu")
+        if any(metadata.Distribution.discover(name=name))
+    }
 
 
 def onnxruntime_version() -> str:
@@ -126,13 +128,14 @@ def lower_priority() -> None:
     """Let the threads of other models go before this one and those that it starts; elsewhere than
     on Linux, nothing.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+    with suppress(OSError, AttributeError):
+        # 10 is a tenth of the CPU time of others that want it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def resident_bytes() -> int:
     """This process's memory without files; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         _, resident, shared, *_ = map(
             int, Path("/proc/self/statm").read_text(encoding="ascii").split()
         )

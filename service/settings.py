@@ -29,8 +29,6 @@ from service.domain.errors import StartupError, reason_of
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
 Variables = Mapping[str, str]
-# of the client package, in the same environment
-_CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})
 # Of a run without HTTP nobody else sends requests, and no caller needs a key.
 _WITHOUT_HTTP: Final = {
     "IGN_WORKERS": "1",
@@ -49,21 +47,6 @@ _WITHOUT_HTTP: Final = {
         "",
     ),
 }
-_LOCAL: Final = {
-    "max_pixels": 2**28,
-    "max_body_bytes": 2**31 - 1,
-    "max_steps": 10**9,
-}
-# The page sends one request after the other while somebody draws, and obeys Retry-After.
-_PUBLIC: Final = {
-    "rate_limit": Rate(20, 1.0),
-    "max_steps": 1000,
-    "max_pixels": 16_000_000,
-    "stream_timeout_s": 60.0,
-    "queue_rows": 1024,
-    "max_inflight_requests": 128,
-}
-_STORES: Final = ("s3", "gs", "az")
 _BOTH_TIMES: Final = "IGN_RECEIVE_TIMEOUT_S replaces it, for heads and bodies"
 # Settings of earlier versions, with what replaces them.
 GONE: Final[Variables] = {
@@ -81,11 +64,6 @@ GONE: Final[Variables] = {
     "IGN_MAX_REQUEST_PIXELS": "a request may have four times IGN_MAX_PIXELS",
     "IGN_STRICT_MODELS": "ign serve --check refuses every version that fails to load",
 }
-_NO_REGISTRY: Final = (
-    "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a volume of "
-    "Kubernetes, or copy its files with `oras pull` and name their folder"
-)
-_ANY_SIZE_PIXELS: Final = 40_000_000  # a page of A4 at 600 dpi has 35 million
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
 Network = IPv4Network | IPv6Network
@@ -115,11 +93,7 @@ Origin = Annotated[
     str,
     StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$"),
 ]
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
 Pin = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}=[1-9][0-9]{0,8}$")]
-ModelName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$")
-]
 Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
@@ -134,7 +108,7 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    host: Host = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9.:_-]{1,253}$")
     """address to listen on. 0.0.0.0 or :: stands for all interfaces."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """port to listen on; 0 takes a free one"""
@@ -145,7 +119,9 @@ class Settings(BaseModel):
     """directory for copies of the models of a URL. With them the service starts when the store is
     out of reach.
     """
-    default_model: ModelName = "mnist"
+    default_model: str = Field(
+        default="mnist", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(/[1-9][0-9]{0,8})?$"
+    )
     """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset,
     and without mnist in the directory, the first of its names.
     """
@@ -288,7 +264,11 @@ class Settings(BaseModel):
                 len(self.pins) < len(self.versions),
                 f"IGN_VERSIONS={','.join(self.versions)} names a model twice",
             ),
-            (str(self.model_dir).startswith("oci:/"), _NO_REGISTRY),
+            (
+                str(self.model_dir).startswith("oci:/"),
+                "IGN_MODEL_DIR=oci://…: the service reads no registry; mount the image as a "
+                "volume of Kubernetes, or copy its files with `oras pull` and name their folder",
+            ),
             (
                 self.gpu_count > 1 and not cuda,
                 f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda",
@@ -305,7 +285,7 @@ class Settings(BaseModel):
         two.
         """
         scheme, _, rest = str(self.model_dir).partition(":/")
-        return f"{scheme}://{rest}" if rest and scheme in _STORES else ""
+        return f"{scheme}://{rest}" if rest and scheme in ("s3", "gs", "az") else ""
 
     @property
     def max_request_pixels(self) -> int:
@@ -323,7 +303,8 @@ class Settings(BaseModel):
         """
         if not any_size or "max_pixels" in self.model_fields_set:
             return self
-        return self.model_copy(update={"max_pixels": _ANY_SIZE_PIXELS})
+        # a page of A4 at 600 dpi has 35 million
+        return self.model_copy(update={"max_pixels": 40_000_000})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -331,7 +312,7 @@ class Settings(BaseModel):
             **{name: value for name, value in self if name in self.model_fields_set} | changes
         )
 
-    def unless_set(self, values: Mapping[str, Any]) -> Self:
+    def unless_set(self, **values: Any) -> Self:
         """A copy with other ``values`` in place of defaults."""
         return self.replace(
             **{name: value for name, value in values.items() if name not in self.model_fields_set}
@@ -352,16 +333,22 @@ def load_settings(environ: Variables) -> Settings:
     try:
         settings = Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
-        raise StartupError(_first_error(exc, texts)) from exc
-    return settings.unless_set(_PUBLIC) if settings.public else settings
-
-
-def _first_error(exc: ValidationError, texts: Variables) -> str:
-    error = exc.errors(include_url=False)[0]
-    field = str(error["loc"][0])
-    shown = _shown(texts[field])
-    return (
-        f"{variable_of(field)}={shown!r} is not allowed: {reason_of(error)} ({summary_of(field)})"
+        error = exc.errors(include_url=False)[0]
+        field = str(error["loc"][0])
+        raise StartupError(
+            f"{variable_of(field)}={_shown(texts[field])!r} is not allowed: {reason_of(error)} "
+            f"({summary_of(field)})"
+        ) from exc
+    if not settings.public:
+        return settings
+    return settings.unless_set(
+        # The page sends one request after the other while somebody draws, and obeys Retry-After.
+        rate_limit=Rate(20, 1.0),
+        max_steps=1000,
+        max_pixels=16_000_000,
+        stream_timeout_s=60.0,
+        queue_rows=1024,
+        max_inflight_requests=128,
     )
 
 
@@ -377,7 +364,8 @@ def name_warnings(environ: Variables = os.environ) -> Iterator[str]:
     """
     known = [variable_of(field) for field in Settings.model_fields]
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known and name not in _CLIENT:
+        # the last two are of the client, in the same environment
+        if name.startswith(PREFIX) and name not in (*known, "IGN_BASE_URL", "IGN_API_KEY"):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             yield f"{name} is no setting{hint}"
@@ -398,7 +386,9 @@ def local_settings() -> Settings:
 
     Only sizes of images, bytes of a file and steps are limited, where the environment does so.
     """
-    return from_environment(_WITHOUT_HTTP).unless_set(_LOCAL)
+    return from_environment(_WITHOUT_HTTP).unless_set(
+        max_pixels=2**28, max_body_bytes=2**31 - 1, max_steps=10**9
+    )
 
 
 def variable_of(field: str) -> str:

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
 from service.domain.errors import StartupError, first_error
 from service.domain.latents import STREAM
-from service.domain.tiles import Tiling
+from service.domain.tiles import Size, Tiling
 
 CARD_KEY: Final = "ign.card"
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 QUANTILES: Final = 101
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
 
 class CardError(StartupError):
@@ -34,7 +35,7 @@ class _Section(BaseModel):
     the same schema.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Noise(_Section):
@@ -44,7 +45,7 @@ class Noise(_Section):
 
     kind: Literal["gaussian"]
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # to which arithmetic rescales
+    norm: Positive  # to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -71,8 +72,8 @@ class Tiles(_Section):
 class Tolerance(_Section):
     """Largest absolute difference from the golden rows that a provider may show, by precision."""
 
-    fp32: Annotated[float, Field(gt=0)] = 1e-4
-    fp16: Annotated[float, Field(gt=0)] = 1e-2
+    fp32: Positive = 1e-4
+    fp16: Positive = 1e-2
 
 
 class Data(_Section):
@@ -122,16 +123,14 @@ class Card(_Section):
     prompt: Annotated[str, Field(max_length=120)] = ""
     objective: Literal["naign", "ign"] | None = None
     # C, H, W
-    shape: tuple[
-        Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
-    ]
+    shape: tuple[Literal[1, 3], Side, Side]
     # None: images are resized to the shape; else the shape is that of a tile
     tiles: Tiles | None = None
     # of a grey model: f gets the luma of colour images, which keep their colours
     color: Literal["luma"] | None = None
-    range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
+    range: tuple[float, float] = (-1.0, 1.0)  # (lo, hi) of pixel values
     # one value per channel, in the range: letterbox and alpha colour
-    background: tuple[Finite, ...]
+    background: tuple[float, ...]
     # the first inverts under `invert: auto`
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
     # f(f(x)) = f(x) in every bit, by construction: one step gives what any number gives
@@ -147,7 +146,7 @@ class Card(_Section):
     # measured figures, name → number or table
     quality: dict[str, Any] = Field(default_factory=dict)
     # 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real images
-    distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    distance_quantiles: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     licence: str  # of the weights
     origin: Origin | None = None  # of an imported network
 
@@ -182,13 +181,14 @@ class Card(_Section):
             raise ValueError("exact is of models without tiles")
         if any(side % tiles.multiple for side in self.shape[1:]):
             raise ValueError(f"the sides of a tile must be multiples of {tiles.multiple}")
-        if tiles.margin >= min(self.shape[1:]):
+        smallest = min(self.shape[1:])
+        if tiles.margin >= smallest:
             raise ValueError("the margin of tiles must be less than their sides")
         if tiles.margin % tiles.multiple:
             raise ValueError(f"the margin of tiles must be a multiple of {tiles.multiple}")
-        if min(self.shape[1:]) < 2 * (tiles.overlap + tiles.multiple):
+        if smallest < 2 * (tiles.overlap + tiles.multiple):
             raise ValueError("a tile must have more than twice the overlap")
-        sides = [0, *tiles.smaller, min(self.shape[1:])]
+        sides = [0, *tiles.smaller, smallest]
         if sides != sorted(set(sides)) or any(side % tiles.multiple for side in tiles.smaller):
             raise ValueError(
                 f"smaller tiles must be multiples of {tiles.multiple}, ascending, below the shape"
@@ -201,7 +201,7 @@ class Card(_Section):
             update={"shape": (3, *self.shape[1:]), "background": self.background * 3}
         )
 
-    def sized(self, size: tuple[int, int]) -> Self:
+    def sized(self, size: Size) -> Self:
         """The card for images of this size, (H, W) in pixels: itself unless they are cut into
         tiles.
         """
@@ -211,7 +211,7 @@ class Card(_Section):
             else self.model_copy(update={"shape": (self.shape[0], *size)})
         )
 
-    def tiling(self, size: tuple[int, int]) -> Tiling:
+    def tiling(self, size: Size) -> Tiling:
         """The tiles of an image of this size, (H, W) in pixels; raises ValueError if the card has
         no `tiles`.
         """

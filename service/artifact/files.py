@@ -8,7 +8,6 @@ import math
 import re
 import threading
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 Precision = Literal["fp32", "fp16"]
 
 MODEL_FILE: Final = "model.onnx"
-MODEL_FILES: Final[Mapping[Precision, str]] = MappingProxyType(
-    {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
-)
+MODEL_FILES: Final[Mapping[Precision, str]] = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
 GOLDEN_FILE: Final = "golden.npz"
 METRICS_FILE: Final = "metrics.json"
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
@@ -31,9 +28,8 @@ MODEL_PATH: Final = (
 """Matches the path of a file that serving a model needs, from the model directory."""
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 VERSION_PATTERN: Final = r"^[1-9][0-9]{0,8}$"
-# NumPy parses the header with `ast.literal_eval`: keep its input small
-_MAX_HEADER_BYTES: Final = 1024
-# … which fails at random if two threads run it at a time (SystemError, Python 3.11)
+# NumPy parses headers with `ast.literal_eval`, which fails at random if two threads run it at a
+# time (SystemError, Python 3.11).
 _PARSER: Final = threading.Lock()
 
 
@@ -51,7 +47,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
         major, _ = npy_format.read_magic(stream)
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
         with _PARSER:
-            shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+            shape, fortran_order, dtype = read(stream, max_header_size=1024)
     # A damaged header makes the tokenizer, the parser and the dtype constructor raise errors of a
     # dozen types.
     except Exception as exc:
@@ -61,5 +57,6 @@ def read_npy(data: bytes) -> NDArray[Any]:
     offset = stream.tell()
     if math.prod(shape) * dtype.itemsize != len(data) - offset or min(shape, default=0) < 0:
         raise ValueError("holds more or less data than its shape needs")
-    values = np.frombuffer(data, dtype=dtype, offset=offset)
-    return values.reshape(shape, order="F" if fortran_order else "C")
+    return np.frombuffer(data, dtype=dtype, offset=offset).reshape(
+        shape, order="F" if fortran_order else "C"
+    )

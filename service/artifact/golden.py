@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_ROWS: Final = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Golden:
     """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C,
     H, W).
@@ -41,8 +41,7 @@ class Golden:
         return buffer.getvalue()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoldenReport:
+class GoldenReport(NamedTuple):
     """How a provider reproduces the golden rows."""
 
     difference: float  # largest |f(x) − y| over all batches; infinite if an output was not finite

@@ -43,12 +43,10 @@ of its value.
 # field with the domain of operators
 DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
 # of a `TensorProto`: where its data is, and whether that is outside of the file
-EXTERNAL: Final = frozenset({13, 14})
+EXTERNAL: Final = {13, 14}
 _METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fields are these
 _KEY = 1
 _VALUE = 2
-_DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
-_MAX_DEPTH: Final = 100  # protobuf refuses messages that are nested more deeply
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
 _VARINT = 0
 _BYTES = 2
@@ -79,14 +77,15 @@ def read_metadata(data: bytes) -> dict[str, str]:
 
 
 def _check(message: memoryview, kind: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
+    if depth > 100:  # as protobuf does
         raise ValueError("nested too deeply")
     nested = NESTED.get(kind, {})
     domain = DOMAIN.get(kind)
     for number, value in fields_of(message):
         if number in nested:
             _check(memoryview(value), nested[number], depth + 1)
-        elif number == domain and bytes(value) not in _DOMAINS:
+        # two names of the one standard domain
+        elif number == domain and bytes(value) not in (b"", b"ai.onnx"):
             name = bytes(value[:80]).decode("utf-8", "replace")
             raise StartupError(
                 f"holds operators of the domain {name!r}; only those of the ONNX standard are run"
@@ -103,16 +102,16 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
     """
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = varint(message, position)
         if tag >= 1 << 32:
             raise ValueError("no tag")
         wire_type = tag & 7
         if wire_type == _VARINT:
-            number, position = _varint(message, position)
+            number, position = varint(message, position)
             yield tag >> 3, number.to_bytes(10, "little")
             continue
         if wire_type == _BYTES:
-            length, position = _varint(message, position)
+            length, position = varint(message, position)
         else:
             length = _FIXED.get(wire_type, len(message))  # groups are not used by ONNX
         end = position + length
@@ -122,15 +121,17 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
         position = end
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    # A number of up to ten bytes with seven bits in each, the lowest first: 300 = 0b10_0101100 is
-    # AC 02.
-    number = shift = 0
-    while shift < 70:
-        byte = message[position]
+def varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+    """A number of up to ten bytes with seven bits in each, the lowest first (LEB128), and the
+    position after it: 300 = 0b10_0101100 is AC 02.
+
+    Raises ValueError or IndexError if there is none.
+    """
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
         position += 1
         number |= (byte & 127) << shift
         if byte < 128:
             return number, position
-        shift += 7
     raise ValueError("a number is too long")

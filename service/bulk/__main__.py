@@ -25,7 +25,6 @@ USAGE = 2
 STOPPED = 3
 INTERRUPTED = 130
 _PROG: Final = "python -m service.bulk"
-_SEED_BITS: Final = 32
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
@@ -39,8 +38,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         line = exc.detail
         status = USAGE
     except (IgnError, OSError) as exc:
-        detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        line = f"stopped: {detail}; the same command continues"
+        line = f"stopped: {exc}; the same command continues"
         status = STOPPED
     except KeyboardInterrupt:
         line = "interrupted; the same command continues"
@@ -65,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         output.wait()
     if options.task == "generate" and options.seed is None:
         previous = (output.previous_job() or {}).get("options", {})
-        options.seed = previous.get("seed", secrets.randbits(_SEED_BITS))
+        options.seed = previous.get("seed", secrets.randbits(32))
     job = Job(
         options=parse_options(options.task, vars(options)),
         source=options.input,
@@ -103,14 +101,14 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _source(project)
     _steps(project)
     project.add_argument("--strength", type=float, help="s in (1−s)·x + s·f^k(x), 0…1 (1)")
-    score = commands.add_parser(
-        "score", help="measure how far f moves images, compared to real ones"
+    _source(
+        commands.add_parser("score", help="measure how far f moves images, compared to real ones")
     )
-    _source(score)
     generate = commands.add_parser("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
-    status = commands.add_parser("status", help="how far a run is")
-    status.add_argument("output", metavar="OUTPUT", help="folder or URL of a run")
+    commands.add_parser("status", help="how far a run is").add_argument(
+        "output", metavar="OUTPUT", help="folder or URL of a run"
+    )
     _output(generate)
     _steps(generate)
     generate.add_argument("-n", type=int, default=1, help="number of images (1)")

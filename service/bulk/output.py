@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, Final, Literal
 
-from service.bulk.places import Bucket, Contents, Folder, StoreError, is_url
+from service.bulk.places import Bucket, Contents, Folder, StoreError, absolute, is_url
 from service.bulk.sources import Listing, require_pyarrow
 from service.domain.errors import StartupError
 
@@ -59,7 +59,6 @@ _LOG = logging.getLogger(__name__)
 _JOB: Final = "run.json"
 _SHARD: Final = "shards/%06d.jsonl"
 _AT_ONCE: Final = 16  # shards that `merge` reads at once
-_RECENT: Final = 100  # shards from which `status` takes the rate
 
 
 def check_output(
@@ -67,18 +66,14 @@ def check_output(
 ) -> None:
     """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
     url = output.url
-    within, around = (
-        each.rstrip("/") if is_url(each) else str(Path(each).resolve()) for each in (url, source)
-    )
-    if source and f"{within}/".startswith(f"{around}/"):
+    if source and f"{absolute(url)}/".startswith(f"{absolute(source)}/"):
         raise StartupError(f"{url}: lies within {source}; the next run would read it as input")
     if url.startswith(("http:", "https:")):
         raise StartupError(
             f"{url}: a web server cannot be written to; use a folder, s3://, gs:// or az://"
         )
     try:
-        is_new = output.previous_job() is None
-        if is_new and not all(
+        if output.previous_job() is None and not all(
             name.startswith(("source-", ".")) for name, *_ in output.place.files()
         ):
             raise StartupError(f"{url}: holds files of something else; use another folder")
@@ -96,9 +91,6 @@ class Output:
     def __init__(self, url: str) -> None:
         self.url = url
         self.place = Bucket(url) if is_url(url) else Folder(url)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a store is opened in the process that uses it
-        return Output, (self.url if is_url(self.url) else str(Path(self.url).resolve()),)
 
     def previous_job(self) -> Fingerprint | None:
         """Fingerprint of the job in this folder, if there is one; raises StartupError if it is
@@ -149,9 +141,9 @@ class Output:
             )
             for name in dict.fromkeys((*before, *now)):
                 if before.get(name) != now.get(name):
-                    change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
                     raise StartupError(
-                        f"the output holds another run: {change}; use another folder"
+                        f"the output holds another run: {name} was {before.get(name)}, and is "
+                        f"{now.get(name)} now; use another folder"
                     )
 
     def _put_written(self, name: str, write: Callable[[IO[bytes]], None], *, new: bool) -> None:
@@ -189,8 +181,9 @@ class Output:
         """Complete a shard; returns the records that count, which are those of the worker that was
         first.
         """
-        is_first = self.place.put(_SHARD % shard, _lines(records).encode())
-        return list(records) if is_first else self.records(shard) or []
+        if self.place.put(_SHARD % shard, _lines(records).encode()):
+            return list(records)
+        return self.records(shard) or []
 
     def records(self, shard: int) -> list[Record] | None:
         """The manifest of a shard; None if it is not complete."""
@@ -211,9 +204,10 @@ class Output:
                     for records in pool.map(
                         self.records, range(start, min(start + _AT_ONCE, shards))
                     ):
-                        images += len(records or [])
-                        failed += sum(record["error"] is not None for record in records or [])
-                        yield records or []
+                        made = records or []
+                        images += len(made)
+                        failed += sum(record["error"] is not None for record in made)
+                        yield made
 
         def write(file: IO[bytes]) -> None:
             if manifest_format == "parquet":
@@ -239,7 +233,7 @@ class Output:
             f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, "
             f"{done}/{images} images"
         )
-        times = sorted(complete.values())[-_RECENT:]
+        times = sorted(complete.values())[-100:]
         if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
             rate = (len(times) - 1) * size / (times[-1] - times[0])
             text += (

@@ -29,7 +29,7 @@ from service.api.native.schemas import (
     step_params,
 )
 from service.api.native.score import in_distribution_fields
-from service.bulk.places import gather_all
+from service.bulk.places import task_group
 from service.domain.errors import (
     IgnError,
     InvalidContent,
@@ -58,12 +58,7 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": UploadOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-# groups of an instance: one on the device, one waiting, one being decoded, one encoded
-_IN_FLIGHT: Final = 4
-_TILED_IN_FLIGHT: Final = 2  # images of any size
 _LOG = logging.getLogger(__name__)
-_REDUCED: Final = 8  # times in width and height: a scan, given to a model of small pictures
-_MAX_PAGES: Final = 1 << 16  # of a TIFF
 
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
@@ -127,10 +122,11 @@ class Pipeline:
         self._is_tiled = self.model.card.tiles is not None
         self._may_warn = not self._is_tiled
         self._group = services.settings.max_batch_rows
-        turns = _IN_FLIGHT * len(self.model.loaded.instances)
+        # of an instance, one on the device, one waiting, one being decoded, one encoded
+        turns = 4 * len(self.model.loaded.instances)
         if self._is_tiled:  # each may be large
             self._group = 1
-            turns = _TILED_IN_FLIGHT
+            turns = 2
         self._turns = asyncio.Semaphore(turns)
 
     def _chosen_steps(self) -> StepParams:
@@ -157,13 +153,14 @@ class Pipeline:
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
         return await self._codec.run(
-            "decode", lambda: [*map(Item, file.pages(self._limits, _MAX_PAGES))]
+            "decode", lambda: [*map(Item, file.pages(self._limits, 1 << 16))]
         )
 
     async def run(self, items: Sequence[Item]) -> None:
         """Run any number of images; raises IgnError if something else than an image fails."""
-        groups = range(0, len(items), self._group)
-        await gather_all(self._run(items[start : start + self._group]) for start in groups)
+        async with task_group() as tasks:
+            for start in range(0, len(items), self._group):
+                tasks.create_task(self._run(items[start : start + self._group]))
 
     async def _run(self, items: Sequence[Item]) -> None:
         async with self._turns:
@@ -196,16 +193,24 @@ class Pipeline:
             card = self.model.card.sized(picture.image.size[::-1])
             if self._mask is not None:
                 item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
-            prepared = prepare(picture, card, resize=upload.resize, invert=upload.invert)
-            item.row, item.measures["inverted"], item.chroma = prepared
+            item.row, item.measures["inverted"], item.chroma = prepare(
+                picture, card, resize=upload.resize, invert=upload.invert
+            )
 
     def _warn_of_reduction(self, width: int, height: int) -> None:
         """Say once that an image loses nearly all it shows; of two threads, both may."""
         _, rows, columns = self.model.card.shape
-        if self._may_warn and min(width / columns, height / rows) > _REDUCED:
+        # a scan, given to a model of small pictures
+        if self._may_warn and min(width / columns, height / rows) > 8:
             self._may_warn = False
-            text = "%d×%d reduced to %d×%d for %s; meant --model scans?"
-            _LOG.warning(text, width, height, columns, rows, self.model.card.ref)
+            _LOG.warning(
+                "%d×%d reduced to %d×%d for %s; meant --model scans?",
+                width,
+                height,
+                columns,
+                rows,
+                self.model.card.ref,
+            )
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row

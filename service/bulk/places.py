@@ -12,8 +12,10 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
@@ -26,9 +28,6 @@ T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
 MAX_BYTES: Final = 2**31 - 1  # of one file
 _TEMP_SUFFIX: Final = ".partial"
-_IN_FLIGHT: Final = 64  # requests to a store
-_RANGE: Final = 4 << 20  # bytes of an archive or table in one request
-_PIECE: Final = 1 << 16  # bytes of an answer that are taken at a time
 _PATIENCE_S: Final = 60.0  # a store may restart
 _RETRY: Final = {
     "max_retries": 1000,
@@ -141,7 +140,7 @@ class Bucket:
         import obstore
 
         self._api: Any = obstore
-        self._threads = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="store")
+        self._threads = ThreadPoolExecutor(64, thread_name_prefix="store")
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
         """As those of a folder; the order is that of the store."""
@@ -160,7 +159,7 @@ class Bucket:
 
     def open(self, name: str, size: int) -> IO[bytes]:
         """As that of a folder."""
-        return io.BufferedReader(_Ranges(self._get_range, name, size), _RANGE)
+        return io.BufferedReader(_Ranges(self._get_range, name, size), 4 << 20)
 
     def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:
         """As that of a folder."""
@@ -168,8 +167,9 @@ class Bucket:
 
     def _get_range(self, name: str, start: int, length: int) -> bytes:
         with named(self.url, StoreError):
-            found = self._api.get(self._store, name, options={"range": (start, start + length)})
-            content = _received(found, length)
+            content = _received(
+                self._api.get(self._store, name, options={"range": (start, start + length)}), length
+            )
         if len(content) != length:
             raise StoreError(f"{self.url}: {name}: another number of bytes than was asked for")
         return content
@@ -217,21 +217,21 @@ def _received(found: Any, size: int) -> bytes:
     ``size`` bytes.
     """
     content = bytearray()
-    for piece in found.stream(min_chunk_size=_PIECE):
+    for piece in found.stream(min_chunk_size=1 << 16):
         content += piece
         if len(content) > size:
             break
     return bytes(content)
 
 
+@dataclass(eq=False)
 class _Ranges(io.RawIOBase):
     """An object as a file of which parts are read."""
 
-    def __init__(self, get_range: Callable[[str, int, int], Any], name: str, size: int) -> None:
-        self._get_range = get_range
-        self._name = name
-        self._size = size
-        self._at = 0
+    get_range: Callable[[str, int, int], Any]
+    name: str
+    size: int
+    at: int = 0
 
     def readable(self) -> bool:
         return True
@@ -240,20 +240,25 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
 
     def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
+        length = max(0, min(len(buffer), self.size - self.at))
         if length:
-            buffer[:length] = self._get_range(self._name, self._at, length)
-        self._at += length
+            buffer[:length] = self.get_range(self.name, self.at, length)
+        self.at += length
         return length
 
 
 def is_url(source: str) -> bool:
     """Whether a source or an output is a URL and not a local path."""
     return "://" in source
+
+
+def absolute(place: str) -> str:
+    """A URL, or a path that holds in other folders too."""
+    return place.rstrip("/") if is_url(place) else str(Path(place).resolve())
 
 
 def locate(source: str) -> tuple[Place, str]:
@@ -270,16 +275,16 @@ def locate(source: str) -> tuple[Place, str]:
     return Bucket(source), ""
 
 
-async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all concurrently. The first exception cancels the others and is raised without an
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group of tasks of which the first exception cancels the others, and is raised without an
     exception group.
     """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            yield group
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _raise(exc: OSError) -> NoReturn:

@@ -10,10 +10,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from anyio.from_thread import start_blocking_portal
@@ -24,28 +24,19 @@ from service.api.native.schemas import Format, GenerateRequest, ImageOptions, Pr
 from service.app import running_services
 from service.bulk.output import COLUMNS, Fingerprint, Made, Output, Pack, Record, packed, progress
 from service.bulk.pipeline import SCHEMAS, Item, Options, Pipeline
-from service.bulk.places import gather_all, is_url
+from service.bulk.places import absolute, task_group
 from service.bulk.sources import Files, open_source
 from service.domain.errors import IgnError, StartupError, printable
 from service.environment import available_cpus, prepare_process
 from service.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-# while the last batches of one shard finish, the next one keeps the device busy
-_SHARDS_AT_ONCE: Final = 2
 _MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
-_CORES: Final = 4  # of an actor without a GPU, unless `IGN_THREADS` says how many
-# Ray schedules and tracks each block, so that many small ones are expensive
-_MAX_BLOCKS: Final = 1000
-_LAYOUT: Final = 2  # of the output folder; a run does not continue a folder of another layout
 _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_MAX_STEM: Final = 80
 _AT_ONCE: Final = 64  # images that are read by one call
-_READ_AHEAD: Final = 8  # such calls whose images are not yet written
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """What one run does."""
 
     options: Options
@@ -83,32 +74,34 @@ class Latents:
 Source = Files | Latents
 
 
+@dataclass(eq=False)
 class Shards:
     """Processes shards of one job, whose ``source`` is open; raises StartupError as `Pipeline`."""
 
-    def __init__(self, job: Job, services: AppState, output: Output, source: Source) -> None:
-        self._job = job
-        self._services = services
-        self._output = output
-        self._source = source
-        self._pipeline = Pipeline(job.options, services)
-        options = job.options
-        self.images = source.images
+    job: Job
+    services: AppState
+    output: Output
+    source: Source
+
+    def __post_init__(self) -> None:
+        options = self.job.options
+        self._pipeline = Pipeline(options, self.services)
+        self.images = self.source.images
         self._format = (
             options.format if isinstance(options, GenerateRequest | ProjectOptions) else None
         )
-        self._ahead = asyncio.Semaphore(_READ_AHEAD)
+        self._ahead = asyncio.Semaphore(8)  # calls of `fetch` whose images are not yet written
 
     def start(self) -> ShardPlan:
         """Record the job in the output folder, or check that it continues the recorded one; returns
         what is missing.
         """
-        self._output.start(self._fingerprint(), self._source.listing)
-        size = self._job.shard
-        (part, parts) = self._job.part
+        self.output.start(self._fingerprint(), self.source.listing)
+        size = self.job.shard
+        (part, parts) = self.job.part
         count = -(-self.images // size)
         mine = range(part - 1, count, parts)
-        complete = self._output.complete()
+        complete = self.output.complete()
         missing = tuple(number for number in mine if number not in complete)
         images, left = (
             sum(min(size, self.images - n * size) for n in some) for some in (mine, missing)
@@ -117,21 +110,21 @@ class Shards:
 
     def _fingerprint(self) -> Fingerprint:
         """Everything that determines the bytes of the output, as JSON values."""
-        job = self._job
+        job = self.job
         model = self._pipeline.model
         unused = {"model", "record", *ImageOptions.model_fields} - {"format"}
         options = job.options.model_dump(mode="json", exclude=unused)
         if self._format:
             options["steps"] = self._pipeline.steps.steps
         return {
-            "layout": _LAYOUT,
+            "layout": 2,  # of the output folder; no run continues one of another layout
             "task": next(task for task, schema in SCHEMAS.items() if type(job.options) is schema),
             "model": model.ref,
             "digest": f"sha256:{model.digest}",
             "options": options,
             "pictures": self.images,
-            "source": self._source.digest,
-            "listing": self._source.listing and self._source.listing.summary,
+            "source": self.source.digest,
+            "listing": self.source.listing and self.source.listing.summary,
             "shard": job.shard,
             "pack": job.pack,
         }
@@ -141,29 +134,26 @@ class Shards:
         fails.
         """
         if (
-            complete := await asyncio.to_thread(self._output.records, number)
+            complete := await asyncio.to_thread(self.output.records, number)
         ) is not None:  # by another worker
             return complete
-        start = number * self._job.shard
-        stop = min(start + self._job.shard, self.images)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = []
-                while start < stop:
-                    await self._ahead.acquire()
-                    items = await self._source.fetch(start, min(start + _AT_ONCE, stop))
-                    tasks.append(group.create_task(self._process(number, start, items)))
-                    start += len(items)
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        start = number * self.job.shard
+        stop = min(start + self.job.shard, self.images)
+        tasks = []
+        async with task_group() as group:
+            while start < stop:
+                await self._ahead.acquire()
+                items = await self.source.fetch(start, min(start + _AT_ONCE, stop))
+                tasks.append(group.create_task(self._process(number, start, items)))
+                start += len(items)
         made = [each for task in tasks for each in task.result()]
-        if self._job.pack != "files":
-            file = await self._services.codec.run("encode", lambda: packed(self._job.pack, made))
-            await self._output.write(number, [(self._folder(number), file)])
-        return await asyncio.to_thread(self._output.finish, number, [record for record, _ in made])
+        if self.job.pack != "files":
+            file = await self.services.codec.run("encode", lambda: packed(self.job.pack, made))
+            await self.output.write(number, [(self._folder(number), file)])
+        return await asyncio.to_thread(self.output.finish, number, [record for record, _ in made])
 
     def _folder(self, number: int) -> str:
-        return f"{number:06}" if self._job.pack == "files" else f"{number:06}.{self._job.pack}"
+        return f"{number:06}" if self.job.pack == "files" else f"{number:06}.{self.job.pack}"
 
     async def _process(self, shard: int, start: int, items: Sequence[Item]) -> Made:
         """Records of some images, each with its image unless that is written."""
@@ -172,8 +162,8 @@ class Shards:
             (self._record(shard, start + index, item), item.content)
             for index, item in enumerate(items)
         ]
-        if self._job.pack == "files":
-            await self._output.write(
+        if self.job.pack == "files":
+            await self.output.write(
                 shard, [(record["picture"], image) for record, image in made if image]
             )
             made = [(record, b"") for record, _ in made]
@@ -183,7 +173,7 @@ class Shards:
     def _record(self, shard: int, index: int, item: Item) -> Record:
         """The line of an image in the manifest, with its file name or its error."""
         record = dict.fromkeys(COLUMNS) | item.measures | {"index": index}
-        options = self._job.options
+        options = self.job.options
         if isinstance(options, GenerateRequest):
             record |= {"seed": options.seed or 0, "latent": options.offset + index}
         else:
@@ -191,29 +181,20 @@ class Shards:
                 errors="backslashreplace"
             ).decode()  # any bytes may be a name
         if item.error is not None:
-            record |= {"error": item.error.error_code, "detail": _detail(item)}
+            detail = str(item.error)
+            if not (detail.startswith(item.name) or isinstance(item.source, int)):
+                detail = f"{item.name}: {detail}"
+            # on one line, without what controls a terminal: names may hold any characters
+            record |= {"error": item.error.error_code, "detail": printable(detail)}
         elif item.content and self._format is not None:
             record["picture"] = f"{self._folder(shard)}/{_file_name(record, self._format)}"
         return record
 
 
-def _detail(item: Item) -> str:
-    """Why an image failed, on one line, without what controls a terminal: names may hold any
-    characters.
-    """
-    detail = item.error.detail if item.error else ""
-    text = (
-        detail
-        if detail.startswith(item.name) or isinstance(item.source, int)
-        else f"{item.name}: {detail}"
-    )
-    return printable(text)
-
-
 def _file_name(record: Record, image_format: Format) -> str:
     """Index and shortened source name of an output, in characters that every file system allows."""
     stem = PurePosixPath(record["source"] or f"{record['seed']}-{record['latent']}").stem
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:_MAX_STEM]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:80]
     return f"{record['index']:08}-{name}{_SUFFIXES[image_format]}"
 
 
@@ -257,8 +238,11 @@ def open_input(job: Job, output: Output, settings: Settings, *, is_part: bool) -
     """The source of a job, of which this process does a part or all."""
     if isinstance(job.options, GenerateRequest):
         return Latents(job.options)
-    listing = output.listing(job.source, is_part=is_part)
-    return open_source(listing, column=job.column, limit=settings.max_body_bytes)
+    return open_source(
+        output.listing(job.source, is_part=is_part),
+        column=job.column,
+        limit=settings.max_body_bytes,
+    )
 
 
 def run_local(job: Job, source: Source, output: Output, settings: Settings) -> ShardPlan:
@@ -281,7 +265,10 @@ def run_local(job: Job, source: Source, output: Output, settings: Settings) -> S
                     progress.update(await shards.shard(number))
 
             with progress.bar:
-                await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
+                # While the last batches of one shard finish, the next one keeps the device busy.
+                async with task_group() as tasks:
+                    for _ in range(2):
+                        tasks.create_task(take_turns())
         return plan
 
     return asyncio.run(run())
@@ -307,8 +294,9 @@ def run_on_ray(
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the
         # actors only.
-        on_cpu = settings.replace(device="cpu")
-        async with running_services(on_cpu, job.options.model or "") as services:
+        async with running_services(
+            settings.replace(device="cpu"), job.options.model or ""
+        ) as services:
             return Shards(job, services, output, source).start()
 
     plan = asyncio.run(plan_run())
@@ -317,74 +305,77 @@ def run_on_ray(
         with progress.bar:
             if plan.missing:
                 ray.init(ignore_reinit_error=True, log_to_driver=False)
-                _run_actors(ray, job, output, settings, plan, progress, actors)
+                for row in _results(ray, job, output, settings, plan.missing, actors):
+                    if row["error"]:
+                        raise OSError(row["error"])
+                    progress.update(json.loads(row["records"]))
     except ray.exceptions.RayError as exc:
         raise OSError(f"Ray failed: {str(exc).strip().splitlines()[-1]}") from exc
     return plan
 
 
-def _run_actors(
+def _results(
     ray: Any,
     job: Job,
     output: Output,
     settings: Settings,
-    plan: ShardPlan,
-    progress: Progress,
+    missing: Sequence[int],
     actors: int | None,
-) -> None:
-    if job.source and not is_url(job.source):  # actors have another working directory
-        job = replace(job, source=str(Path(job.source).resolve()))
+) -> Iterator[dict[str, str]]:
+    """What the actors return for each of these shards."""
+    if job.source:  # actors have another working directory
+        job = job._replace(source=absolute(job.source))
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
     resources = ray.cluster_resources()
-    cores = settings.threads or min(_CORES, available_cpus())
+    cores = settings.threads or min(4, available_cpus())
     gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
-    now = gpus or int(resources.get("CPU", 1)) // cores or 1
-    least, most = (
-        min(count, len(plan.missing)) for count in (actors or now, actors or len(plan.missing))
-    )
+    now = actors or gpus or int(resources.get("CPU", 1)) // cores or 1
+    count = len(missing)
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
-    shards = ray.data.from_items(
-        list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS)
-    )
-    results = shards.map_batches(
+    # Ray schedules and tracks each block, so that many small ones are expensive.
+    shards = ray.data.from_items(list(missing), override_num_blocks=min(count, 1000))
+    results: Iterator[dict[str, str]] = shards.map(
         Actor,
-        batch_size=1,
-        fn_constructor_args=(job, output, settings if gpus else settings.replace(threads=cores)),
-        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        fn_constructor_args=(
+            job,
+            absolute(output.url),
+            settings if gpus else settings.replace(threads=cores),
+        ),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(now, count), max_size=min(actors or count, count)
+        ),
         num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
-    )
-    for row in results.iter_rows():
-        if row["error"]:
-            raise OSError(row["error"])
-        progress.update(json.loads(row["records"]))
+    ).iter_rows()
+    return results
 
 
 class Actor:
     """A process of Ray with a loaded model; its arguments are the driver's, with absolute paths."""
 
-    def __init__(self, job: Job, output: Output, settings: Settings) -> None:
+    def __init__(self, job: Job, url: str, settings: Settings) -> None:
         prepare_process()
+        output = Output(url)
         self._running = ExitStack()  # to the end of the process
         enter = self._running.enter_context
         # Ray may call the actor from different threads
         self._portal = enter(start_blocking_portal())
-        running = running_services(settings, job.options.model or "")
-        services = enter(self._portal.wrap_async_context_manager(running))
+        services = enter(
+            self._portal.wrap_async_context_manager(
+                running_services(settings, job.options.model or "")
+            )
+        )
         self._shards = Shards(
             job, services, output, open_input(job, output, settings, is_part=True)
         )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Process the shard in column `item`; returns its records, or the error as text: Ray would
         lose its type.
         """
-        number = int(batch["item"][0])
-        records = list[Record]()
-        error = ""
         try:
-            records = self._portal.call(self._shards.shard, number)
+            records = self._portal.call(self._shards.shard, row["item"])
         except (IgnError, OSError) as exc:
-            error = exc.detail if isinstance(exc, IgnError) else str(exc)
-        return {"records": [json.dumps(records)], "error": [error]}
+            return {"records": "[]", "error": str(exc)}
+        return {"records": json.dumps(records), "error": ""}

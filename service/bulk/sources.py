@@ -22,15 +22,13 @@ from service.bulk.places import Folder, locate
 from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-_MAX_READERS: Final = 2  # of tables, as so many shards are processed at a time
 _AT_ONCE: Final = 32 << 20  # bytes of images, unless it is one
 _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
-_BUFFER: Final = 1 << 20  # bytes of a table that are read at a time
 # zipfile raises these for members that are damaged, encrypted, or compressed with an unknown
 # method.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
-Rows = list[tuple[str, int]]  # names and sizes in bytes
+Row = tuple[str, int]  # name and size in bytes
 
 
 class _Group(NamedTuple):
@@ -62,10 +60,9 @@ class Listing:
                 self.rows = self._found(single)
                 self.digest = _digest(self.rows)
         except OSError as exc:
-            where = exc.filename or source
             why = exc.strerror or str(exc)
             raise StartupError(
-                f"{where}: cannot be read: {why.removeprefix(f'{source}: ')}"
+                f"{exc.filename or source}: cannot be read: {why.removeprefix(f'{source}: ')}"
             ) from exc
         self.summary = {"files": len(self.rows), "digest": self.digest}
 
@@ -78,13 +75,13 @@ class Listing:
         """Write that file: a line for each name."""
         file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
 
-    def _recorded(self, get: Callable[[str], bytes | None]) -> Rows:
+    def _recorded(self, get: Callable[[str], bytes | None]) -> list[Row]:
         content = get(self.file)
         if content is None:
             raise FileNotFoundError(f"{self.file}: is gone from the output; use another folder")
         return [(name, size) for name, size in map(json.loads, content.splitlines())]
 
-    def _found(self, single: str) -> Rows:
+    def _found(self, single: str) -> list[Row]:
         """The files of the first kind of which there is one; sorted, as stores differ in their
         order, and a folder has none.
         """
@@ -140,7 +137,7 @@ class Files:
         count = sum(total <= _AT_ONCE for total in accumulate(size for _, size in rows))
         return await self._each(self._item, rows[: max(1, count)])
 
-    def _item(self, row: tuple[str, int]) -> Item:
+    def _item(self, row: Row) -> Item:
         name, size = row
         content = (
             self._content(name, size) if size <= self._limit else _too_large(name, self._limit)
@@ -168,11 +165,10 @@ class Archive(Files):
         try:
             file.read(1)  # zipfile would report a failing read as "not a zip archive"
             self._zip = zipfile.ZipFile(file)
-        except (OSError, *_DAMAGED) as exc:
-            failed = f"cannot be read: {exc.strerror or exc}" if isinstance(exc, OSError) else None
-            raise StartupError(
-                f"{listing.source}: {failed or 'not a zip archive, or a damaged one'}"
-            ) from exc
+        except OSError as exc:
+            raise StartupError(f"{listing.source}: cannot be read: {exc.strerror or exc}") from exc
+        except _DAMAGED as exc:
+            raise StartupError(f"{listing.source}: not a zip archive, or a damaged one") from exc
         members = {info.filename: info for info in self._zip.infolist()}
         self._rows = _visible(((name, info.file_size) for name, info in members.items()), IMAGES)
         self.images = len(self._rows)
@@ -235,7 +231,7 @@ class Table(Files):
                 source = items[-1].source
                 size += len(source) if isinstance(source, bytes) else 0
             self._readers[start + len(items)] = rows
-            for oldest in [*self._readers][:-_MAX_READERS]:
+            for oldest in [*self._readers][:-2]:  # as two shards are processed at a time
                 del self._readers[oldest]
         return items
 
@@ -286,7 +282,7 @@ class Table(Files):
         try:
             with closing(self._open(group.file)) as file:
                 opened = parquet.ParquetFile(
-                    file, metadata=self._metadata[group.file], buffer_size=_BUFFER
+                    file, metadata=self._metadata[group.file], buffer_size=1 << 20
                 )
                 # One row at a time: a few bytes of a file can say that every row has the same large
                 # value.
@@ -323,7 +319,7 @@ def _check_column(where: str, schema: Any, column: str) -> None:
         raise StartupError(f"{where}: column {column!r} holds no bytes, but {kind}")
 
 
-def _visible(rows: Iterable[tuple[str, int]], ends: tuple[str, ...]) -> Rows:
+def _visible(rows: Iterable[Row], ends: tuple[str, ...]) -> list[Row]:
     """The files whose names end so, without hidden ones, in order."""
     return sorted(row for row in rows if row[0].lower().endswith(ends) and not _is_hidden(row[0]))
 

@@ -18,12 +18,12 @@ import io
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyspng
@@ -52,17 +52,7 @@ from service.images.formats import (
     is_tiff,
     tiff_pages,
 )
-
-# An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels).
-# Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write about ten scans.
-# The limit for sequential files is higher: their cost grows with their size anyway, and phones
-# append videos, which can contain the marker by chance.
-_MAX_PROGRESSIVE_SCANS: Final = 100
-_MAX_SEQUENTIAL_SCANS: Final = 1000
-
-# The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels
-# to 8 bit.
-_KEY_SCALE: Final = {"1": 255, "L;2": 85, "L;4": 17}
+from service.images.untrusted import Size
 
 _TURNED: Final = (  # which exchange width and height
     Image.Transpose.ROTATE_90,
@@ -79,13 +69,7 @@ _CONVERTED: Final = {
     "YCbCr": "RGB",
     "RGBa": "RGBA",
 }
-# The resolution is no metadata of a person, and without it a scan has no size.
-_WITH_DPI: Final = ("PNG", "JPEG")
 INCH_M: Final = 0.0254
-# none, and none with masks of bits; Pillow decodes run lengths in Python
-_BMP_COMPRESSIONS: Final = (0, 3)
-# pixels of AV1 frames beyond the image: tiles of a grid overlap its border
-_AVIF_SLACK: Final = 1 << 20
 
 with suppress(ImportError):  # a build of Pillow without AVIF
     from PIL import _avif
@@ -93,15 +77,10 @@ with suppress(ImportError):  # a build of Pillow without AVIF
 with suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
-_TIFF_TEXT: Final = re.compile("SUkq|TU0A")  # base64 of II* and MM\\0*
-_MAX_PREFIX: Final = 200  # characters before it: white space, and `data:image/tiff;base64,`
 
 Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
-Size = tuple[int, int]  # (width, height)
 Dpi = tuple[float, ...]  # horizontal and vertical
 
-
-_LARGE: Final = 1 << 21  # pixels
 _one_large = threading.Lock()
 
 
@@ -113,12 +92,11 @@ def memory_for(pixels: int) -> Iterator[None]:
     That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to
     30; and there is a thread for every core.
     """
-    with _one_large if pixels > _LARGE else nullcontext():
+    with _one_large if pixels > 1 << 21 else nullcontext():
         yield
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeLimits:
+class DecodeLimits(NamedTuple):
     """Limits on one image."""
 
     max_pixels: int  # width × height
@@ -208,7 +186,8 @@ class ImageBytes:
         return (
             is_tiff(data)
             if isinstance(data, bytes)
-            else _TIFF_TEXT.search(data, 0, _MAX_PREFIX) is not None
+            # base64 of II* and MM\0*, after white space, and `data:image/tiff;base64,`
+            else re.search("SUkq|TU0A", data[:200]) is not None
         )
 
     def is_png_of(self, size: Size) -> bool:
@@ -263,8 +242,10 @@ class ImageBytes:
         if opener is None:
             text = "is not a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF image"
             if content.startswith(b"%PDF"):
-                command = "ign project --local --model scans scan.pdf --out clean.pdf"
-                text = f"is a PDF, which `{command}` takes"
+                text = (
+                    "is a PDF, which `ign project --local --model scans scan.pdf --out clean.pdf` "
+                    "takes"
+                )
             raise _invalid(self.field, text)
         with _map_decoder_errors(self.field):
             opened = opener(content)
@@ -280,8 +261,10 @@ def _checked(field: str, opened: "_Opened", limits: DecodeLimits) -> EncodedImag
         limit = f"{limits.max_pixels / 1e6:g} million"
     else:
         return EncodedImage(field, size, transpose, load)
-    message = f"{field}: {width}×{height} pixels, at most {limit} are allowed: reduce the image"
-    raise TooLarge(message, code="image_too_large")
+    raise TooLarge(
+        f"{field}: {width}×{height} pixels, at most {limit} are allowed: reduce the image",
+        code="image_too_large",
+    )
 
 
 def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:
@@ -314,7 +297,8 @@ def _open_gif(data: bytes) -> _Opened:
 
 def _open_bmp(data: bytes) -> _Opened:
     image = BmpImageFile(io.BytesIO(data))
-    if image.info["compression"] not in _BMP_COMPRESSIONS:
+    # none, and none with masks of bits; Pillow decodes run lengths in Python
+    if image.info["compression"] not in (0, 3):
         raise untrusted.Unsupported(
             "is a BMP with run lengths; save it without compression, or as PNG"
         )
@@ -331,14 +315,14 @@ def _open_avif(data: bytes) -> _Opened:
     decoder = _avif.AvifDecoder(still, "auto", 1)
     size, _, mode, _, _, orientation, _ = decoder.get_info()
     pixels = size[0] * size[1]
-    if largest > pixels + _AVIF_SLACK or together > 4 * pixels + _AVIF_SLACK:
+    slack = 1 << 20  # pixels of frames beyond the image: tiles of a grid overlap its border
+    if largest > pixels + slack or together > 4 * pixels + slack:
         raise ValueError("larger than it says")
-    load = partial(_load_avif, decoder, mode, size)
-    return size, TRANSPOSES.get(orientation), load
-
-
-def _load_avif(decoder: Any, mode: str, size: Size) -> Image.Image:
-    return Image.frombytes(mode, size, decoder.get_frame(0)[0])
+    return (
+        size,
+        TRANSPOSES.get(orientation),
+        lambda: Image.frombytes(mode, size, decoder.get_frame(0)[0]),
+    )
 
 
 def _open_tiff(data: bytes) -> _Opened:
@@ -366,16 +350,18 @@ def _load_tiff(page: TiffPage) -> Image.Image:
         return _load(image)
     image.load()
     levels = Image.fromarray(untrusted.eight_bits(np.asarray(image)))
-    is_white_zero = (
-        page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0
-    )  # Pillow inverts images of up to 8 bits only
-    return ImageChops.invert(levels) if is_white_zero else levels
+    # white is 0, and Pillow inverts images of up to 8 bits only
+    return ImageChops.invert(levels) if page.value(PHOTOMETRIC_INTERPRETATION, 1) == 0 else levels
 
 
 def _open_jpeg(data: bytes) -> _Opened:
     needed, exif = untrusted.jpeg_without_metadata(data)
     image = JpegImageFile(io.BytesIO(needed))
-    limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
+    # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16
+    # megapixels). Without a limit, a file of 16 MiB could occupy a core for an hour. Encoders write
+    # about ten scans. The limit for sequential files is higher: their cost grows with their size
+    # anyway, and phones append videos, which can contain the marker by chance.
+    limit = 100 if "progressive" in image.info else 1000
     if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
     return image.size, exif_transpose(exif), partial(_load, image)
@@ -383,7 +369,8 @@ def _open_jpeg(data: bytes) -> _Opened:
 
 def _load(image: ImageFile) -> Image.Image:
     image.load()
-    if image.format not in _WITH_DPI:
+    # The resolution is no metadata of a person, and without it a scan has no size.
+    if image.format not in ("PNG", "JPEG"):
         image.info.pop("dpi", None)
     mode = _CONVERTED.get(image.mode, image.mode)
     if "transparency" in image.info and mode in ("L", "RGB"):  # a level or a place in the palette
@@ -405,12 +392,14 @@ def _open_png(data: bytes) -> _Opened:
         return image.size, transpose, partial(untrusted.load_sixteen_bit, chunks, image, raw)
     key = image.info.get("transparency")
     if isinstance(key, int):
-        image.info["transparency"] = key * _KEY_SCALE.get(raw, 1)
+        # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit
+        # pixels to 8 bit.
+        image.info["transparency"] = key * {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1)
     return image.size, transpose, partial(_load, image)
 
 
 # The first bytes of each format; of a BMP they include the size of its header.
-_SIGNATURES: Final[Sequence[tuple[bytes, Callable[[bytes], _Opened]]]] = (
+_SIGNATURES: Final = (
     (rb"\x89PNG\r\n\x1a\n", _open_png),
     (rb"\xff\xd8\xff", _open_jpeg),
     (rb"(?s)RIFF....WEBP", _open_webp),

@@ -11,7 +11,7 @@ A page of a TIFF, and the first frame of a GIF, are written anew with only what 
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -34,7 +34,10 @@ from PIL.TiffImagePlugin import (
     TILEWIDTH,
 )
 
-from service.images.untrusted import EXIF, MAX_PARTS, Unsupported
+from service.artifact.onnx_file import varint
+from service.images.untrusted import EXIF, MAX_PARTS, Size, Unsupported
+
+Tags = dict[int, tuple[int, ...]]  # values of a directory, by tag
 
 TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -51,11 +54,8 @@ ORIENTATION = 274
 _REDUCED = 254
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
 # tables and subsampling.
-_SINGLE: Final = frozenset(
-    {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
-)
+_SINGLE: Final = {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323}
 _KEPT: Final = _SINGLE | {258, 273, 279, 320, 324, 325, 338, 339, 347, 530}
-_UPRIGHT: Final = frozenset({ORIENTATION})
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 7: "B"}  # BYTE, SHORT, LONG, UNDEFINED
 _LONG = 4
 _UNDEFINED = 7
@@ -71,16 +71,11 @@ _COMPRESSIONS: Final = {
     32946: "",
     32773: "PackBits",
 }
-_PHOTOMETRICS: Final = (0, 1, 2, 3, 5)  # white is 0, black is 0, RGB, palette, CMYK
 _JPEG = 7
 _YCBCR = 6
 _MAX_BANDS: Final = 6  # Pillow logs more as an error
-_MAX_VALUES: Final = 3 * MAX_PARTS  # in the directories of all pages
-_MAX_TILE: Final = 1 << 22  # pixels: a small image has one whole tile
 
 _MAX_META: Final = 1 << 15  # bytes; libavif compares every item of the box with every other one
-_MAX_FRAMES: Final = 8  # of an AVIF image: one, or one for each layer
-_MAX_UNITS: Final = 64  # of AV1 in an image; encoders write three
 # types of AV1 units
 _SEQUENCE_HEADER = 1
 _FRAME_HEADER = 3
@@ -91,7 +86,7 @@ class TiffPage(NamedTuple):
     """One image of a TIFF file: its directory, checked, and its strips or tiles."""
 
     order: str  # of bytes, for `struct`
-    tags: dict[int, tuple[int, ...]]
+    tags: Tags
     parts: list[bytes]
 
     def value(self, tag: int, default: int) -> int:
@@ -99,7 +94,7 @@ class TiffPage(NamedTuple):
         return self.tags.get(tag, (default,))[0]
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height) in pixels, as stored."""
         return self.value(IMAGEWIDTH, 0), self.value(IMAGELENGTH, 0)
 
@@ -119,8 +114,14 @@ class TiffPage(NamedTuple):
             directory += packed.ljust(4, b"\0") if len(packed) <= 4 else place
             content += packed
         mark = b"II" if self.order == "<" else b"MM"
-        head = struct.pack(self.order + "2sHI", mark, 42, _HEADER + len(content))
-        return b"".join((head, content, directory, bytes(4)))
+        return b"".join(
+            (
+                struct.pack(self.order + "2sHI", mark, 42, _HEADER + len(content)),
+                content,
+                directory,
+                bytes(4),
+            )
+        )
 
 
 def is_tiff(data: bytes) -> bool:
@@ -144,7 +145,7 @@ def tiff_pages(data: bytes) -> Iterator[TiffPage]:
         values += entries // _ENTRY + sum(map(len, tags.values()))
         stored += entries + sum(map(len, page.parts))
         # A directory that follows itself ends here, too.
-        if entries < _ENTRY or values > _MAX_VALUES or stored > len(data):
+        if entries < _ENTRY or values > 3 * MAX_PARTS or stored > len(data):
             raise ValueError("too many values, or strips or directories overlap")
         if not page.value(_REDUCED, 0) & 1:
             yield page
@@ -157,16 +158,14 @@ def _start(data: bytes) -> tuple[str, int]:
     return order, struct.unpack_from(order + "I", data, 4)[0]
 
 
-def _directory(
-    data: bytes, order: str, offset: int, kept: frozenset[int]
-) -> tuple[dict[int, tuple[int, ...]], int]:
+def _directory(data: bytes, order: str, offset: int, kept: Set[int]) -> tuple[Tags, int]:
     """The values of those tags of a directory that are kept, the first of each; and where its
     entries end.
     """
     (entries,) = struct.unpack_from(order + "H", data, offset)
     start = offset + 2
     end = start + _ENTRY * min(entries, MAX_PARTS)
-    tags: dict[int, tuple[int, ...]] = {}
+    tags: Tags = {}
     for at in range(start, end, _ENTRY):
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
         if tag not in kept or tag in tags:
@@ -192,12 +191,12 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     if not is_tiff(tiff):
         return None
     with suppress(struct.error, ValueError):
-        tags, _ = _directory(tiff, *_start(tiff), _UPRIGHT)
+        tags, _ = _directory(tiff, *_start(tiff), {ORIENTATION})
         return TRANSPOSES.get(tags.get(ORIENTATION, (1,))[0])
     return None
 
 
-def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage:
+def _page(data: bytes, order: str, tags: Tags) -> TiffPage:
     """The page that a directory describes."""
     page = TiffPage(order, tags, [])
     compression = page.value(COMPRESSION, 1)
@@ -206,7 +205,8 @@ def _page(data: bytes, order: str, tags: dict[int, tuple[int, ...]]) -> TiffPage
     if compression not in _COMPRESSIONS:
         names = ", ".join(filter(None, _COMPRESSIONS.values()))
         raise Unsupported(f"is a TIFF of compression {compression}; expected one of {names}")
-    if photometric not in _PHOTOMETRICS and (photometric, compression) != (_YCBCR, _JPEG):
+    # white is 0, black is 0, RGB, palette, CMYK
+    if photometric not in (0, 1, 2, 3, 5) and (photometric, compression) != (_YCBCR, _JPEG):
         raise Unsupported(
             f"is a TIFF of photometric interpretation {photometric}; expected grey, RGB, "
             f"palette or CMYK"
@@ -233,14 +233,15 @@ def _parts(data: bytes, page: TiffPage) -> list[bytes]:
         offsets = tags[STRIPOFFSETS]
         counts = tags[STRIPBYTECOUNTS]
     planes = page.value(SAMPLESPERPIXEL, 1) if page.value(PLANAR_CONFIGURATION, 1) > 1 else 1
-    if not width * height * across * down or (TILEOFFSETS in tags and across * down > _MAX_TILE):
+    # a small image has one whole tile
+    if not width * height * across * down or (TILEOFFSETS in tags and across * down > 1 << 22):
         raise ValueError("no pixels, or large tiles")
     if len(offsets) != -(-width // across) * -(-height // down) * planes or sum(counts) > len(data):
         raise ValueError("another number of strips than the size says")
     return [data[start : start + count] for start, count in zip(offsets, counts, strict=True)]
 
 
-def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
+def gif_first_frame(data: bytes) -> tuple[Size, bytes]:
     """(width, height) of a GIF, and the file without extensions but that of the first frame.
 
     Raises ValueError, IndexError or struct.error if there is no frame within `MAX_PARTS` blocks.
@@ -252,8 +253,7 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
     blocks = 0
     while data[position] == 0x21:
         start = position
-        is_control = data[position + 1] == 0xF9
-        position = position + 2
+        position += 2
         length = 1
         while length:
             length = data[position]
@@ -261,7 +261,8 @@ def gif_first_frame(data: bytes) -> tuple[tuple[int, int], bytes]:
             blocks += 1
             if blocks > MAX_PARTS:
                 raise ValueError("too many blocks")
-        control = data[start:position] if is_control else control
+        if data[start + 1] == 0xF9:
+            control = data[start:position]
     if data[position] != 0x2C:
         raise ValueError("no frame")
     left, top, across, down = struct.unpack_from("<4H", data, position + 1)
@@ -350,7 +351,7 @@ def _av1_frames(item: bytes) -> Iterator[int]:
         position += 2 if head & 4 else 1
         size = len(item) - position
         if head & 2:
-            size, position = _leb128(item, position)
+            size, position = varint(item, position)
         kind = head >> 3 & 15
         if kind == _SEQUENCE_HEADER:
             pixels = max(pixels, _av1_pixels(item[position : position + min(size, 64)]))
@@ -359,20 +360,9 @@ def _av1_frames(item: bytes) -> Iterator[int]:
             yield pixels
         position += size
         units += 1
-        if units > _MAX_UNITS or frames > _MAX_FRAMES:
+        # Encoders write three units, and a frame, or one for each layer.
+        if units > 64 or frames > 8:
             raise Unsupported("is an AVIF of many frames")
-
-
-def _leb128(data: bytes, position: int) -> tuple[int, int]:
-    """A number of at most eight bytes, seven bits in each, and the position after it."""
-    number = 0
-    for shift in range(0, 56, 7):
-        byte = data[position]
-        position = position + 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            break
-    return number, position
 
 
 def _av1_pixels(header: bytes) -> int:

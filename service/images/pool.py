@@ -1,38 +1,32 @@
 """Run codec jobs in a bounded thread pool, because a large one would block the event loop."""
 
 import asyncio
-import contextlib
 import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from service.domain.accounts import UNLIMITED, Accounts
 
-_M_MMAP_THRESHOLD: Final = -3  # of malloc.h
-_LARGE_BLOCK: Final = 1 << 20  # bytes
-
 T = TypeVar("T")
-Observe = Callable[[str, float], None]
-"""Called after every job with its operation and its duration in seconds."""
-
-
 Job = Callable[[], T]
 
 
 class CodecPool:
     """Runs jobs in ``threads`` ≥ 1 threads, and one more. Belongs to one event loop.
 
-    ``observe`` is called after every job, in its thread. The next job is that of the caller with
-    the fewest jobs running, and of those, with the least time spent. At most ``threads`` jobs run,
-    but one more for a caller that has none running. So a caller with many large images never takes
-    all threads: another one waits for nobody, unless several others wait as well.
+    ``observe`` is called after every job, in its thread, with its operation and its seconds. The
+    next job is that of the caller with the fewest jobs running, and of those, with the least time
+    spent. At most ``threads`` jobs run, but one more for a caller that has none running. So a
+    caller with many large images never takes all threads: another one waits for nobody, unless
+    several others wait as well.
     """
 
     # The number of threads also limits the memory: each thread decodes one image at a time.
-    def __init__(self, threads: int, observe: Observe) -> None:
+    def __init__(self, threads: int, observe: Callable[[str, float], None]) -> None:
         self.threads = threads
         self._observe = observe
         _return_large_blocks()
@@ -84,19 +78,18 @@ class CodecPool:
             key = accounts.next(self._waiting)
             if accounts.total >= self.threads + (key not in accounts.held):
                 return
-            turn = next(iter(self._waiting[key]))
-            job = self._withdraw(key, turn)
-            if job is not None and not turn.cancelled():
+            turn, job = next(iter(self._waiting[key].items()))
+            self._withdraw(key, turn)
+            if not turn.cancelled():
                 turn.set_result(self._executor.submit(job))
                 accounts.take(key, 1)
 
-    def _withdraw(self, key: str, turn: asyncio.Future[Future[Any]]) -> Callable[[], Any] | None:
+    def _withdraw(self, key: str, turn: asyncio.Future[Future[Any]]) -> None:
         """Take a job out of those that wait, if it is there."""
         jobs = self._waiting.get(key, {})
-        job = jobs.pop(turn, None)
+        jobs.pop(turn, None)
         if not jobs:
             self._waiting.pop(key, None)
-        return job
 
     def _run(self, loop: asyncio.AbstractEventLoop, operation: str, job: Job[T], key: str) -> T:
         began = time.perf_counter()
@@ -105,7 +98,7 @@ class CodecPool:
         finally:
             seconds = time.perf_counter() - began
             self._observe(operation, seconds)
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._end, key, seconds)
 
     def _end(self, key: str, seconds: float) -> None:
@@ -128,5 +121,5 @@ def _return_large_blocks() -> None:
     By default it keeps, for each thread, what its largest image took, because the threshold grows
     with what is freed.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h, bytes

@@ -17,13 +17,13 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import split_luma
 from service.images.decode import EncodedImage, Picture, Pixels
+from service.images.untrusted import Size
 
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
 # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
 Mask = Image.Image
 
-_REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
 _KEEP: Final = 0
 
 
@@ -151,7 +151,7 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
 
 def fit_to_canvas(
     image: Image.Image,
-    target: tuple[int, int],
+    target: Size,
     resize: Resize,
     fill: tuple[int, ...],
     resample: Image.Resampling,
@@ -171,7 +171,7 @@ def fit_to_canvas(
     return canvas
 
 
-def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+def _inscribed(size: Size, frame: Size) -> Size:
     # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
     # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
     width, height = size
@@ -183,7 +183,7 @@ def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]
     return max(1, round(width * frame_height / height)), frame_height
 
 
-def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+def _centred(inner: Size, outer: Size) -> tuple[int, int]:
     # The left and top margin; an odd pixel is on the right and below.
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
@@ -221,8 +221,9 @@ def keep_mask(
         grey = fit_to_canvas(upright, target, resize, (_KEEP,), Image.Resampling.NEAREST)
     elif grey.size != target:
         sizes = (f"{width}×{height}" for width, height in (grey.size, picture.stored_size, target))
-        message = "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(
-            *sizes
+        raise InvalidContent.field(
+            field,
+            "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(*sizes),
+            code="mask_size",
         )
-        raise InvalidContent.field(field, message, code="mask_size")
-    return (np.asarray(grey) < _REGENERATE)[None]
+    return (np.asarray(grey) < 128)[None]

@@ -27,6 +27,8 @@ from zlib_ng import zlib_ng as zlib
 
 from service.domain.errors import InvalidContent, TooLarge
 
+Size = tuple[int, int]  # (width, height)
+
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes
 # about 1 µs of Python, in which no other thread runs, so 16 MiB of empty ones would take seconds.
@@ -39,16 +41,13 @@ _SOS = 0xDA
 _APP1 = 0xE1
 _COMMENT = 0xFE
 # without content: a stray 0x00, and RST0…RST7
-_ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))
+_ALONE: Final = {0x00, *range(0xD0, 0xD8)}
 # libjpeg rejects them, too
-_INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
-# APP0 (JFIF) and APP14 (Adobe) say which colours are stored
-_JPEG_COLOURS: Final = frozenset((0xE0, 0xEE))
-_METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _JPEG_COLOURS
-# segments; encoders write about ten, and Pillow reads the tables in them in loops, too
-_MAX_KEPT: Final = 64
+_INVALID: Final = {*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
+# but APP0 (JFIF) and APP14 (Adobe), which say which colours are stored
+_METADATA: Final = {*range(0xE1, 0xEE), 0xEF, _COMMENT}
 
-_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_PNG_KEPT: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 SMALL: Final = 1 << 14
 """Bytes of a small PNG, and its pixels."""
@@ -103,7 +102,8 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
             kept.append(segment)
         elif code == _APP1 and not exif and segment.startswith(EXIF, 4):
             exif = segment[4:]
-        if len(kept) > _MAX_KEPT:
+        # Encoders write about ten, and Pillow reads the tables in them in loops, too.
+        if len(kept) > 64:
             raise ValueError("too many segments that decoding needs")
     return b"".join(kept), exif
 
@@ -135,16 +135,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def check_webp_chunks(data: bytes) -> None:
     """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
     position = 12
-    chunks = 0
-    while position + 8 <= len(data):
-        chunks += 1
-        if chunks > MAX_PARTS:
-            raise ValueError("too many chunks")
+    for _ in range(MAX_PARTS + 1):
+        if position + 8 > len(data):
+            return
         length = int.from_bytes(data[position + 4 : position + 8], "little")
         position += 8 + length + length % 2  # a byte of padding follows an odd length
+    raise ValueError("too many chunks")
 
 
-def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
+def is_png_of(data: bytes | str, size: Size) -> bool:
     """Whether bytes, or base64 text, are a PNG of at most 16 KiB and of exactly this (width,
     height), at most 128×128.
 
@@ -164,10 +163,8 @@ def is_png_of(data: bytes | str, size: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _png_heads(size: tuple[int, int]) -> frozenset[bytes]:
-    return frozenset(
-        [PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()]
-    )
+def _png_heads(size: Size) -> set[bytes]:
+    return {PNG_SIGNATURE + png_header(*size, colour) for colour in _COLOUR_TYPES.values()}
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
@@ -185,9 +182,9 @@ def is_plain_png(data: bytes, channels: int) -> bool:
     """Whether a file for which `is_png_of` is true has so many channels, all in one undamaged
     chunk, and no others.
     """
-    is_one_chunk = data[37:41] == b"IDAT" and 57 + int.from_bytes(data[33:37], "big") == len(data)
     return (
-        is_one_chunk
+        data[37:41] == b"IDAT"
+        and 57 + int.from_bytes(data[33:37], "big") == len(data)
         and data[25] == _COLOUR_TYPES[channels]
         and data.endswith(PNG_END)
         and zlib.crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
@@ -256,9 +253,9 @@ def load_sixteen_bit(chunks: bytes, image: PngImageFile, raw: str) -> Image.Imag
     bands = len(raw.partition(";")[0]) + (key is not None)
     levels = np.full((image.height, image.width, bands), 255, np.uint8)
     for top in range(0, image.height, _STRIP):
-        box = (0, top, image.width, min(image.height, top + _STRIP))
-        samples = _samples([np.asarray(source.crop(box)) for source in sources])
         strip = levels[top : top + _STRIP]
+        box = (0, top, image.width, top + len(strip))
+        samples = _samples([np.asarray(source.crop(box)) for source in sources])
         strip[:, :, : samples.shape[2]] = eight_bits(samples)
         if key is not None:
             strip[:, :, -1][(samples == key).all(axis=2)] = 0

@@ -5,7 +5,6 @@ many threads.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -20,15 +19,10 @@ from service.settings import Settings
 
 # up to here, several instances with few threads are faster than one with many
 _FAST_ROW_S: Final = 0.005
-_MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
-_MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
-
-MakeModel = Callable[..., OnnxModel]
-"""Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
 def open_instances(
-    make_model: MakeModel,
+    make_model: Callable[..., OnnxModel],
     settings: Settings,
     data: bytes,
     *,
@@ -43,12 +37,11 @@ def open_instances(
     """
     threads = settings.threads or available_cpus()
     left = max(1, threads - 1)
-    count = min(_MAX_INSTANCES, left) if alone else 1
+    # one Python thread at a time prepares their batches
+    count = min(8, left) if alone else 1
     each = left // count
 
-    cuda = CudaOptions(
-        half=settings.precision == "fp16",
-    )
+    cuda = CudaOptions(half=settings.precision == "fp16")
     make = partial(make_model, data, max_batch_rows=settings.max_batch_rows, low_priority=not alone)
     first = make(device=settings.device, cuda=cuda, threads=each)
     instances = [first]
@@ -56,7 +49,7 @@ def open_instances(
         if first.device == "cuda":
             for device_id in range(1, settings.gpu_count):
                 with wrap_errors(f"device {device_id}"):
-                    instances.append(make(device="cuda", cuda=replace(cuda, device_id=device_id)))
+                    instances.append(make(device="cuda", cuda=cuda._replace(device_id=device_id)))
         else:
             if threads > 1 and _is_slow(first):
                 first.close()
@@ -64,8 +57,9 @@ def open_instances(
                 count = 1 + alone
                 each = threads // count
             for _ in range(count - len(instances)):
-                device = "cpu" if instances else settings.device
-                instances.append(make(device=device, cuda=cuda, threads=each))
+                instances.append(
+                    make(device="cpu" if instances else settings.device, cuda=cuda, threads=each)
+                )
     except BaseException:
         close_all(instances)
         raise
@@ -101,7 +95,7 @@ class SharedModel:
 def _is_slow(model: OnnxModel) -> bool:
     # A model that fails counts as fast; its verification reports the failure.
     row = NoiseSource(model.card.row_shapes[0]).rows(0, 0, 1)
-    for _ in range(_MEASUREMENTS):
+    for _ in range(10):  # the fastest one counts, as other programs may slow down some
         start = time.perf_counter()
         try:
             model.run(row)

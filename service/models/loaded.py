@@ -24,7 +24,7 @@ Raises StartupError if they hold no valid model.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A verified model."""
 
@@ -37,11 +37,6 @@ class LoadedModel:
     fallback_reason: str | None = None  # why `auto` did not select CUDA
     files: Files = ()  # that it was loaded from
     memory: ModelMemory | None = None  # of instances that open on demand
-
-    @property
-    def ref(self) -> str:
-        """`name/version`."""
-        return self.card.ref
 
     def close(self) -> None:
         """Release every instance; none may run afterwards."""

@@ -29,13 +29,13 @@ Each version is verified when it is loaded, as without a limit. To open it again
 compared.
 """
 
-import contextlib
 import ctypes
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MIB: Final = 2**20
 _ESTIMATE: Final = 8  # times its file is what a model gets until it is measured
-# times its file is what an instance takes at least: the weights, and the bytes they were read from
-_LEAST: Final = 2
 _POLL_S: Final = 0.05  # between two looks at what waits for room
 
 
@@ -176,13 +174,15 @@ class Memory:
             self._on_change(len(self._open), sum(self._open.values()))
 
 
+@dataclass(eq=False)
 class OnDemandModel(ModelMemory):
     """The instances of one version on a CPU. ``read`` gives the bytes of its file again."""
 
-    def __init__(self, memory: Memory, ref: str, size: int) -> None:
-        self.ref = ref
-        self.size = size
-        self._memory = memory
+    memory: Memory
+    ref: str
+    size: int
+
+    def __post_init__(self) -> None:
         self.instances: Sequence[OnnxModel] = ()
         self.read: Callable[[], bytes] = bytes
         self.is_open = False
@@ -206,22 +206,23 @@ class OnDemandModel(ModelMemory):
     def acquire(self) -> bool:
         """See `ModelMemory`."""
         with self._opening:
-            is_open = self._memory.enter(self)
+            is_open = self.memory.enter(self)
             if is_open and not self.is_open:
                 self._open()
             return is_open
 
     def release(self) -> None:
         """See `ModelMemory`."""
-        self._memory.leave(self)
+        self.memory.leave(self)
 
     def seconds_to_open(self, caller: str) -> float:
         """See `ModelMemory`, and the module for how it is predicted. Takes no lock."""
-        memory = self._memory
+        memory = self.memory
         rank = memory.accounts.spent.get(caller, 0.0)
         turns = {self, *(each for each in [*memory.waiting] if each.rank <= rank)}
-        seconds = sum(2 * each.opening_s * each.size for each in turns) / memory.limit
-        return 0.0 if self.is_open else seconds
+        if self.is_open:
+            return 0.0
+        return sum(2 * each.opening_s * each.size for each in turns) / memory.limit
 
     def _open(self) -> None:
         began = time.monotonic()
@@ -233,13 +234,13 @@ class OnDemandModel(ModelMemory):
                 instance.reopen(data)
             self.is_open = True
             self.failure = ""
-            self._memory.on_opened()
+            self.memory.on_opened()
         except Exception as exc:
             earlier = self.failure
             self.failure = describe_failure(self.ref, exc)
             if self.failure != earlier:
                 _LOG.error("%s cannot be opened: %s", self.ref, self.failure)
-            self._memory.resize(self, 0)
+            self.memory.resize(self, 0)
             self.close_instances()
         _free_unused()
         self.opening_s = time.monotonic() - began
@@ -248,7 +249,7 @@ class OnDemandModel(ModelMemory):
     def close(self) -> None:
         """See `ModelMemory`."""
         self._is_closed = True
-        self._memory.resize(self, 0)
+        self.memory.resize(self, 0)
         self.close_instances()
 
     def close_instances(self) -> None:
@@ -279,7 +280,8 @@ class OnDemandRepository(Repository):
             loaded = super()._load(ref)
             model.instances = loaded.instances
             model.is_open = True
-            model.size = self._measure(loaded, before, _LEAST * size)
+            # An instance takes at least its weights, and the bytes that they were read from.
+            model.size = self._measure(loaded, before, 2 * size)
             with wrap_errors(file):
                 self.memory.resize(model, model.size)
         except BaseException:
@@ -298,7 +300,7 @@ class OnDemandRepository(Repository):
         model = loaded.instances[0]
         count = len(loaded.instances)
         # smaller batches run; the golden rows did
-        with contextlib.suppress(ModelFailure, DeviceOutOfMemory):
+        with suppress(ModelFailure, DeviceOutOfMemory):
             rows = loaded.card.batch_rows(self.max_batch_rows)
             model.run(np.zeros((rows, *model.shape), np.float32))
         return max(opened - before, count * least) + count * max(0, resident_bytes() - opened)
@@ -314,5 +316,5 @@ def _free_unused() -> None:
     """Return freed memory to the system, where the C library can do that; glibc keeps it for later
     allocations.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -14,6 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import repeat
 from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
@@ -40,6 +41,7 @@ cost money.
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ServedModel:
     """A verified model, the schedulers that run it and its statistics.
 
@@ -48,26 +50,22 @@ class ServedModel:
     their first use those of smaller tiles.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        make_scheduler: Callable[[], Scheduler],
-        statistics: ModelStatistics,
-    ) -> None:
-        self.loaded = loaded
-        self.statistics = statistics
-        self._make_scheduler = make_scheduler
-        self.scheduler = make_scheduler()
-        self._is_closed = False
-        self.schedulers = {loaded.card.shape[1:]: self.scheduler}  # by the size of their rows
+    loaded: LoadedModel
+    make_scheduler: Callable[[], Scheduler]
+    statistics: ModelStatistics
+    # Unix time in seconds, rounded up, at which the set of served models last changed
+    since: int = 0
+
+    def __post_init__(self) -> None:
         # Copied, because every request reads them.
-        self.card = loaded.card
-        self.digest = loaded.digest
+        self.card = self.loaded.card
+        self.digest = self.loaded.digest
+        self.scheduler = self.make_scheduler()
+        self.schedulers = {self.card.shape[1:]: self.scheduler}  # by the size of their rows
+        self._is_closed = False
         self.noise = NoiseSource(self.card.shape)
-        self.ref = loaded.ref
-        self.tag = f"{loaded.ref}@sha256:{loaded.digest}"
-        # Unix time in seconds, rounded up, at which the set of served models last changed
-        self.since = 0
+        self.ref = self.card.ref
+        self.tag = f"{self.ref}@sha256:{self.digest}"
 
     async def run_tiles(
         self,
@@ -84,10 +82,9 @@ class ServedModel:
             (image, self.card.tiling(image.shape[1:]), mask)
             for image, mask in zip(images, masks or repeat(None), strict=False)
         ]
-        run = TiledRun(
+        return await TiledRun(
             tiled, params, scheduler_for=self._scheduler_for, run_codec=run_codec, on_event=on_event
-        )
-        return await run.run()
+        ).run()
 
     def plan_tiles(self, sizes: Sequence[Size]) -> tuple[int, int]:
         """How many tiles images of these sizes have, and bytes of those that are open at a time."""
@@ -104,11 +101,11 @@ class ServedModel:
         for scheduler in [*self.schedulers.values()]:
             scheduler.close(seconds)
 
-    def _scheduler_for(self, size: tuple[int, int]) -> Scheduler:
+    def _scheduler_for(self, size: Size) -> Scheduler:
         if size not in self.schedulers:
             if self._is_closed:
                 raise Draining("the service is shutting down")
-            self.schedulers[size] = self._make_scheduler()
+            self.schedulers[size] = self.make_scheduler()
         return self.schedulers[size]
 
 
@@ -132,6 +129,7 @@ class IndexEntry(NamedTuple):
     reason: str
 
 
+@dataclass(eq=False)
 class ModelRegistry:
     """The served models by name and version.
 
@@ -140,18 +138,13 @@ class ModelRegistry:
     name.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        *,
-        serve: Callable[[LoadedModel], ServedModel],
-        on_activated: Callable[[LoadedModel], None],
-        wait_for_requests: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._repository = repository
-        self._serve = serve
-        self._on_activated = on_activated
-        self._wait_for_requests = wait_for_requests
+    repository: Repository
+    _: KW_ONLY
+    serve: Callable[[LoadedModel], ServedModel]
+    on_activated: Callable[[LoadedModel], None]
+    wait_for_requests: Callable[[], Awaitable[None]]
+
+    def __post_init__(self) -> None:
         # By `name/version`, in order of name and number; a mapping that never changes, but is
         # replaced.
         self.models: Mapping[str, ServedModel] = {}
@@ -181,7 +174,7 @@ class ModelRegistry:
 
         Raises UnknownModel if no such model or version serves; the text names those that do.
         """
-        wanted = self._repository.default if name is None else name
+        wanted = self.repository.default if name is None else name
         model = self.models.get(wanted) or self._by_name.get(wanted)
         if model is None:
             served = ", ".join(self.models) or "none"
@@ -194,7 +187,7 @@ class ModelRegistry:
         """Load, verify and activate every model of the directory; raises as
         `Repository.load_all`.
         """
-        models, self._failures = await asyncio.to_thread(self._repository.load_all)
+        models, self._failures = await asyncio.to_thread(self.repository.load_all)
         for loaded in models.values():
             self.activate(loaded)
 
@@ -213,11 +206,11 @@ class ModelRegistry:
         """Serve a verified model from now on; it replaces the one of its name and version, if there
         is one.
         """
-        model = self._serve(loaded)
+        model = self.serve(loaded)
         displaced = self.models.get(model.ref)
         self._failures.pop(model.ref, None)
         self._set_models({**self.models, model.ref: model})
-        self._on_activated(loaded)
+        self.on_activated(loaded)
         if displaced is not None:
             self._retire(displaced)
 
@@ -242,7 +235,7 @@ class ModelRegistry:
         # Begun before the lock is held, so those who wait for the lock share it: one refresh runs
         # at a time, and all who ask before the next begins share that.
         refresh = None
-        if self._repository.store and (may_be_new or self._refs(name) or await self._find(name)):
+        if self.repository.store and (may_be_new or self._refs(name) or await self._find(name)):
             refresh = self._next_refresh or asyncio.create_task(self._refresh_next())
             self._next_refresh = refresh
         async with self._locks.setdefault(name, asyncio.Lock()):
@@ -256,7 +249,7 @@ class ModelRegistry:
             failed = [ref for ref in refs if not await self._load(ref)]
             for ref in [ref for ref in self._refs(name) if ref not in refs]:
                 # nothing can replace it
-                if len(failed) == len(refs) or self._repository.is_named(ref):
+                if len(failed) == len(refs) or self.repository.is_named(ref):
                     self._failures[ref] = (
                         f"{ref}: its files are gone; it still serves, because callers rely on it"
                     )
@@ -271,7 +264,7 @@ class ModelRegistry:
 
     async def _find(self, name: str) -> list[str]:
         try:
-            return await asyncio.to_thread(self._repository.find, name)
+            return await asyncio.to_thread(self.repository.find, name)
         except (StartupError, OSError) as exc:
             raise LoadFailed(describe_failure(name, exc)) from exc
 
@@ -281,7 +274,7 @@ class ModelRegistry:
             await asyncio.sleep(self._next_at - time.monotonic())
             self._next_refresh = None  # what changes from now on may not be in this listing
             try:
-                return await asyncio.wrap_future(self._repository.start_refresh())
+                return await asyncio.wrap_future(self.repository.start_refresh())
             except StartupError as exc:
                 _LOG.warning("%s", exc.detail)
                 return None
@@ -296,7 +289,7 @@ class ModelRegistry:
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
-            if name == self._repository.default.partition("/")[0]:
+            if name == self.repository.default.partition("/")[0]:
                 raise UnloadRefused(
                     f"{name} is the default model, and callers who name none rely on it"
                 )
@@ -307,7 +300,7 @@ class ModelRegistry:
     async def index(self) -> list[IndexEntry]:
         """Every version that serves or lies in the directory, in order."""
         try:
-            on_disk = await asyncio.to_thread(self._repository.find)
+            on_disk = await asyncio.to_thread(self.repository.find)
         except (StartupError, OSError) as exc:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
@@ -346,7 +339,7 @@ class ModelRegistry:
 
     def _set_models(self, models: Mapping[str, ServedModel]) -> None:
         self.models = {ref: models[ref] for ref in sorted(models, key=version_key)}
-        pins = self._repository.pins
+        pins = self.repository.pins
         self._by_name = {  # of several, the last and highest one wins
             model.card.name: model
             for model in self.models.values()
@@ -360,13 +353,13 @@ class ModelRegistry:
     async def _load(self, ref: str) -> bool:
         served = self.models.get(ref)
         if served is not None and served.loaded.files == await asyncio.to_thread(
-            self._repository.files, ref
+            self.repository.files, ref
         ):
             self._failures.pop(ref, None)
             return True
         try:
             async with asyncio.timeout(LOAD_S) as self._loading[ref]:
-                loaded = await asyncio.wrap_future(self._repository.start_load(ref))
+                loaded = await asyncio.wrap_future(self.repository.start_load(ref))
         except Exception as exc:
             self._failures[ref] = describe_failure(ref, exc)
             _LOG.warning("%s", self._failures[ref])
@@ -395,7 +388,7 @@ class ModelRegistry:
         self._retiring[model] = asyncio.get_running_loop().create_task(self._drain_and_close(model))
 
     async def _drain_and_close(self, model: ServedModel) -> None:
-        await self._wait_for_requests()
+        await self.wait_for_requests()
         await self._close(model)
         # a task that `close` cancels earlier leaves its model there, for `close` to close
         del self._retiring[model]

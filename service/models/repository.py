@@ -7,13 +7,13 @@ card has the name.
 A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
 
-import contextlib
 import logging
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -43,11 +43,9 @@ LOAD_S: Final = 300.0
 """Seconds that loading, warm-up and verification of a version may take. The largest file, read from
 a slow network disk at 20 MB/s, takes a third of them; a model that loops for ever does not end.
 """
-_NAME: Final = re.compile(NAME_PATTERN)
 _REF: Final = re.compile(f"{NAME_PATTERN[1:-1]}/{VERSION_PATTERN[1:-1]}")
 _MOUNTED: Final = re.compile(rf"([1-9][0-9]{{0,8}}/)?{MODEL_FILE}")
 _HINT: Final = "unset, the shipped models are served; `ign export` writes others"
-_INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -125,8 +123,11 @@ class Repository:
             )
         names = {ref.partition("/")[0] for ref in refs}
         if self.only_a_guess and self.default not in names:
-            text = "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s"
-            _LOG.info(text, self.default, min(names))
+            _LOG.info(
+                "no IGN_DEFAULT_MODEL is set, and there is no %s: the default is %s",
+                self.default,
+                min(names),
+            )
             self.default = min(names)
         self.default = self.only or self.default
         return refs
@@ -184,9 +185,12 @@ class Repository:
         if self.default in self.pins:
             versions = [f"{self.default}/{self.pins[self.default]}"]
         if not versions:
-            text = f"IGN_DEFAULT_MODEL={self.default}: not there; {there}"
-            text += "; choose with --default-model"
-            raise StartupError(f"no model {self.only!r}; {there}" if self.only else text)
+            raise StartupError(
+                f"no model {self.only!r}; {there}"
+                if self.only
+                else f"IGN_DEFAULT_MODEL={self.default}: not there; {there}; choose with "
+                f"--default-model"
+            )
         return versions[-1]
 
     def is_named(self, ref: str) -> bool:
@@ -200,7 +204,7 @@ class Repository:
 
         Raises StartupError if a model at the top of the directory has no valid card.
         """
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not re.fullmatch(NAME_PATTERN, name):
             return []
         folders = self.directory.iterdir() if name is None else [self.directory / name]
         refs = [
@@ -223,7 +227,7 @@ class Repository:
         files = [MODEL_FILE, *(f"{entry.name}/{MODEL_FILE}" for entry in self.directory.iterdir())]
         files = [file for file in filter(_MOUNTED.fullmatch, files) if self._identities([file])]
         for file in files:  # a version with a damaged card has the name of another one
-            with contextlib.suppress(StartupError):
+            with suppress(StartupError):
                 name, _, version = self._card_ref(file).partition("/")
                 folders = [each.rpartition("/")[0] for each in files]
                 found = {f"{name}/{folder or version}": folder for folder in folders}
@@ -260,8 +264,8 @@ class Repository:
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
-        names = dict.fromkeys((MODEL_FILES[self.precision], MODEL_FILE, GOLDEN_FILE))
-        return self._identities([self._path(ref, name) for name in names])
+        names = {MODEL_FILES[self.precision], MODEL_FILE, GOLDEN_FILE}
+        return self._identities([self._path(ref, name) for name in sorted(names)])
 
     def _identities(self, files: Iterable[str]) -> Files:
         identities = []
@@ -307,8 +311,10 @@ class Repository:
                     self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
         _LOG.warning("%s runs on the CPU: %s", ref, reason)
-        loaded = self._open_verified(self.open_on_cpu, data, file, golden, files)
-        return replace(loaded, fallback_reason=reason)
+        return replace(
+            self._open_verified(self.open_on_cpu, data, file, golden, files),
+            fallback_reason=reason,
+        )
 
     def _read_golden(self, ref: str, file: str, data: bytes) -> Golden:
         """The golden rows of a model file; raises StartupError, before onnxruntime reads the file,
@@ -420,7 +426,7 @@ def describe_failure(ref: str, exc: Exception) -> str:
     if isinstance(exc, OSError):
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)
-    return f"{ref}: {_INTERNAL_ERROR}"
+    return f"{ref}: loading it failed in a way nobody foresaw; the log says how"
 
 
 def _start(function: Callable[..., T], *arguments: Any) -> Future[T]:

@@ -6,7 +6,6 @@ can always start with what is there. A file is copied again when the store says 
 size or tag.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -15,6 +14,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +23,6 @@ from service.artifact.files import MAX_MODEL_BYTES, MODEL_FILE, MODEL_PATH
 from service.domain.errors import StartupError, printable
 
 _LOG = logging.getLogger(__name__)
-_FILE: Final = re.compile(MODEL_PATH)
-# endpoints may be local
-_CLIENT: Final[Any] = {"timeout": "300s", "connect_timeout": "5s", "allow_http": True}
-_RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
-_CODE: Final = re.compile(r"<Code>(\w+)</Code>")
-_CLOUD: Final = "169.254.169.254"  # where machines of a cloud ask for credentials
 _MAX_OBJECTS: Final = 100_000  # below the URL, models or not
 _MAX_BYTES: Final = 1 << 36  # of all models together
 
@@ -74,7 +68,8 @@ class ModelStore:
         known = {path: tag for path, tag in copied.items() if os.path.isfile(self.folder / path)}
         try:
             with named(f"IGN_MODEL_DIR={self._url}"):
-                store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", _RETRY)
+                retry = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+                store = open_store(self._url, f"IGN_MODEL_DIR={self._url}", retry)
                 objects = _list(store)
         except StartupError as exc:
             if not (may_fail and any(self.folder.rglob(MODEL_FILE))):
@@ -110,7 +105,7 @@ class ModelStore:
             (fresh / os.path.basename(path)).replace(self.folder / path)
 
     def _remove(self, path: str) -> None:
-        with contextlib.suppress(OSError):  # a folder that still holds files stays
+        with suppress(OSError):  # a folder that still holds files stays
             (self.folder / path).unlink(missing_ok=True)
             for parent in Path(path).parents[:-1]:
                 (self.folder / parent).rmdir()
@@ -133,7 +128,7 @@ def _list(store: Any) -> Objects:
         found |= {
             each["path"]: (each["size"], each["e_tag"] or "")
             for each in chunk
-            if _FILE.fullmatch(each["path"])
+            if re.fullmatch(MODEL_PATH, each["path"])
         }
     if not found:
         raise StartupError("holds no model such as mnist/1/model.onnx")
@@ -180,14 +175,19 @@ def open_store(url: str, what: str, retry: Any) -> Any:
     except ImportError as exc:
         raise _Named(f"{what}: needs obstore: run `pip install 'ign-service[store]'`") from exc
     with named(what):
-        return from_url(url, client_options=_CLIENT, retry_config=retry)
+        return from_url(
+            url,
+            # endpoints may be local
+            client_options={"timeout": "300s", "connect_timeout": "5s", "allow_http": True},
+            retry_config=retry,
+        )
 
 
 class _Named(StartupError):
     """An error that says what it is about."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
     """Turn whatever a block raises into a ``kind`` of one line that begins with ``what``; named
     errors stay.
@@ -197,15 +197,10 @@ def named(what: str, kind: type[Exception] = _Named) -> Iterator[None]:
     except _Named:
         raise
     except Exception as exc:
-        text = (
-            exc.detail
-            if isinstance(exc, StartupError)
-            else getattr(exc, "strerror", None) or str(exc)
-        )
-        line = (
-            text.partition(": <?xml")[0].partition(": <Error")[0].partition("\n")[0]
-            or type(exc).__name__
-        )
-        code = _CODE.search(text)
-        hint = "no credentials in the environment" if _CLOUD in line else code and code[1]
+        text = getattr(exc, "strerror", None) or str(exc)
+        line = re.split(r": <\?xml|: <Error|\n", text)[0] or type(exc).__name__
+        code = re.search(r"<Code>(\w+)</Code>", text)
+        hint = code and code[1]
+        if "169.254.169.254" in line:  # where machines of a cloud ask for credentials
+            hint = "no credentials in the environment"
         raise kind(f"{what}: {printable(line[:300])}{f' ({hint})' if hint else ''}") from exc

@@ -27,8 +27,6 @@ from service.runtime.session import (
     short_message,
 )
 
-ImageShape = tuple[int, int, int]
-
 
 class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
@@ -72,7 +70,7 @@ class OnnxModel:
             self.fallback_reason = exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.shape: ImageShape = self.card.shape
+        self.shape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         if self.device == "cuda":
             self.buckets = bounded_buckets(self.card.buckets, max_batch_rows)
@@ -154,9 +152,10 @@ class OnnxModel:
             # Its threads inherit the priority of the one that makes it. Tiles take long, so they
             # let others go first.
             prepare = lower_priority if self.is_low_priority else None
-            arena = self.card.tiles is not None
             with ThreadPoolExecutor(1, initializer=prepare) as pool:
-                return pool.submit(cpu_session, self._data, self._threads, arena=arena).result()
+                return pool.submit(
+                    cpu_session, self._data, self._threads, arena=self.card.tiles is not None
+                ).result()
         return cuda_session(self._data, self._cuda)
 
     def _compute(self, rows: FloatRows) -> FloatRows:

@@ -9,15 +9,13 @@ memory access was encountered``). cuBLAS and cuDNN have codes of their own, and 
 for a lost device and for an operation that they cannot run.
 """
 
-import contextlib
 import ctypes
 import io
 import logging
 import os
 import re
-import sys
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from contextlib import redirect_stdout
+from typing import Any, Final, Literal, NamedTuple
 
 import onnxruntime as ort
 
@@ -28,7 +26,6 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 _HINT: Final = " (extra `gpu` has it)"
 
-_NO_CPU_FALLBACK: Final = "session.disable_cpu_ep_fallback"
 # file.cc:12 type function(arguments) [with template arguments], or file.cc:12 function
 _SOURCE_LOCATION: Final = re.compile(
     r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
@@ -73,15 +70,13 @@ _DEVICE: Final = re.compile(
     r"(?:failure|error)\b|cudaError[A-Z]|CUDA_ERROR_|CU(?:BLAS|DNN)_STATUS_",
     re.IGNORECASE,
 )
-_LIBRARY: Final = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
 
 
 class CudaUnavailable(StartupError):
     """CUDA was tried and does not work here; the text says why, without paths."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CudaOptions:
+class CudaOptions(NamedTuple):
     """The operator's options for CUDA. They have no effect on the CPU."""
 
     device_id: int = 0  # among the visible GPUs
@@ -126,7 +121,7 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     providers = [(CUDA, cuda_options(cuda))]
     library_error = _preload_libraries()
     options = _session_options(threads=1)  # the device does the work; more CPU threads do not help
-    options.add_session_config_entry(_NO_CPU_FALLBACK, "1")
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # onnxruntime warns for every session that CUDA is not a plugin
     ort.set_default_logger_severity(3)
     try:
@@ -138,8 +133,11 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
         if library_error:
             reason = f"its provider did not load: {library_error}"
         raise CudaUnavailable(f"CUDA cannot be used: {reason}") from exc
-    if reason := _cudnn_error():
-        raise CudaUnavailable(f"CUDA cannot be used: {reason}")
+    try:  # without cuDNN a session starts, and its first run fails
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as exc:
+        _LOG.warning("loading cuDNN: %s", exc)
+        raise CudaUnavailable(f"CUDA cannot be used: cuDNN 9 does not load{_HINT}") from exc
     return session
 
 
@@ -177,22 +175,12 @@ def _truncate(text: str) -> str:
 def _preload_libraries() -> str:
     printed = io.StringIO()
     # preload_dlls prints failures instead of raising them
-    with contextlib.redirect_stdout(printed):
+    with redirect_stdout(printed):
         ort.preload_dlls()
     message = printed.getvalue().strip()
     if message:
         _LOG.warning("loading CUDA libraries: %s", message)
     return _truncate(message)
-
-
-def _cudnn_error() -> str:
-    # Without cuDNN a session starts, and its first run fails.
-    try:
-        ctypes.CDLL({"win32": "cudnn64_9.dll"}.get(sys.platform, "libcudnn.so.9"))
-    except OSError as exc:
-        _LOG.warning("loading cuDNN: %s", exc)
-        return f"cuDNN 9 does not load{_HINT}"
-    return ""
 
 
 def _session_options(threads: int) -> Any:
@@ -232,7 +220,7 @@ def gpu_is_visible() -> bool:
     # By ctypes: `nvidia-smi` ignores `CUDA_VISIBLE_DEVICES`, and torch is not there.
     count = ctypes.c_int()
     try:
-        driver = ctypes.CDLL(_LIBRARY)
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))

@@ -26,7 +26,7 @@ SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
 # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
 READ_WINDOW_S: Final = 30.0
 MIN_READ_RATE: Final = 4096  # bytes per second
-_RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
+_MIN_FILES: Final = 64  # to start at all
 
 
 class Connection(HttpToolsProtocol):
@@ -107,8 +107,9 @@ class OpenConnections:
 
     def _close_oldest(self) -> None:
         greedy = max(self._peers.held, key=self._peers.held.__getitem__)
-        of_greedy = (each for each in self._idle if each.peer == greedy)
-        oldest = next(of_greedy, None) or next(iter(self._idle))
+        oldest = next((each for each in self._idle if each.peer == greedy), None) or next(
+            iter(self._idle)
+        )
         del self._idle[oldest]
         self.metrics.closed_connections("limit").inc()
         oldest.transport.close()
@@ -224,13 +225,15 @@ def connection_limit(wanted: int) -> int:
     Logs a warning then.
     """
     files = _file_limit()
-    possible = max(files - _RESERVED_FILES, files // 2)
+    possible = max(files - 256, files // 2)  # for models, listeners, the log and threads
     if possible < wanted:
-        text = (
+        _LOG.warning(
             "at most %d connections may be open, not IGN_MAX_OPEN_CONNECTIONS=%d: only %d "
-            "files may be open (ulimit -n)"
+            "files may be open (ulimit -n)",
+            possible,
+            wanted,
+            files,
         )
-        _LOG.warning(text, possible, wanted, files)
     return min(possible, wanted)
 
 

@@ -1,11 +1,11 @@
 """What a server process and its supervisor say to each other, on the side of the process."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -13,11 +13,8 @@ from service.domain.errors import IgnError, RequestError
 from service.models.registry import ModelChange, ModelRegistry
 
 _LOG = logging.getLogger("service")
-_PAUSE_S: Final = 1.0  # before a message for which there is no room is sent again
 # characters of an error at most: a connection takes so many whole, or not at all
 MESSAGE: Final = 2000
-# characters of a model's name; valid ones are shorter, and an error says no more of others
-_MOST_OF_NAME: Final = 80
 
 
 def report(messages: Connection, content: object) -> bool:
@@ -56,9 +53,9 @@ class Parent:
 
         From then on the process makes the changes that the supervisor sends.
         """
-        with contextlib.suppress(EOFError, OSError):  # as in `_receive`
+        with suppress(EOFError, OSError):  # as in `_receive`
             for name in self._messages.recv():
-                with contextlib.suppress(RequestError):  # its files are gone, too
+                with suppress(RequestError):  # its files are gone, too
                     await self._registry.unload(name)
         self._loop.add_reader(self._messages.fileno(), self._receive)
 
@@ -68,7 +65,8 @@ class Parent:
         """
         number = next(self._numbers)
         answer = self._answers[number] = self._loop.create_future()
-        await self._send(number, change._replace(name=change.name[:_MOST_OF_NAME]))
+        # Valid names are shorter, and an error says no more of others.
+        await self._send(number, change._replace(name=change.name[:80]))
         if error := await answer:
             raise error
 
@@ -98,4 +96,4 @@ class Parent:
 
     async def _send(self, number: int, content: ModelChange | IgnError | None) -> None:
         while not report(self._messages, (number, content)):  # noqa: ASYNC110 - no event says when there is room
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(1.0)

@@ -9,7 +9,6 @@ every second. Without one for 10 s it is killed and replaced, as if it had died.
 """
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import logging
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -50,8 +50,6 @@ from service.settings import Settings
 ChildMain = Callable[[Settings, Connection], None]
 
 _LOG = logging.getLogger("service")
-# uvloop accepts one per listening socket, so there are as many duplicates of the socket
-_ACCEPTS_PER_TICK: Final = 8
 # between the start of a process and that of its replacement, at least
 _RESTART_INTERVAL_S: Final = 1.0
 _MAX_INTERVALS: Final = 60  # … for one that dies again and again
@@ -61,10 +59,6 @@ _SERVED_S: Final = 10.0
 _MOST_FAILURES: Final = 5
 _TICK_S: Final = 1.0  # between two looks at the processes
 _SILENCE_S: Final = 10.0  # without a beat
-# … before the first one: a process imports modules before its event loop runs
-_START_SILENCE_S: Final = 60.0
-_KILL_S: Final = 4.0  # after the time of draining; a process that is not stopped ends within 3 s
-_GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
@@ -133,9 +127,14 @@ def run_server(
     config = uvicorn_server.config(app, connections)
     if messages is not None:
         os.set_blocking(messages.fileno(), False)  # a supervisor that is stopped does not read
-    beat = None if messages is None else partial(report, messages, None)
-    server = uvicorn_server.IgnServer(config, services, connections, beat)
-    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
+    server = uvicorn_server.IgnServer(
+        config,
+        services,
+        connections,
+        beat=None if messages is None else partial(report, messages, None),
+    )
+    # In a tick, uvloop accepts one connection of each listening socket.
+    listeners = [listener, *(listener.dup() for _ in range(7))]
     count_drops(services.metrics.dropped_log_lines.inc)
     server.run(sockets=listeners)
     services.metrics.publish()  # what it has counted since the last second
@@ -153,7 +152,7 @@ def tune_gc() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.set_threshold(10_000)  # new objects between two collections; Python's default is 700
 
 
 def leave(status: int) -> NoReturn:
@@ -228,7 +227,8 @@ class _Child:
     place: int  # among the processes; its replacement gets the same
     deaths: int  # of processes in this place that served for less than `_SERVED_S`, in a row
     listened: float = math.inf  # since when
-    silence: float = _SILENCE_S - _START_SILENCE_S  # seconds since the last beat
+    # seconds since the last beat; the first one has 60 s: the process imports modules before it
+    silence: float = _SILENCE_S - 60.0
     is_killed: bool = False
 
 
@@ -241,16 +241,15 @@ class _Call:
     error: IgnError | None = None  # the first
 
 
+@dataclass(eq=False)
 class _Supervisor:
-    def __init__(
-        self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], folder: Path
-    ) -> None:
-        self._settings = settings
-        self._main = main
-        self._on_listening = on_listening
-        self._folder = folder
-        self._child_settings = per_process_settings(settings)
-        self._metrics = Metrics.of_supervisor(folder / "supervisor.prom")
+    settings: Settings
+    main: ChildMain
+    on_listening: Callable[[], None]
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._metrics = Metrics.of_supervisor(self.folder / "supervisor.prom")
         self._context = multiprocessing.get_context("spawn")
         # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would
         # lose the status.
@@ -276,10 +275,10 @@ class _Supervisor:
         # else `Process.start` starts it, and that unblocks SIGINT
         resource_tracker.ensure_running()
         try:
-            for place in range(self._settings.workers):
+            for place in range(self.settings.workers):
                 self._start(place)
         except OSError as exc:
-            self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
+            self._fail(f"IGN_WORKERS={self.settings.workers}: a process cannot be started: {exc}")
         while self._children or self._starts:
             self._watch()
         for number in numbers:  # nothing is left to stop, and the status is known
@@ -293,14 +292,14 @@ class _Supervisor:
         it.
         """
         # a program that cleans folders may have removed it
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        share_metrics(self._folder / f"{place}.prom")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        share_metrics(self.folder / f"{place}.prom")
         messages, its_messages = self._context.Pipe()
         messages.send(self._unloaded)
         os.set_blocking(messages.fileno(), False)  # a process that hangs does not read
         with its_messages:
             process = self._context.Process(
-                target=self._main, args=(self._child_settings, its_messages)
+                target=self.main, args=(per_process_settings(self.settings), its_messages)
             )
             # inherited; the child unblocks it later
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -321,7 +320,9 @@ class _Supervisor:
         now = time.monotonic()
         passed = min(now - self._looked, 2 * _TICK_S)
         self._looked = now
-        self._receive_signals()
+        while self._signals.poll():
+            self._signals.recv()
+            self._stop(signal.SIGINT if self._stopping else signal.SIGTERM)
         for child in list(self._children):
             child.silence += passed
             self._receive(child)
@@ -331,13 +332,8 @@ class _Supervisor:
                 self._kill_if_stuck(child, now)
         self._start_replacements(now)
 
-    def _receive_signals(self) -> None:
-        while self._signals.poll():
-            self._signals.recv()
-            self._stop(signal.SIGINT if self._stopping else signal.SIGTERM)
-
     def _receive(self, child: _Child) -> None:
-        with contextlib.suppress(EOFError, OSError):  # the process is gone
+        with suppress(EOFError, OSError):  # the process is gone
             while child.messages.poll():
                 message = child.messages.recv()
                 child.silence = 0.0
@@ -351,7 +347,7 @@ class _Supervisor:
                         self._failures = 0
                         if not self._listening:
                             self._listening = True
-                            self._on_listening()
+                            self.on_listening()
                     case str(reason):
                         self._fail(reason)
 
@@ -394,8 +390,11 @@ class _Supervisor:
         if child.is_killed or (now < self._kill_at and in_time):
             return
         child.is_killed = True
-        reason = "did not stop in time" if self._stopping else "sent no beat in time"
-        _LOG.error("process %s %s and is killed", child.process.pid, reason)
+        _LOG.error(
+            "process %s %s in time and is killed",
+            child.process.pid,
+            "did not stop" if self._stopping else "sent no beat",
+        )
         child.process.kill()
 
     def _reap(self, child: _Child) -> None:
@@ -422,7 +421,7 @@ class _Supervisor:
         self._metrics.publish()
         self._failures += child.listened == math.inf
         is_any_listening = any(other.listened < math.inf for other in self._children)
-        if self._failures >= _MOST_FAILURES * self._settings.workers and not is_any_listening:
+        if self._failures >= _MOST_FAILURES * self.settings.workers and not is_any_listening:
             self._fail(
                 f"server processes died {self._failures} times in a row before one served, "
                 f"see the log"
@@ -445,7 +444,8 @@ class _Supervisor:
 
     def _stop(self, number: signal.Signals) -> None:
         if not self._stopping:
-            self._kill_at = time.monotonic() + self._settings.drain_s + _KILL_S
+            # a process that is not stopped ends within 3 s
+            self._kill_at = time.monotonic() + self.settings.drain_s + 4.0
         self._stopping = True
         self._starts.clear()
         for child in self._children:

@@ -9,9 +9,10 @@ is lost.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sized
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -29,8 +30,6 @@ from service.server.open_connections import Connection, OpenConnections
 
 # for a client to read its last response, or to get one after it closed its sending half
 LINGER_S: Final = 1.0
-_DISCARD_S: Final = 30.0  # for a client to send the rest of a body that nobody wants
-_MAX_COPY: Final = 1 << 18  # bytes of a body that are copied behind their head
 
 
 class Flow(FlowControl):
@@ -44,14 +43,6 @@ class Flow(FlowControl):
         """Read on, unless requests wait."""
         if not self._pipeline:
             super().resume_reading()
-
-
-class CycleTransport(NamedTuple):
-    """What the requests of a connection use of its transport."""
-
-    write: Callable[[bytes], None]
-    is_closing: Callable[[], bool]
-    close: Callable[[], None]
 
 
 class HttpProtocol(Connection):
@@ -74,8 +65,10 @@ class HttpProtocol(Connection):
         """Count the connection."""
         super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
-        own = CycleTransport(transport.write, transport.is_closing, self._close)
-        self._for_cycles = cast(asyncio.Transport, own)
+        # what the requests of a connection use of its transport
+        self._for_cycles: Any = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close
+        )
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -173,8 +166,9 @@ class HttpProtocol(Connection):
         # RFC 9110, section 10.1.1
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        send_whole = partial(_send_whole, self.cycle)
-        cast(dict[str, Any], self.scope)["extensions"] = {WHOLE_RESPONSE: send_whole}
+        cast(dict[str, Any], self.scope)["extensions"] = {
+            WHOLE_RESPONSE: partial(_send_whole, self.cycle)
+        }
         self.headers = []  # for trailers, which are no headers of the request
         if self.pipeline and self._last is not None and not self._last.response_started:
             self._last.keep_alive = True  # this request is the last one instead
@@ -234,7 +228,8 @@ class HttpProtocol(Connection):
         if not is_read:
             self._pause_for_good()
         self.transport.write_eof()
-        self.loop.call_later(_DISCARD_S if is_read else LINGER_S, self.transport.close)
+        # to send the rest of a body that nobody wants, or to read
+        self.loop.call_later(30.0 if is_read else LINGER_S, self.transport.close)
 
     def _pause_for_good(self) -> None:
         self.transport.pause_reading()
@@ -281,9 +276,8 @@ def _send_whole(
         or cycle.response_started
         or cycle.flow.write_paused
         or not cycle.keep_alive
+        or len(body) > 1 << 18
     ):
-        return False
-    if len(body) > _MAX_COPY:
         return False
     parts = [STATUS_LINE[status]]
     has_length = False

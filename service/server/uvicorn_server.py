@@ -1,7 +1,6 @@
 """uvicorn as this service configures it: its listening sockets, and its own shutdown."""
 
 import asyncio
-import contextlib
 import ctypes
 import ipaddress
 import logging
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -33,15 +33,10 @@ server closed first, a proxy could send a POST on a closed connection, and it do
 twice.
 """
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
-# for connections that the kernel has begun when the server stops listening
-_HANDSHAKE_S: Final = 0.1
-_BEAT_S: Final = 1.0
 # a stopping server closes a connection on which nothing has arrived for this time
 _QUIET_S: Final = 0.5
-_LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
 BACKLOG: Final = 2048
-_SO_ATTACH_FILTER: Final = 26  # of Linux
 _DROP_SYN: Final = struct.pack(
     "HBBI" * 4,
     *(0x30, 0, 0, 13),  # the flags of the TCP header
@@ -51,7 +46,6 @@ _DROP_SYN: Final = struct.pack(
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
-Beat = Callable[[], object]
 _LOG = logging.getLogger("service")
 
 
@@ -67,7 +61,11 @@ class IgnServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: Config, services: AppState, connections: OpenConnections, beat: Beat | None
+        self,
+        config: Config,
+        services: AppState,
+        connections: OpenConnections,
+        beat: Callable[[], object] | None,
     ) -> None:
         super().__init__(config)
         self._services = services
@@ -91,11 +89,11 @@ class IgnServer(uvicorn.Server):
         time for it.
         """
         if self._beat is not None and time.monotonic() >= self._next_beat:
-            self._next_beat = time.monotonic() + _BEAT_S
+            self._next_beat = time.monotonic() + 1.0
             self._beat()
         return await super().on_tick(counter)
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop = asyncio.get_running_loop()
@@ -117,7 +115,7 @@ class IgnServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, answer what has arrived, and close the connections and the app."""
         await self._stop_listening(sockets or [])
-        end = time.monotonic() + _LAST_REQUESTS_S
+        end = time.monotonic() + 1.0  # for all connections to become quiet
         while self.server_state.connections and time.monotonic() < end:
             # the event loop reads what has arrived, also if this process was not running
             for _ in range(2):
@@ -133,7 +131,7 @@ class IgnServer(uvicorn.Server):
             one.setblocking(False)
             stop_handshakes(one)
         last = [one.dup() for one in listeners]  # the event loop closes the others
-        await asyncio.sleep(_HANDSHAKE_S)
+        await asyncio.sleep(0.1)  # for connections that the kernel has begun
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
@@ -143,10 +141,8 @@ class IgnServer(uvicorn.Server):
                     await loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
-        config = self.config
-        state = self.lifespan.state
-        return config.http_protocol_class(
-            config=config, server_state=self.server_state, app_state=state
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )  # type: ignore[call-arg]
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -218,10 +214,9 @@ def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
     """Configure uvicorn: without its access log, its `Server` header and its handling of proxy
     headers.
     """
-    protocol = partial(HttpProtocol, connections=connections)
     return Config(
         app,
-        http=cast(type[asyncio.Protocol], protocol),
+        http=cast(type[asyncio.Protocol], partial(HttpProtocol, connections=connections)),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -281,13 +276,13 @@ def stop_handshakes(listener: socket.socket) -> None:
     """
     program = ctypes.create_string_buffer(_DROP_SYN)
     pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
-    with contextlib.suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, 26, pointer)  # SO_ATTACH_FILTER of Linux
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
     """The connections that wait to be accepted."""
-    with contextlib.suppress(OSError):  # none is left, or the socket does not listen
+    with suppress(OSError):  # none is left, or the socket does not listen
         while True:
             yield listener.accept()[0]
 

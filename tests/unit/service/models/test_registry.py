@@ -53,7 +53,7 @@ class Stage:
         await self.gone.wait()
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
-        statistics = ModelStatistics(Metrics(), loaded.ref)
+        statistics = ModelStatistics(Metrics(), loaded.card.ref)
         scheduler = Scheduler(
             *loaded.instances, max_batch_rows=8, queue_rows=100, observe=statistics.take
         )
