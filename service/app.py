@@ -186,7 +186,7 @@ async def running_services(settings: Settings, only: str | None = None) -> Async
         await load_models(services)
         yield services
     finally:
-        await _close(services, 86_400.0)
+        await _close(services, 86_400.0)  # a day: no server limits it
 
 
 def create_app(services: AppState, *, on_loaded: OnLoaded = lambda _: None) -> Application:

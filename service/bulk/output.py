@@ -233,6 +233,7 @@ class Output:
             f"{job['task']} with {job['model']}: {len(complete)}/{shards} shards, "
             f"{done}/{images} images"
         )
+        # the rate is that of the last hundred shards
         times = sorted(complete.values())[-100:]
         if len(complete) < shards and len(times) > 1 and times[-1] > times[0]:
             rate = (len(times) - 1) * size / (times[-1] - times[0])

@@ -152,6 +152,7 @@ class Pipeline:
         """
         if isinstance(source, int) or not (file := ImageBytes("image", source)).may_have_pages:
             return [Item(source)]
+        # the limit is one of the pages of a TIFF
         return await self._codec.run(
             "decode", lambda: [*map(Item, file.pages(self._limits, 1 << 16))]
         )

@@ -140,6 +140,7 @@ class Bucket:
         import obstore
 
         self._api: Any = obstore
+        # as many requests at a time
         self._threads = ThreadPoolExecutor(64, thread_name_prefix="store")
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
@@ -159,6 +160,7 @@ class Bucket:
 
     def open(self, name: str, size: int) -> IO[bytes]:
         """As that of a folder."""
+        # bytes of an archive or table in one request
         return io.BufferedReader(_Ranges(self._get_range, name, size), 4 << 20)
 
     def get(self, name: str, size: int = MAX_BYTES) -> bytes | None:

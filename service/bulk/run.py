@@ -328,7 +328,7 @@ def _results(
     if not settings.model_url:
         settings = settings.replace(model_dir=settings.model_dir.resolve())
     resources = ray.cluster_resources()
-    cores = settings.threads or min(4, available_cpus())
+    cores = settings.threads or min(4, available_cpus())  # of an actor without a GPU
     gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
     now = actors or gpus or int(resources.get("CPU", 1)) // cores or 1
     count = len(missing)

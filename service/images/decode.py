@@ -92,6 +92,7 @@ def memory_for(pixels: int) -> Iterator[None]:
     That takes up to 18 bytes a pixel, 690 MiB at 40 megapixels, and of AVIF tiles of 12 bits up to
     30; and there is a thread for every core.
     """
+    # two megapixels
     with _one_large if pixels > 1 << 21 else nullcontext():
         yield
 

@@ -226,4 +226,4 @@ def keep_mask(
             "is {} pixels, neither as large as the image ({}) nor as the model ({})".format(*sizes),
             code="mask_size",
         )
-    return (np.asarray(grey) < 128)[None]
+    return (np.asarray(grey) < 128)[None]  # lighter pixels are regenerated
