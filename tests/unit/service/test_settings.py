@@ -75,15 +75,6 @@ def test_bad_value_names_variable_value_and_what_is_expected(setting: str) -> No
     assert str(summary_of(name.lower())) in line
 
 
-def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None:
-    environ = {"IGN_MAX_BATCH_ROW": "secret", "IGN_ZZZ": "1"}
-    assert load_settings(environ) == Settings()
-    nearest, other = name_warnings(environ)
-    assert {"IGN_MAX_BATCH_ROW", "IGN_MAX_BATCH_ROWS?"} <= set(nearest.split())
-    assert "secret" not in nearest
-    assert "IGN_ZZZ" in other
-
-
 def test_one_that_is_gone_is_refused_with_what_replaces_it() -> None:
     assert not {variable_of(name) for name in FIELDS} & set(GONE)
     for name, instead in GONE.items():
