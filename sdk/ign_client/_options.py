@@ -15,7 +15,6 @@ from types import UnionType
 from typing import (
     Annotated,
     Any,
-    Final,
     Literal,
     ParamSpec,
     TypeAlias,
@@ -41,7 +40,7 @@ Invert: TypeAlias = bool | Literal["auto"]
 
 # The positional arguments of the methods
 
-ARGUMENTS: Final = {
+ARGUMENTS = {
     "form": "format of the file",
     "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or "
     "earlier results",
