@@ -192,13 +192,6 @@ def test_quick_fits_own_pictures_and_says_how_long_it_takes(
     assert re.search(r"about \d.* on one core", said)
 
 
-def test_a_training_keeps_checkpoints_and_its_corruptions(data_file: Path, tmp_path: Path) -> None:
-    more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole"]
-    assert main(train_arguments(data_file, tmp_path, *more)) == 0
-    assert (tmp_path / "checkpoint-0000012.pt").is_file()
-    assert checkpoints.load(tmp_path / "checkpoint.pt").preset["corruptions"] == ["noise", "hole"]
-
-
 def folder_of_shapes(folder: Path, count: int) -> Path:
     folder.mkdir()
     for i in range(count):
