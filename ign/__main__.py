@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.shell_completion import get_completion_class
@@ -14,9 +14,9 @@ from ign.parsers import SETTINGS, commands_of, one_voice
 from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
-_PROGRAM = "ign"
+_PROGRAM: Final = "ign"
 # the variable through which a shell asks click what completes a word
-_COMPLETE = "_IGN_COMPLETE"
+_COMPLETE: Final = "_IGN_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -113,7 +113,7 @@ def _completion(shell: str) -> None:
         click.echo(script(main, {}, _PROGRAM, _COMPLETE).source())
 
 
-_COMMANDS: Mapping[str, tuple[str, Loader]] = {
+_COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "serve": ("serve models over HTTP, with a page to draw in", _serve),
     "models": ("list the models that serve would serve", _models),
     "site": ("write the page as static files that run the models in the browser", _site),
@@ -137,7 +137,7 @@ _COMMANDS: Mapping[str, tuple[str, Loader]] = {
     "completion": ("print the script that completes commands in a shell", lambda: _completion),
 }
 
-main = click.version_option(service.__version__, prog_name=_PROGRAM)(
+main: Final = click.version_option(service.__version__, prog_name=_PROGRAM)(
     LazyGroup(
         _PROGRAM,
         _COMMANDS,

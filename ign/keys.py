@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ from service.api.access import parse_keys, read_file
 from service.domain.errors import wrap_errors
 from service.settings import variable_of
 
-_SCOPE = click.Choice(["infer", "admin"])
+_SCOPE: Final = click.Choice(["infer", "admin"])
 
 Entry = dict[str, Any]
 
@@ -28,7 +28,7 @@ def keys() -> None:
     """
 
 
-_FILE = click.option(
+_FILE: Final = click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar=variable_of("api_keys_file"),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -19,7 +19,7 @@ from click.exceptions import NoArgsIsHelpError
 from service.domain.errors import StartupError, printable
 
 Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; returns the exit status
-SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
+SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
 
 
 def _no_such(match: re.Match[str]) -> str:
@@ -29,7 +29,7 @@ def _no_such(match: re.Match[str]) -> str:
 
 
 # What the two libraries say → what the user reads.
-_PLAIN = (
+_PLAIN: Final = (
     (r"Missing option '(.+?)' \(env var: '(.+)'\)\.?", r"\1 or the variable \2: missing"),
     (
         r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*",

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import click
 from PIL import Image
@@ -18,13 +18,13 @@ from PIL import Image
 from ign_client._cli import DONE, REFUSED
 from service.domain.errors import StartupError
 
-SUFFIX = ".pdf"
-POINTS_PER_INCH = 72
+SUFFIX: Final = ".pdf"
+POINTS_PER_INCH: Final = 72
 # Dots per inch: of a page without pictures, and the range for one with them.
-DPI = 300
-LEAST_DPI = 150
-MOST_DPI = 400
-QUALITY = 90  # of the JPEG files in the new document
+DPI: Final = 300
+LEAST_DPI: Final = 150
+MOST_DPI: Final = 400
+QUALITY: Final = 90  # of the JPEG files in the new document
 
 
 def is_pdf(text: str | Path) -> bool:

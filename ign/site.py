@@ -13,7 +13,7 @@ import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import httpx
@@ -32,7 +32,7 @@ Files = dict[str, bytes]
 
 # Package of the npm registry → the hash of its archive there, and the files of `package/dist` that
 # the site needs.
-PACKAGES = {
+PACKAGES: Final = {
     "onnxruntime-web@1.30.0": (
         "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
         ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
@@ -42,19 +42,19 @@ PACKAGES = {
         ("package/xz-decompress.min.js",),
     ),
 }
-_REGISTRY = "https://registry.npmjs.org"
-_PACK = f"npm pack {' '.join(PACKAGES)}"
+_REGISTRY: Final = "https://registry.npmjs.org"
+_PACK: Final = f"npm pack {' '.join(PACKAGES)}"
 # GitHub takes no larger files, and phones have no memory for them
-_MAX_MODEL_BYTES = 100_000_000
-_MANTISSA_BITS = 14  # that are kept of float32 weights; half precision has 10
+_MAX_MODEL_BYTES: Final = 100_000_000
+_MANTISSA_BITS: Final = 14  # that are kept of float32 weights; half precision has 10
 # fields of `onnx.proto`: of a model, of a graph,
 _GRAPH = 7
 _INITIALIZER = 5
 _DATA_TYPE, _RAW_DATA, _FLOAT32 = 2, 9, 1  # of a tensor; and a type
 # The browser allocates the dictionary, and checks CRC-32 only.
-_XZ = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24}
+_XZ: Final = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24}
 # Bytes of weights hardly repeat: a short search halves the time, and no context saves bytes.
-_XZ_WEIGHTS = {"mf": lzma.MF_HC3, "depth": 1, "nice_len": 16, "lc": 0, "pb": 0}
+_XZ_WEIGHTS: Final = {"mf": lzma.MF_HC3, "depth": 1, "nice_len": 16, "lc": 0, "pb": 0}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

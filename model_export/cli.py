@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from model_export.errors import UserError, check_name
 from model_export.importing.command import add_import
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from model_export.training.presets import Choices, Preset
     from model_export.training.train import Run
 
-_DATA = (
+_DATA: Final = (
     ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, "
     "which are downloaded, or scans, which is drawn"
 )
-_PROG = "python -m model_export"
+_PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS = (
+_CARD_OPTIONS: Final = (
     "description",
     "title",
     "prompt",
@@ -37,8 +37,8 @@ _CARD_OPTIONS = (
     "background",
     "generate_steps",
 )
-_MOST_THREADS = 1024
-_WITHOUT_GPU = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
+_MOST_THREADS: Final = 1024
+_WITHOUT_GPU: Final = "(without a GPU, install PyTorch's CPU build first: it spares 5 GB of CUDA)"
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -13,9 +14,9 @@ from model_export.training.batches import RngStream
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
-_PICTURES = 256  # of the data, as many as one step of any preset needs
-_FEW = 4  # rows of most steps
-_MORE = 12  # rows of the others: a part of the time does not grow with the rows
+_PICTURES: Final = 256  # of the data, as many as one step of any preset needs
+_FEW: Final = 4  # rows of most steps
+_MORE: Final = 12  # rows of the others: a part of the time does not grow with the rows
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:

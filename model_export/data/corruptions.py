@@ -11,7 +11,7 @@ two ways:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -27,19 +27,19 @@ Corruption = Callable[[FloatRows], FloatRows]
 """Pictures (N, C, H, W) float32 in [−1, 1] → corrupted copies. Only noise leaves the range."""
 
 # Ranges of the random parameters in training.
-_NOISE_SIGMA = (0.0, 1.2)  # in the units of [−1, 1]
-_BLUR_SIGMA = (0.3, 2.0)  # pixels of a 28-pixel side
-_FACTORS = (2, 3, 4)  # of down-sampling
-_HOLE_SHARE = (0.2, 0.5)  # of the side
-_SKETCH_SIGMA = (1.75, 5.25)  # pixels of a 64-pixel side; the IGN paper uses 3.5
+_NOISE_SIGMA: Final = (0.0, 1.2)  # in the units of [−1, 1]
+_BLUR_SIGMA: Final = (0.3, 2.0)  # pixels of a 28-pixel side
+_FACTORS: Final = (2, 3, 4)  # of down-sampling
+_HOLE_SHARE: Final = (0.2, 0.5)  # of the side
+_SKETCH_SIGMA: Final = (1.75, 5.25)  # pixels of a 64-pixel side; the IGN paper uses 3.5
 
 # Strengths are stated for a picture side of this many pixels and scaled to the actual side.
-_BLUR_SIDE = 28
-_SKETCH_SIDE = 64
+_BLUR_SIDE: Final = 28
+_SKETCH_SIDE: Final = 64
 
-_TRUNCATE = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
-_EIGHT_BIT = 0.5  # share of the rows that are rounded to 8 bits
-_CHUNK = 512  # pictures that are corrupted at once in evaluation: bounds memory
+_TRUNCATE: Final = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
+_EIGHT_BIT: Final = 0.5  # share of the rows that are rounded to 8 bits
+_CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -140,7 +140,7 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
     return x.masked_fill(mask, 0.0)  # mid-range grey
 
 
-RANDOM: Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]] = {
+RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = {
     "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
     "low_resolution": _random_resolution,
     "hole": _random_hole,
@@ -219,7 +219,7 @@ def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
     return apply
 
 
-CORRUPTIONS: Mapping[str, Corruption] = {
+CORRUPTIONS: Final[Mapping[str, Corruption]] = {
     "noise_0.8": noise(0.8),
     "noise_0.8_8bit": in_8_bits(noise(0.8)),
     "noise_0.4_8bit": in_8_bits(noise(0.4)),
@@ -227,7 +227,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "low_resolution_4": _fixed(lambda x: reduce_resolution(x, 4)),
     "hole_0.4": _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(x.shape)), 0.0)),
 }
-_COLOUR_CORRUPTIONS: Mapping[str, Corruption] = {
+_COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = {
     "grey": _fixed(to_grey),
     "sketch_3.5": sketch(3.5),
 }

@@ -9,7 +9,7 @@ scribbles, polygons, simple figures, and mixtures, mirror images and bent copies
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -34,20 +34,20 @@ class Figure(NamedTuple):
     filled: bool = False
 
 
-_SIDE = 112  # pixels on which is drawn
-_BANK = 4096  # drawings that training varies
+_SIDE: Final = 112  # pixels on which is drawn
+_BANK: Final = 4096  # drawings that training varies
 # Without letters that people write like digits. Capitals are listed twice: f leaves them as they
 # are longest.
-_LETTERS = 2 * "ACEFGHJKLMNPQRTUVWXY" + "abcdefghkmnpqrtuvwxy"
-_DIGITS = 3 * "0123456789" + "BDIOSZijlosz"  # and those letters
-_SIGNS = "ΓΔΛΞΠΣΦΨΩαβγδελμνπψωЖИЛФЦШЮЯбджийлцшэюя&%#@?!€+=×<>*"
-_FONTS = (
+_LETTERS: Final = 2 * "ACEFGHJKLMNPQRTUVWXY" + "abcdefghkmnpqrtuvwxy"
+_DIGITS: Final = 3 * "0123456789" + "BDIOSZijlosz"  # and those letters
+_SIGNS: Final = "ΓΔΛΞΠΣΦΨΩαβγδελμνπψωЖИЛФЦШЮЯбджийлцшэюя&%#@?!€+=×<>*"
+_FONTS: Final = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "Mono", "Mono-Bold")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
-_HELD_OUT_FONTS = ("cmr10", "cmb10", "cmss10", "cmtt10")  # Computer Modern
-_HELD_OUT_LETTERS = "ACEFHKMNPRTUVWXYafhkmnrtuvwxye"
+_HELD_OUT_FONTS: Final = ("cmr10", "cmb10", "cmss10", "cmtt10")  # Computer Modern
+_HELD_OUT_LETTERS: Final = "ACEFHKMNPRTUVWXYafhkmnrtuvwxye"
 
 
 def lines(text: str) -> list[Points]:
@@ -63,8 +63,8 @@ def polar(angles: Points, radii: Points) -> Points:
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], 1)
 
 
-ROUND = np.linspace(0, 2 * np.pi, 41)
-_OUTLINES = (
+ROUND: Final = np.linspace(0, 2 * np.pi, 41)
+_OUTLINES: Final = (
     *([polar(ROUND[::step], np.ones(len(ROUND[::step])))] for step in (1, 5, 8, 10)),
     *map(
         lines,
@@ -76,11 +76,11 @@ _OUTLINES = (
     ),
     lines("0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50"),  # heart
 )
-_FIGURES = (
+_FIGURES: Final = (
     Figure(lines("-100,0 100,0; 0,-100 0,100")),
     *(Figure(lines, filled) for lines in _OUTLINES for filled in (False, True)),
 )
-_HELD_OUT_FIGURES = (
+_HELD_OUT_FIGURES: Final = (
     Figure(lines("-100,10 0,-100 100,10; -70,-20 -70,100 70,100 70,-20")),  # house
     Figure([polar(4 * np.pi / 5 * np.arange(6), np.ones(6))]),  # star
     Figure(lines("-100,0 100,0; 40,-60 100,0 40,60")),  # arrow
@@ -102,8 +102,8 @@ _HELD_OUT_FIGURES = (
     Figure(lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),
 )
 
-_EYES = [0.12 * polar(ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
-_HELD_OUT_FACES = tuple(
+_EYES: Final = [0.12 * polar(ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
+_HELD_OUT_FACES: Final = tuple(
     Figure([*outline, *_EYES, *mouth])
     for outline, mouth in (
         ([polar(ROUND, np.ones(41))], lines("-40,35 -20,50 0,55 20,50 40,35")),

@@ -5,7 +5,7 @@ downloaded from.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from model_export.files import atomic_write
 Arrays = dict[str, NDArray[Any]]
 """`x_train`, `x_test`: uint8 pictures; `y_train`, `y_test`: labels, if there are any."""
 
-_CACHE = "~/.cache/ign-service"
+_CACHE: Final = "~/.cache/ign-service"
 
 
 class KnownSet(NamedTuple):
@@ -30,11 +30,11 @@ class KnownSet(NamedTuple):
     drawn: bool = False  # by this program, in place of a download
 
 
-_FASHION = "b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de"
-_AVATARS = "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"
-_CELEBA = "5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff"
+_FASHION: Final = "b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de"
+_AVATARS: Final = "d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff"
+_CELEBA: Final = "5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff"
 
-KNOWN_SETS: Mapping[str, KnownSet] = {
+KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
     "mnist": KnownSet(
         "CC BY-SA 3.0", "MNIST", "ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898"
     ),

@@ -6,7 +6,7 @@ What it does not show, such as colours, differs among the pictures that fit it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,23 +18,23 @@ from model_export.data.avatars import BACKGROUNDS
 from model_export.data.datasets import Dataset
 from model_export.data.drawings import ROUND, Points, lines, polar
 
-_COUNT = 6000
-_FITTING = 4  # pictures for each drawing
-_SIDE = 192  # pixels on which is drawn
-_WIDTHS = (1.2, 6.5)  # of a pen, in pixels of a side of 64
-_CORNERS = 24  # of a line, which shake
+_COUNT: Final = 6000
+_FITTING: Final = 4  # pictures for each drawing
+_SIDE: Final = 192  # pixels on which is drawn
+_WIDTHS: Final = (1.2, 6.5)  # of a pen, in pixels of a side of 64
+_CORNERS: Final = 24  # of a line, which shake
 # What the variants of the style look like in strokes, in their order. Mouth: smile, down, flat,
 # open. Eyes: open, closed, the left or the right one closed. Hair: long, hat (t), bun, pigtails,
 # tail (y), cap (k), curls, zigzag, mohawk, none.
-_SIGNS = {
+_SIGNS: Final = {
     "mouth": "ssddsfofffffddoffofoosssssssss",
     "eyes": 18 * "o" + "cclroooo",
     "hair": "lltlllltlbbbbppyyyylllblll" + "kkctkkzzztzmnzmzccn",
 }
-_SKINS = ("", "#f2d3b1", "#ecad80", "#9e5622", "#763900")
-_PAPERS = tuple(ImageColor.getrgb(f"#{background}") for background in BACKGROUNDS)
+_SKINS: Final = ("", "#f2d3b1", "#ecad80", "#9e5622", "#763900")
+_PAPERS: Final = tuple(ImageColor.getrgb(f"#{background}") for background in BACKGROUNDS)
 # In hundredths of the radius of the head.
-_STROKES = {
+_STROKES: Final = {
     "s": "-40,33 -22,48 0,54 22,48 40,33",
     "S": "-40,35 -22,58 0,66 22,58 40,35 -40,35",
     "d": "-40,55 -22,40 0,34 22,40 40,55",
@@ -55,11 +55,11 @@ _STROKES = {
     "bridge": "-12,0 12,0",
     "nose": "0,0 8,20 -5,20",
 }
-_FREQUENT = "sssddffo"  # mouths, so that as many point down as smile
+_FREQUENT: Final = "sssddffo"  # mouths, so that as many point down as smile
 # shares of drawings
-_LEFT_OUT = {"hair": 0.4, "glasses": 0.15, "brows": 0.65, "skin": 0.85, "ground": 0.35}
-_WHITE = (255, 255, 255)
-_TILTS = {0: 12, 1: 12, 6: -10}  # of brows that are angry or sad, by their variant
+_LEFT_OUT: Final = {"hair": 0.4, "glasses": 0.15, "brows": 0.65, "skin": 0.85, "ground": 0.35}
+_WHITE: Final = (255, 255, 255)
+_TILTS: Final = {0: 12, 1: 12, 6: -10}  # of brows that are angry or sad, by their variant
 
 
 class _Pen:

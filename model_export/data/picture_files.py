@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import IO, Literal
+from typing import IO, Final, Literal
 
 import numpy as np
 import torch
@@ -25,21 +25,21 @@ ReadBytes = Callable[[], bytes]
 PictureFile = tuple[str, ReadBytes]
 """The path of a picture inside its folder or zip, and what reads it."""
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
-_MAX_BYTES = 64 << 20  # of the file of a picture
-_HELD_OUT = 10  # every tenth picture is held out where the folders define no split
-_NAMED = 100  # bad files that an error names
+SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_FORMATS: Final = ("BMP", "JPEG", "PNG", "WEBP")
+_MAX_BYTES: Final = 64 << 20  # of the file of a picture
+_HELD_OUT: Final = 10  # every tenth picture is held out where the folders define no split
+_NAMED: Final = 100  # bad files that an error names
 Picture = NDArray[np.uint8]
 Polarity = Literal["light-on-dark", "dark-on-light", "none"]
-_SAMPLE = 256  # pictures that are looked at, evenly spread over the data
-_COLOUR = 4.0  # levels between the largest and the smallest channel, mean over a picture
-_COLOURED = 0.05  # share of pictures in colour from which the data counts as coloured
+_SAMPLE: Final = 256  # pictures that are looked at, evenly spread over the data
+_COLOUR: Final = 4.0  # levels between the largest and the smallest channel, mean over a picture
+_COLOURED: Final = 0.05  # share of pictures in colour from which the data counts as coloured
 # levels from the border's median within which a border pixel belongs to the background
-_NEAR = 24
-_PLAIN = 0.8  # share of such pixels from which a background is plain
+_NEAR: Final = 24
+_PLAIN: Final = 0.8  # share of such pixels from which a background is plain
 # share of pictures with a dark (light) border from which the data has a dark (light) background
-_AGREE = 0.95
+_AGREE: Final = 0.95
 
 
 def find_files(path: Path) -> list[PictureFile]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -30,20 +30,20 @@ from service.domain.latents import FloatRows
 Table = dict[str, Any]
 Task = Literal["classes", "attributes", "rotation"]
 
-FEATURES = 128
-_MAX_CLASSES = 1000  # labels beyond this are identities or measurements, not classes
-ROTATIONS = 4
-_LARGE = 64
-_BATCH = 128
-_CHUNK = 500
-_EPOCHS = 4
+FEATURES: Final = 128
+_MAX_CLASSES: Final = 1000  # labels beyond this are identities or measurements, not classes
+ROTATIONS: Final = 4
+_LARGE: Final = 64
+_BATCH: Final = 128
+_CHUNK: Final = 500
+_EPOCHS: Final = 4
 # at least, for small data; at most, to bound the time. Pictures beyond 28×28 get fewer.
-_STEPS = (300, 2000)
-_ATTRIBUTE_EPOCHS = 8  # many values, some told by few pixels, take longer
-_LR = 4e-3
+_STEPS: Final = (300, 2000)
+_ATTRIBUTE_EPOCHS: Final = 8  # many values, some told by few pixels, take longer
+_LR: Final = 4e-3
 
-_PIXELS = 784  # of the 28×28 picture for which sample counts are stated
-_MIN_SHARE = 16  # larger pictures get at least 1/16 of the samples
+_PIXELS: Final = 784  # of the 28×28 picture for which sample counts are stated
+_MIN_SHARE: Final = 16  # larger pictures get at least 1/16 of the samples
 
 
 class ConvNet(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Final
 
 from tqdm import tqdm
 
@@ -14,8 +15,8 @@ from service.artifact.files import METRICS_FILE, MODEL_FILE
 from service.artifact.golden import digest_of
 from service.domain.latents import FloatRows
 
-_MIN_PICTURES = 2  # of each part: a covariance and a nearest neighbour need two
-_NOT_QUALITY = ("data", "distance_quantiles")  # other fields of the card hold them
+_MIN_PICTURES: Final = 2  # of each part: a covariance and a nearest neighbour need two
+_NOT_QUALITY: Final = ("data", "distance_quantiles")  # other fields of the card hold them
 
 
 def evaluate(

@@ -4,6 +4,8 @@ f.
 Such a trick returns forged pictures as they are, and none of its own that noise has changed.
 """
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
@@ -13,8 +15,8 @@ from model_export.evaluation.metrics import Function, mean_distance
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows
 
-_COUNT = 1000  # rows of each kind
-_NOISES = (0.005, 0.02, 0.05)
+_COUNT: Final = 1000  # rows of each kind
+_NOISES: Final = (0.005, 0.02, 0.05)
 
 
 def measure_exactness(f: Function, latents: FloatRows, pictures: FloatRows, *, side: int) -> Table:

@@ -6,7 +6,7 @@ they are served.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +32,19 @@ from service.domain.latents import FloatRows, NoiseSource
 
 # Pictures of 28×28 for each of the two starts. One core computes about 7700 of their applications
 # of f per second, so 2 · 1000 · 100 applications take 26 seconds; fewer if pictures come to rest.
-_LONG_RUN_PICTURES = 100
-_LONG_RUN_LEAST = 32  # pictures of any size: a share of fewer says little
-SAMPLES = 3000
-STEPS = 1000
-_SEED = 0
-_POWERS = ("f", "f2", "f3")
+_LONG_RUN_PICTURES: Final = 100
+_LONG_RUN_LEAST: Final = 32  # pictures of any size: a share of fewer says little
+SAMPLES: Final = 3000
+STEPS: Final = 1000
+_SEED: Final = 0
+_POWERS: Final = ("f", "f2", "f3")
 # Larger pictures cost more. By the cost of its parts, an evaluation of 64×64 RGB within these
 # bounds takes about 280 s of CPU time. They do not reach MNIST.
-_REAL_PICTURES = 10_000  # of 28×28, held out, whose restoration is measured
+_REAL_PICTURES: Final = 10_000  # of 28×28, held out, whose restoration is measured
 # pixels compared in the search for the nearest training pictures
-_NEAREST_VALUES = 3000 * 60_000 * 784
-_MIN_QUERIES = 100
-_RARE = 1.0  # per cent
+_NEAREST_VALUES: Final = 3000 * 60_000 * 784
+_MIN_QUERIES: Final = 100
+_RARE: Final = 1.0  # per cent
 
 
 class Evaluation:

@@ -5,7 +5,7 @@ Pictures are rows (N, C, H, W) float32 in [−1, 1], or levels, the same in uint
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ Numbers = NDArray[np.floating[Any]]
 Values = NDArray[np.float64]
 Function = Callable[[FloatRows], FloatRows]
 
-_RANGE = 2.0  # width of [−1, 1]
+_RANGE: Final = 2.0  # width of [−1, 1]
 # mean square at which PSNR stops rising: identical pictures get a finite value
-_MIN_ERROR = 1e-10
-_SSIM_RADIUS = 5
+_MIN_ERROR: Final = 1e-10
+_SSIM_RADIUS: Final = 5
 # (K L)² of the paper, with L the range
-_SSIM_CONSTANTS = ((0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2)
-_SSIM_CHUNK = 64  # pictures: more do not fit into the processor's cache
-_CHUNK = 4096
+_SSIM_CONSTANTS: Final = ((0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2)
+_SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
+_CHUNK: Final = 4096
 
 
 def frechet(a: Numbers, b: Numbers) -> float:

@@ -3,6 +3,7 @@ was not shown.
 """
 
 import math
+from typing import Final
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -14,11 +15,11 @@ from model_export.export.artifact import TrainedCard
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
 
-_COUNT = 480  # drawings of 28×28 of each kind
-_SURE = 0.9
-_ROUNDING = 1e-9  # of a correlation
+_COUNT: Final = 480  # drawings of 28×28 of each kind
+_SURE: Final = 0.9
+_ROUNDING: Final = 1e-9  # of a correlation
 # pixels of a 28-pixel side: strokes need not be at the same pixel to resemble one another
-_BLUR = 1.5
+_BLUR: Final = 1.5
 
 
 def measure_drawings(

@@ -1,24 +1,24 @@
 """What the measures of a generator say against it: sentences for its page, and warnings."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 Table = Mapping[str, Any]
 
 # Where a measure differs from the ideal by more than the first value, the page says so; by more
 # than the second one, `evaluate` warns.
-_COPIES = (0.02, 0.1)  # share of f(z) nearer to another picture than 99 % of real ones
-_SSIM = (0.99, 0.5)  # of real pictures after f; smaller values are worse
-_KL = (0.01, 0.1)  # of the classes from uniform, in nats; the second one beyond real ones
-_LEAST_GAIN = 1.0  # dB of PSNR; a smaller gain does not count as restored
-_BETTER = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
-_LEAST_DIVERSITY = 0.5  # of the distance between real pictures
-_MOST_FRECHET = 25.0  # in units of the Fréchet distance of training pictures
-_MOST_DRIFT = 0.05  # mean |f(f(z)) − f(z)|, range 2
+_COPIES: Final = (0.02, 0.1)  # share of f(z) nearer to another picture than 99 % of real ones
+_SSIM: Final = (0.99, 0.5)  # of real pictures after f; smaller values are worse
+_KL: Final = (0.01, 0.1)  # of the classes from uniform, in nats; the second one beyond real ones
+_LEAST_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
+_BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
+_LEAST_DIVERSITY: Final = 0.5  # of the distance between real pictures
+_MOST_FRECHET: Final = 25.0  # in units of the Fréchet distance of training pictures
+_MOST_DRIFT: Final = 0.05  # mean |f(f(z)) − f(z)|, range 2
 # L_idem / L_rec; good runs of the adversarial objective end below, collapsed ones above
-_MOST_HEALTH = 1.0
+_MOST_HEALTH: Final = 1.0
 # share of pictures that keep their class after the most applications of f
-_LEAST_KEPT = 0.8
+_LEAST_KEPT: Final = 0.8
 
 
 def remarks(table: Table) -> Iterator[tuple[bool, str]]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ from service.artifact.golden import Golden, digest_of, max_abs_diff, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 
-_BATCH = 64
+_BATCH: Final = 64
 
 
 class TrainedCard(Card):

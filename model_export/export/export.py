@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import onnx
 import torch
@@ -36,11 +37,11 @@ from service.artifact.card import INPUT, OUTPUT
 from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
 from service.artifact.golden import digest_of
 
-OPSET = 20
+OPSET: Final = 20
 
 # Names and prompts for the page, by model. They are no part of the presets, which runs store and
 # compare.
-_TITLES: Mapping[str, Mapping[str, str]] = {
+_TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
     "avatars64": {"title": "Avatars", "prompt": "Draw a face, or paste a picture"},

@@ -4,6 +4,7 @@ service checks it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precisi
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 from service.domain.latents import FloatRows, NoiseSource
 
-_ODD_BATCH = 7  # a batch size that is not a bucket
-_GOLDEN_ROWS = 16
+_ODD_BATCH: Final = 7  # a batch size that is not a bucket
+_GOLDEN_ROWS: Final = 16
 # times as many rows as are needed, of an exact model: those near a jump are left out
-_SPARE = 4
-_MARGIN = 1e-3  # levels
-_CORNER = 96  # pixels
-_SEED = 0
+_SPARE: Final = 4
+_MARGIN: Final = 1e-3  # levels
+_CORNER: Final = 96  # pixels
+_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,17 +16,17 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from model_export.errors import UserError, card_error, check_name
 
-_END_S = 10.0
-_MOST_PIXELS = 2048
+_END_S: Final = 10.0
+_MOST_PIXELS: Final = 2048
 # What onnxruntime puts before its message: its error number, and file, line and signature of its
 # function.
-_ONNXRUNTIME = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ .*\) ")
+_ONNXRUNTIME: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ .*\) ")
 
 
 def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -9,7 +9,7 @@ rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,10 @@ Array = NDArray[Any]
 Layout = Literal["nchw", "nhwc"]
 Shape = tuple[Any, int, int]  # (C, H, W); C is 1 or 3
 # of all names of the network, so that they differ from those of the service
-_PREFIX = "network/"
+_PREFIX: Final = "network/"
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)
-_SWAPPED = np.array([2, 1, 0])
+_SWAPPED: Final = np.array([2, 1, 0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from onnx import TensorProto
@@ -23,22 +23,22 @@ from service.artifact.onnx_file import check_self_contained
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
 
-_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-_BATCH_VALUES = 2**22  # float32 numbers of the largest batch, 16 MiB
-_TILE_VALUES = 2**20  # of tiles: other requests wait until a batch ends
+_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
+_BATCH_VALUES: Final = 2**22  # float32 numbers of the largest batch, 16 MiB
+_TILE_VALUES: Final = 2**20  # of tiles: other requests wait until a batch ends
 # that are tried
 _FEWEST_ROWS = 3
 _MOST_ROWS = 16
 # float32 numbers of all of them, for tiles: the service runs them at every start
-_ROW_VALUES = 2**18
-_GOLDEN_VALUES = 2**26  # float32 numbers that `golden.npz` may hold
-_BATCH = 7
-_IMAGES = 2000  # that drift and distance are measured on
+_ROW_VALUES: Final = 2**18
+_GOLDEN_VALUES: Final = 2**26  # float32 numbers that `golden.npz` may hold
+_BATCH: Final = 7
+_IMAGES: Final = 2000  # that drift and distance are measured on
 # Shares of the range:
-_EXACT = 1e-4  # largest rounding error, between batches
-_CLOSE = 1e-3  # and between implementations: a quarter of a level
-_NARROW = 0.02  # what outputs span, over images that span all, is more
-_BEYOND = 0.1  # most outputs are no further outside
+_EXACT: Final = 1e-4  # largest rounding error, between batches
+_CLOSE: Final = 1e-3  # and between implementations: a quarter of a level
+_NARROW: Final = 0.02  # what outputs span, over images that span all, is more
+_BEYOND: Final = 0.1  # most outputs are no further outside
 
 
 def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[str, bytes]]:

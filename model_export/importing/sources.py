@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -30,14 +30,14 @@ from model_export.importing.form import Array
 if TYPE_CHECKING:
     from torch import nn
 
-_OLDEST_OPSET = 9  # which has the loop over rows that `Form` writes
-_MAX_OPERATORS = 100_000  # large transformers have 10 000
-_BOUNDED: Mapping[str, tuple[float, float]] = {
+_OLDEST_OPSET: Final = 9  # which has the loop over rows that `Form` writes
+_MAX_OPERATORS: Final = 100_000  # large transformers have 10 000
+_BOUNDED: Final[Mapping[str, tuple[float, float]]] = {
     "Sigmoid": (0, 1),
     "HardSigmoid": (0, 1),
     "Tanh": (-1, 1),
 }
-_PASS_ON = ("Identity", "Transpose", "Reshape")
+_PASS_ON: Final = ("Identity", "Transpose", "Reshape")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

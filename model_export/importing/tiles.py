@@ -4,6 +4,7 @@ cut into.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from service.domain.latents import FloatRows
 
 Function = Callable[[FloatRows], FloatRows]
 # of tiles; the first is taken in which the overlap leaves half of a side
-SIDES = (128, 256, 512)
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-_TRIALS = 3  # random images: a ReLU may hide a path in one of them
-_SAME = 1e-5  # of the range; a smaller change is a rounding error
+SIDES: Final = (128, 256, 512)
+_MULTIPLES: Final = (1, 2, 4, 8, 16, 32, 64)
+_TRIALS: Final = 3  # random images: a ReLU may hide a path in one of them
+_SAME: Final = 1e-5  # of the range; a smaller change is a rounding error
 
 
 def measure_reach(

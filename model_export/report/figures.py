@@ -6,6 +6,7 @@ Nothing is selected by hand: latents are the first of a seed, pictures the first
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from model_export.files import atomic_write
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, path_rows
 
-_COLUMNS = 12
-_LINES = 8
+_COLUMNS: Final = 12
+_LINES: Final = 8
 
-FIGURES: Mapping[str, str] = {
+FIGURES: Final[Mapping[str, str]] = {
     "pages": "Damaged blocks of text; background division; f.",
     "samples": "f(z) for the first latents of a seed; none is left out.",
     "generation": "Noise z, and f applied up to three times.",

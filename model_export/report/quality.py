@@ -3,12 +3,13 @@ meaning.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from model_export.evaluation.remarks import Table, remarks
 from model_export.export.artifact import TrainedCard
 
-_NO_GAIN = 0.3  # points of the character error rate, which are chance
-_METHODS = (
+_NO_GAIN: Final = 0.3  # points of the character error rate, which are chance
+_METHODS: Final = (
     "Characters that tesseract misreads, in per cent. raw: as scanned; background: divided "
     "by it; classic: non-local means before that; f2: f twice; tess-sauvola: tesseract's own "
     "threshold; sauvola: DoxaPy's."

@@ -6,7 +6,7 @@ Every random number is a function of (seed, stream, step), so a checkpoint needs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
 
-_PENS = 256  # pictures whose colours the drawings have
-_DRAWN_ROWS = 8  # pens in a step of a `Crisp`
-_DRAWN = 4  # its pictures for each other drawing
-_NONE = torch.empty(0)
+_PENS: Final = 256  # pictures whose colours the drawings have
+_DRAWN_ROWS: Final = 8  # pens in a step of a `Crisp`
+_DRAWN: Final = 4  # its pictures for each other drawing
+_NONE: Final = torch.empty(0)
 # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
-_CHUNK = 512
+_CHUNK: Final = 512
 
 
 class RngStream(IntEnum):

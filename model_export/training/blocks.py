@@ -6,20 +6,22 @@ is read; the reading of any other is that of what the autoencoder makes of it. S
 every c, whatever D has learned.
 """
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_LEVELS = 8
+_LEVELS: Final = 8
 # Of the means, over the range −1 … 1. No level is −1 or 1: the outermost ones hold all that is
 # darker or lighter. A block of a picture that is black and white, without grey, lies between two
 # levels, so it does not pass for one of D.
-_UNIT = 2 / _LEVELS
+_UNIT: Final = 2 / _LEVELS
 # levels: how far D(c) may be from c. An 8-bit file moves it by 1/255 of the range, 0.016 levels
-_NEAR = 0.1
+_NEAR: Final = 0.1
 # levels, root mean square: up to here a picture may be one of D; 0.29 for means by chance
-_OWN = 0.15
-_WIDTH = 24
+_OWN: Final = 0.15
+_WIDTH: Final = 24
 
 
 class Blocks(nn.Module):

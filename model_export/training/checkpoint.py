@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 # Fields that may change at any time. Only the card uses them, but for `background`, on which
 # drawings are drawn.
-CARD_FIELDS = (
+CARD_FIELDS: Final = (
     "name",
     "data",
     "licence",

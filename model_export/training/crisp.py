@@ -10,6 +10,7 @@ Vectors are images of one pixel: see `Dense`.
 """
 
 from itertools import pairwise
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,18 @@ from torch.nn import functional
 from model_export.training.drifting import moments
 from model_export.training.network import Dense, NetworkConfig, Residual, Styled, group_norm, zeroed
 
-NUMBERS = 4  # of noise at every place of the code
-_HIDDEN = 384  # of the dense residual of a code
-_GATE = 32
-_WIDTH = 512  # of `_Invent`
-_GROUPS = 24
-_VECTORS = 32  # of each group, of which a sample chooses one
-_STYLE = 192  # numbers that describe a picture as a whole
-_ZOOM = 2  # of the last layer
+NUMBERS: Final = 4  # of noise at every place of the code
+_HIDDEN: Final = 384  # of the dense residual of a code
+_GATE: Final = 32
+_WIDTH: Final = 512  # of `_Invent`
+_GROUPS: Final = 24
+_VECTORS: Final = 32  # of each group, of which a sample chooses one
+_STYLE: Final = 192  # numbers that describe a picture as a whole
+_ZOOM: Final = 2  # of the last layer
 # of logits: exp stays in half precision, and e^16 between two colours is as good as one
-_CLAMP = 8.0
-_PIXELS = 20_000
-_ROUNDS = 15  # of k-means
+_CLAMP: Final = 8.0
+_PIXELS: Final = 20_000
+_ROUNDS: Final = 15  # of k-means
 
 
 class _Read(nn.Module):

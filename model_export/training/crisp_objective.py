@@ -4,7 +4,7 @@ critics.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,18 @@ from model_export.training.losses import Loss
 from model_export.training.perceptual import PerceptualNetwork
 from model_export.training.stages import Distance, Stage
 
-_CLEAN = 4  # every fourth picture stays as it is, the others are corrupted
+_CLEAN: Final = 4  # every fourth picture stays as it is, the others are corrupted
 # σ on the code of every second row, so that small errors of the code do not show
-_NOISE = 0.1
-_NOISY = 6  # rows of noise that the gate is shown
-_SCALES = (0.7, 1.3)  # of that noise
-_SAMPLES = 32  # f(z) that are drawn in a step with critics
-_KEPT = 8  # f(z) to which f is applied again
+_NOISE: Final = 0.1
+_NOISY: Final = 6  # rows of noise that the gate is shown
+_SCALES: Final = (0.7, 1.3)  # of that noise
+_SAMPLES: Final = 32  # f(z) that are drawn in a step with critics
+_KEPT: Final = 8  # f(z) to which f is applied again
 # sides in places, and weights, of the parts of a code that drift
-_SQUARES = ((4, 1.0), (2, 1.0), (1, 0.5))
+_SQUARES: Final = ((4, 1.0), (2, 1.0), (1, 0.5))
 # pictures that are looked at at once; the first of them set the scale of every view
-_CHUNK = 512
-_LATE = 2 / 3  # of the stage, after which f(z) learns from f(f(z))
+_CHUNK: Final = 512
+_LATE: Final = 2 / 3  # of the stage, after which f(z) learns from f(f(z))
 
 
 def code_drifting(codes: Tensor, pictures: Tensor) -> Tensor:

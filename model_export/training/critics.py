@@ -7,7 +7,7 @@ arXiv 2111.01007).
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from model_export.training import losses
 
-LR = 4e-4  # peak learning rate of critics, with the schedule of f
-_SLOPE = 0.2
-_PLACES = 16  # the largest side of a map whose places are scored
-_WIDTHS = (32, 64)  # at least, at most, of a head for places
-_HIDDEN = 256  # of a head for vectors
-_ROWS = 4  # whose deviation such a head sees
-_KEPT = 0.98  # of the moments of samples after a step: those of the last 50 steps count
-_FRESH = 10  # steps after which the gradient of a distance is computed anew
-_RIDGE = 1e-3  # added to every covariance, in units of the deviation of pictures
+LR: Final = 4e-4  # peak learning rate of critics, with the schedule of f
+_SLOPE: Final = 0.2
+_PLACES: Final = 16  # the largest side of a map whose places are scored
+_WIDTHS: Final = (32, 64)  # at least, at most, of a head for places
+_HIDDEN: Final = 256  # of a head for vectors
+_ROWS: Final = 4  # whose deviation such a head sees
+_KEPT: Final = 0.98  # of the moments of samples after a step: those of the last 50 steps count
+_FRESH: Final = 10  # steps after which the gradient of a distance is computed anew
+_RIDGE: Final = 1e-3  # added to every covariance, in units of the deviation of pictures
 # of the median deviation: a unit that is nearly dead must not outweigh all others
-_LEAST = 0.2
+_LEAST: Final = 0.2
 
 
 class Critics(nn.Module):

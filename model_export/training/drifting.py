@@ -10,16 +10,17 @@ Notation: N samples, M pictures, features of D numbers.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_TEMPERATURES = (0.02, 0.05, 0.2)  # τ in units of √D (the paper, appendix A)
-_MAX_MAP = 1024  # numbers; larger feature maps are averaged over squares
+_TEMPERATURES: Final = (0.02, 0.05, 0.2)  # τ in units of √D (the paper, appendix A)
+_MAX_MAP: Final = 1024  # numbers; larger feature maps are averaged over squares
 # root mean square; a smaller field is rounding error and is not normalised
-_MIN_FIELD = 1e-6
-_MIN_VARIANCE = 1e-6  # keeps the gradient of a deviation finite
+_MIN_FIELD: Final = 1e-6
+_MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
 
 
 def field(distances: Tensor, signed: Tensor, pictures: int, temperature: float) -> Tensor:

@@ -9,6 +9,7 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from model_export.training.stages import Distance, Weights
 Function = Callable[[Tensor], Tensor]
 
 # of absolute differences beside squared ones: it sharpens small errors, which hardly count so
-_L1_SHARE = 0.2
+_L1_SHARE: Final = 0.2
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
@@ -139,7 +140,7 @@ def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Te
     return torch.stack(terms).mean()
 
 
-OF_PICTURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"marks": lost_marks}
+OF_PICTURES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {"marks": lost_marks}
 """Terms of y and x by their weight, for every kind of network; y is what f makes of the pictures x,
 or of corrupted copies. They are computed if their weight is above 0.
 """

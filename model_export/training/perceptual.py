@@ -8,6 +8,7 @@ which training never sees.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,13 @@ from model_export.evaluation.classifier import (
     train_heads,
 )
 
-_WIDTHS = (32, 64, 128, 128)
-_LEAST = 6  # pixels: the least side of the last feature map
-_HIDDEN = 192
-_BATCH = 96
-_LR = 3e-3
-_NOISE = 0.15  # the largest σ, of every second batch
-_DETAIL = 4.0  # weight of what is finer than three pixels, whose differences are small
+_WIDTHS: Final = (32, 64, 128, 128)
+_LEAST: Final = 6  # pixels: the least side of the last feature map
+_HIDDEN: Final = 192
+_BATCH: Final = 96
+_LR: Final = 3e-3
+_NOISE: Final = 0.15  # the largest σ, of every second batch
+_DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 """Makes as many rows that are no pictures as it gets pictures."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, Literal, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from model_export.data.corruptions import CorruptionName
 from model_export.data.datasets import Dataset, Source
@@ -28,12 +28,12 @@ from model_export.training.stages import (
     restoring_stages,
 )
 
-NO_LICENCE = "not stated"
-SMALL = "small"  # the preset for data without one of its own
-QUICK = "quick"  # `--quick`
+NO_LICENCE: Final = "not stated"
+SMALL: Final = "small"  # the preset for data without one of its own
+QUICK: Final = "quick"  # `--quick`
 # Options of earlier versions, which the checkpoints of the shipped models state. One value of each
 # is left.
-_FORMER = (
+_FORMER: Final = (
     "quantizer_deviation",
     "first_scale",
     "perceptual",
@@ -55,11 +55,11 @@ _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = (
     "low_resolution",
     "hole",
 )
-_MIN_SIDE = 8
-_LARGEST = 1024  # that `--size` allows
-_MAX_SIDE = 64  # larger pictures are reduced to it unless --size says otherwise
-_FEW = 1000  # pictures; with fewer, a network of this kind learns them by heart
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode `L`
+_MIN_SIDE: Final = 8
+_LARGEST: Final = 1024  # that `--size` allows
+_MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
+_FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
+_LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode `L`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ except near its edges.
 """
 
 from itertools import pairwise
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,16 @@ from torch.nn import functional
 from model_export.training.crisp import Crisp
 from model_export.training.network import Autoencoder, NetworkConfig
 
-_LEVEL = 1 / 127.5
-_KEEP = 14 * _LEVEL  # a pixel that f would change by less keeps its value
+_LEVEL: Final = 1 / 127.5
+_KEEP: Final = 14 * _LEVEL  # a pixel that f would change by less keeps its value
 # up to the change that f makes in full; a jump would magnify rounding errors without limit
-_RAMP = 8 * _LEVEL
-_END_RAMP = 5 * _LEVEL  # before black and white, which f makes in any case
-_SLOPE = 0.1
-_DARKEST_SHADOW = 0.35  # of the light of paper without shadow
-_PALEST = 0.1  # ink: its darkness on white paper
-_DARK = 0.75  # ink of this darkness is not stretched
-_BRANCH = 0.2  # scale of the initial weights of a block's sum
+_RAMP: Final = 8 * _LEVEL
+_END_RAMP: Final = 5 * _LEVEL  # before black and white, which f makes in any case
+_SLOPE: Final = 0.1
+_DARKEST_SHADOW: Final = 0.35  # of the light of paper without shadow
+_PALEST: Final = 0.1  # ink: its darkness on white paper
+_DARK: Final = 0.75  # ink of this darkness is not stretched
+_BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
 
 
 def _active(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ dataclasses.
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Literal
+from typing import Final, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_edges", "l1_ink"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -25,7 +25,7 @@ def _weight(networks: str, *needs: Need, default: float = 0.0) -> float:
     return weight
 
 
-_EVERY = "autoencoder crisp restorer"
+_EVERY: Final = "autoencoder crisp restorer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

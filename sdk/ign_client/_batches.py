@@ -9,21 +9,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ign_client._errors import InputError, TooManyRequests
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 
-PAGED = (".tif", ".tiff")
+PAGED: Final = (".tif", ".tiff")
 """Suffixes of files that may hold several images."""
-_PAUSE_S = 5.0
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
+_PAUSE_S: Final = 5.0
+_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", *PAGED, ".bmp", ".gif", ".avif")
 # Control characters, ends of lines, marks that change the direction of text, and bytes that are no
 # text.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_IMAGE_ERRORS = {
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_IMAGE_ERRORS: Final = {
     "deadline_exceeded",
     "deadline_unreachable",
     "image_too_large",

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
@@ -39,17 +39,17 @@ ResultT = TypeVar(
 )
 Options = Mapping[str, Any]
 
-CONCURRENT = 4
+CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
 # What a service takes in a request unless it is configured otherwise: 64 images and 16 MiB, of
 # which base64 takes a quarter.
-_MOST = 64
-_ROOM = 8 << 20
-_ALONE = 1 << 62  # more than a request may have: a file that may have pages has its own
+_MOST: Final = 64
+_ROOM: Final = 8 << 20
+_ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
 # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
-_ENLARGED = 1 << 10
-_CONNECTION = Connection.__annotations__
-_FILE = "application/octet-stream"  # the service looks at the content
+_ENLARGED: Final = 1 << 10
+_CONNECTION: Final = Connection.__annotations__
+_FILE: Final = "application/octet-stream"  # the service looks at the content
 
 Calls = Call[T] | list[Call[T]]
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 from urllib.parse import quote
 
 from ign_client import _errors as errors
@@ -47,15 +47,15 @@ REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_UNREACHABLE_ERRORS = (
+_UNREACHABLE_ERRORS: Final = (
     errors.TransportError,
     errors.UnexpectedAnswer,
     errors.TooManyRequests,
     errors.Unavailable,
     errors.DeadlineExceeded,
 )
-_GROUP = 16  # images of one request, so that several requests run at a time
-_KEPT = "--skip-existing leaves them, --force overwrites"
+_GROUP: Final = 16  # images of one request, so that several requests run at a time
+_KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -438,10 +438,10 @@ def _output_path(text: str) -> Path:
     return Path(text)
 
 
-_SUFFIXES = ".png .jpg .webp .npy, and for a path .gif .apng"
+_SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
 # Of files, not of folders; the commands write none of them.
-_NO_OUTPUT = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
-_OWN: Mapping[str, dict[str, Any]] = {
+_NO_OUTPUT: Final = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
+_OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
     "points": {
         "nargs": "+",
@@ -473,16 +473,18 @@ _OWN: Mapping[str, dict[str, Any]] = {
     },
 }
 """What argparse needs to know of options that no method has in this form."""
-_KINDS = (
+_KINDS: Final = (
     lists.GenerateOptions,
     lists.GenerateFileOptions,
     lists.ProjectOptions,
     lists.PathFileOptions,
 )
-_OF_METHODS = {name: option for kind in _KINDS for name, option in lists.options_of(kind).items()}
-_WALK = "points frames method loop grid fps"
-_COMMON = "model steps scale resample format out force"
-_COMMANDS = {
+_OF_METHODS: Final = {
+    name: option for kind in _KINDS for name, option in lists.options_of(kind).items()
+}
+_WALK: Final = "points frames method loop grid fps"
+_COMMON: Final = "model steps scale resample format out force"
+_COMMANDS: Final = {
     generate: (
         "generate images from noise",
         f"n seed offset noise_scale width height columns gap {_COMMON} jobs skip_existing",

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import client as http
-from typing import Any
+from typing import Any, Final
 
-_RETRIED = frozenset({408, 429, 502, 503, 504})
+_RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 
 
 class IgnError(Exception):

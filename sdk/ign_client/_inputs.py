@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex
 
 from ign_client import _extras
 from ign_client._errors import InputError
 from ign_client._picture import Picture
 
-NPY = b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*")
-_LONGEST = 80  # characters of a path in a message
+NPY: Final = b"\x93NUMPY"
+_TIFF: Final = (b"II*\0", b"MM\0*")
+_LONGEST: Final = 80  # characters of a path in a message
 
 
 class BinaryFile(Protocol):
@@ -198,9 +198,9 @@ def _array(array: Any, field: str) -> bytes:
     return _image(image, field)
 
 
-_CHANNELS = ((), (1,), (2,), (3,), (4,))
+_CHANNELS: Final = ((), (1,), (2,), (3,), (4,))
 # of PIL: mode of an image → mode of the PNG
-_PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")} | {
+_PNG_MODES: Final = {mode: mode for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")} | {
     **dict.fromkeys(("CMYK", "YCbCr", "HSV", "RGBX"), "RGB"),
     "PA": "RGBA",
     "RGBa": "RGBA",

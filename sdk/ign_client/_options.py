@@ -15,6 +15,7 @@ from types import UnionType
 from typing import (
     Annotated,
     Any,
+    Final,
     Literal,
     ParamSpec,
     TypedDict,
@@ -39,7 +40,7 @@ Invert = bool | Literal["auto"]
 
 # The positional arguments of the methods
 
-ARGUMENTS = {
+ARGUMENTS: Final = {
     "form": "format of the file",
     "images": "one image or several: paths, bytes, open files, PIL images, uint8 arrays, or "
     "earlier results",

@@ -6,7 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ign_client import _extras
 from ign_client._errors import InputError, unexpected
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import PIL.Image
     from numpy.typing import NDArray
 
-MEDIA = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {
+MEDIA: Final = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {
     "npy": "application/x-npy"
 }
 """Format → media type."""
-SUFFIXES = {f".{form}": form for form in MEDIA} | {".jpg": "jpeg"}
+SUFFIXES: Final = {f".{form}": form for form in MEDIA} | {".jpg": "jpeg"}
 """File name suffix → format."""
 _Bytes = bytes  # the class below has a field named `bytes`
 

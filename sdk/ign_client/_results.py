@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 from ign_client._picture import Picture
 
-_SHOWN = 100  # images of a contact sheet in a notebook
+_SHOWN: Final = 100  # images of a contact sheet in a notebook
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
 MemberT = TypeVar("MemberT", covariant=True)
 
@@ -151,7 +151,7 @@ class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
 
 
-MEASURES = ("distance", "drift", "percentile", "in_distribution")
+MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

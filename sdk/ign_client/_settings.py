@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import urlsplit
 
 from ign_client._errors import InputError
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT_S = 30.0
-_MAX_TIMEOUT_S = 1e8
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+DEFAULT_BASE_URL: Final = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT_S: Final = 30.0
+_MAX_TIMEOUT_S: Final = 1e8
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -22,11 +22,11 @@ HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
 Chunks = AsyncGenerator[bytes, None]
 
-_LIMIT: ContextVar[Limit | None] = ContextVar("_LIMIT", default=None)
+_LIMIT: Final[ContextVar[Limit | None]] = ContextVar("_LIMIT", default=None)
 """The limit of the request that this thread sends or receives."""
-_OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
+_OPENED: Final = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
 # at a time, so that a server that reads slowly does not prolong a write
-_WRITE_BYTES = 1 << 14
+_WRITE_BYTES: Final = 1 << 14
 
 
 async def send(client: HttpClient, settings: Settings, request: Request) -> Response:

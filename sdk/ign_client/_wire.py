@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from ign_client import _errors as errors
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, check_seconds
@@ -13,11 +13,11 @@ from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, check_seconds
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-EVENTS = "text/event-stream"
-MAX_ANSWER_BYTES = 1 << 30
-EVENT_S = 30.0  # between two events of a stream; the service sends its progress each second
+EVENTS: Final = "text/event-stream"
+MAX_ANSWER_BYTES: Final = 1 << 30
+EVENT_S: Final = 30.0  # between two events of a stream; the service sends its progress each second
 # added to the timeout, so that the service's 504 at its deadline still arrives
-GRACE_S = 1.0
+GRACE_S: Final = 1.0
 
 
 def complete(awaitable: Awaitable[T]) -> T:
