@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -280,11 +280,7 @@ def bf16(precision: str, device: "torch.device") -> bool:
     return precision == "bf16"
 
 
-def _add_train(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
-    train = commands.add_parser("train", help="train a preset; the same command again continues")
-    train.set_defaults(run=_train)
+def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--preset",
         help="one of docs/training.md, such as mnist or small (default: what fits the data)",
@@ -328,7 +324,6 @@ def _add_train(
     train.add_argument(
         "--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)"
     )
-    return train
 
 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:
@@ -337,18 +332,18 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     top.set_defaults(prog=prog)
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    data = commands.add_parser(
-        "data", help="look at pictures, and say what train would make of them"
-    )
-    data.set_defaults(run=_data)
+    def add(run: Callable[..., Iterator[str]], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(run.__name__[1:], help=summary)
+        command.set_defaults(run=run)
+        return command
+
+    data = add(_data, "look at pictures, and say what train would make of them")
     data.add_argument("data", metavar="DATA", help=_DATA)
 
-    train = _add_train(commands)
+    train = add(_train, "train a preset; the same command again continues")
+    _add_train_options(train)
 
-    export = commands.add_parser(
-        "export", help="write a run's network as model.onnx, checked against the run"
-    )
-    export.set_defaults(run=_export)
+    export = add(_export, "write a run's network as model.onnx, checked against the run")
     export.add_argument("--models", default="models", help="model directory (default models)")
     export.add_argument(
         "--version", type=int, help="number of the version (default: the next free one)"
@@ -381,15 +376,9 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         help="letterbox colour, -1 to 1, one for each channel",
     )
 
-    verify = commands.add_parser(
-        "verify", help="check an exported model against its run; write its golden rows"
-    )
-    verify.set_defaults(run=_verify)
+    verify = add(_verify, "check an exported model against its run; write its golden rows")
 
-    evaluate = commands.add_parser(
-        "evaluate", help="measure an exported model; write metrics.json and its card"
-    )
-    evaluate.set_defaults(run=_evaluate)
+    evaluate = add(_evaluate, "measure an exported model; write metrics.json and its card")
     evaluate.add_argument(
         "--samples", type=int, default=3000, help="pictures to generate (default 3000)"
     )
@@ -400,15 +389,13 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         "--cache", default="~/.cache/ign-service", help="folder of the trained classifier"
     )
 
-    figures = commands.add_parser("figures", help="draw figures of an exported model")
-    figures.set_defaults(run=_figures)
+    figures = add(_figures, "draw figures of an exported model")
     figures.add_argument(
         "--out", required=True, help="folder for the figures, such as docs/models/mnist"
     )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
 
-    card = commands.add_parser("card", help="write a page about an exported model from its card")
-    card.set_defaults(run=_card)
+    card = add(_card, "write a page about an exported model from its card")
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
 
     add_import(commands)

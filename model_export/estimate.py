@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from model_export.data.datasets import Dataset
-from model_export.training.batches import BatchBuilder, RngStream
+from model_export.training.batches import RngStream
 from model_export.training.presets import Preset
 from model_export.training.train import Run
 
 _PICTURES: Final = 256  # of the data, as many as one step of any preset needs
 _FEW: Final = 4  # rows of most steps
 _MORE: Final = 12  # rows of the others: a part of the time does not grow with the rows
-
-
-class _WithoutDrawings(BatchBuilder):
-    """Rows whose drawings are pictures: to make the first drawing takes seconds."""
-
-    def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        return pictures
 
 
 def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf16: bool) -> float:
@@ -57,12 +49,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(short, short_data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
-        run.batches = _WithoutDrawings(
-            short,
-            short_data.train.to(device),
-            seed=0,
-            damaged=None if damaged is None else damaged.to(device),
-        )
+        run.batches.draws = lambda pictures, _: pictures  # to make the first drawing takes seconds
         z = run.batches.latents(_MORE, RngStream.SAMPLES, 0)
         for stage in preset.stages:
             times = []

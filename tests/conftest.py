@@ -1,5 +1,6 @@
 """Which tests run by default, and how many examples a property test takes."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,10 @@ else:
 # The workers of pytest-xdist share the CPUs. torch reads this when it is imported, which is later.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Importing torch and collecting thousands of tests makes objects that stay: collections look at
+# none of them.
+gc.disable()
 
 SLOW_FOLDER = Path(__file__).parent / "slow"
 
@@ -77,6 +82,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -90,13 +90,7 @@ class Predictions:
     features: NDArray[np.float64]  # (N, 128)
     # (N, classes); for attributes those of all their values side by side
     probabilities: NDArray[np.float64]
-    heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-
-    @property
-    def values(self) -> NDArray[np.int64]:
-        """The most likely value of each head, (N, heads)."""
-        parts = np.split(self.probabilities, np.cumsum(self.heads)[:-1], axis=1)
-        return np.stack([part.argmax(1) for part in parts], 1)
+    values: NDArray[np.int64]  # the most likely one of each head, (N, heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,21 +100,19 @@ class Classifier:
     network: ConvNet  # in evaluation mode
     task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-    attributes: tuple[str, ...] = ()  # the names of the attributes, if they are the task
+    attributes: tuple[str, ...] = ()  # the names of the attributes of the data
 
     @torch.inference_mode()
     def predict(self, levels: Levels) -> Predictions:
         """Classify pictures (N, C, H, W) uint8."""
-        features = []
-        probabilities = []
+        chunks = []
         for chunk in torch.split(torch.from_numpy(to_rows(levels)), _CHUNK):
-            feature = self.network.features(chunk)
-            features.append(feature.double())
-            parts = self.network.head(feature).double().split(self.heads, 1)
-            probabilities.append(torch.cat([part.softmax(1) for part in parts], 1))
-        return Predictions(
-            levels, torch.cat(features).numpy(), torch.cat(probabilities).numpy(), self.heads
-        )
+            features = self.network.features(chunk)
+            logits = self.network.head(features).double().split(self.heads, 1)
+            parts = [part.softmax(1) for part in logits]
+            values = torch.stack([part.argmax(1) for part in parts], 1)
+            chunks.append((features.double(), torch.cat(parts, 1), values))
+        return Predictions(levels, *(torch.cat(each).numpy() for each in zip(*chunks, strict=True)))
 
     def coverage(self, predictions: Predictions) -> Table:
         """How evenly the classes occur; empty without classes."""
@@ -175,7 +167,7 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
         network=network,
         task=task,
         heads=heads,
-        attributes=data.attributes.names if data.attributes and task == "attributes" else (),
+        attributes=data.attributes.names if data.attributes else (),
     )
 
 

@@ -3,7 +3,7 @@
 Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
@@ -154,7 +154,7 @@ class BatchBuilder:
         ] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
-        self._drawings: RandomDrawings | None = None
+        self.draws: Callable[[Tensor, torch.Generator], Tensor] | None = None  # once it is needed
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
@@ -278,14 +278,14 @@ class BatchBuilder:
 
     def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """As many drawings u, rows that are no pictures, as pictures (B, C, H, W)."""
-        if self._drawings is None:  # drawing them takes seconds
+        if self.draws is None:  # drawing them takes seconds
             seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
             preset = self._preset
             pens = self.example_pictures(_PENS)
-            self._drawings = RandomDrawings(
+            self.draws = RandomDrawings(
                 pens, preset.background, seed, digits=preset.drawn_digits
-            )
-        return self._drawings.draw(pictures, generator)
+            ).draw
+        return self.draws(pictures, generator)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
         """Random pictures without repetition, at most as many as there are: (count, C, H, W) in

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
@@ -37,7 +37,7 @@ T = TypeVar("T")
 ResultT = TypeVar(
     "ResultT", results.Images[results.Image], results.Images[results.ProjectedImage], results.Scores
 )
-Options: TypeAlias = Mapping[str, Any]
+Options = Mapping[str, Any]
 
 CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
@@ -51,7 +51,7 @@ _ENLARGED: Final = 1 << 10
 _CONNECTION: Final = Connection.__annotations__
 _FILE: Final = "application/octet-stream"  # the service looks at the content
 
-Calls: TypeAlias = Call[T] | list[Call[T]]
+Calls = Call[T] | list[Call[T]]
 
 
 @described

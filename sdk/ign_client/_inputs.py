@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, SupportsIndex, TypeAlias
+from typing import Any, Final, Protocol, SupportsIndex
 
 from ign_client import _extras
 from ign_client._errors import InputError
@@ -40,7 +40,7 @@ class Array(Protocol):
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
-PictureLike: TypeAlias = (
+PictureLike = (
     str
     | os.PathLike[str]
     | bytes
@@ -59,7 +59,7 @@ that of a file.
 """
 
 
-Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
+Pictures = PictureLike | Sequence[PictureLike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Seed:
     index: int = 0
 
 
-PointLike: TypeAlias = SupportsIndex | Seed | PictureLike
+PointLike = SupportsIndex | Seed | PictureLike
 """A latent: a seed as a number, a `Seed`, an image, or an array in the range of the model, float32
 (C, H, W).
 

@@ -18,7 +18,6 @@ from typing import (
     Final,
     Literal,
     ParamSpec,
-    TypeAlias,
     TypedDict,
     TypeVar,
     Union,
@@ -32,11 +31,11 @@ from ign_client._inputs import PictureLike
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Format: TypeAlias = Literal["png", "jpeg", "webp", "npy"]
-PathForm: TypeAlias = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
-Resample: TypeAlias = Literal["nearest", "smooth"]
-Resize: TypeAlias = Literal["fit", "crop", "stretch"]
-Invert: TypeAlias = bool | Literal["auto"]
+Format = Literal["png", "jpeg", "webp", "npy"]
+PathForm = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
+Resample = Literal["nearest", "smooth"]
+Resize = Literal["fit", "crop", "stretch"]
+Invert = bool | Literal["auto"]
 
 
 # The positional arguments of the methods

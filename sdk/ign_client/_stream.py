@@ -19,7 +19,7 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from ign_client import _answers
 from ign_client._errors import UnexpectedAnswer, status_error, unexpected
@@ -27,8 +27,8 @@ from ign_client._results import Done, Image, Progress, Step
 from ign_client._wire import EVENT_S, EVENTS, Response, complete
 
 ImageT = TypeVar("ImageT", bound=Image)
-Event: TypeAlias = Step | Progress | Done[ImageT]
-Events: TypeAlias = AsyncGenerator[Event[ImageT], None]
+Event = Step | Progress | Done[ImageT]
+Events = AsyncGenerator[Event[ImageT], None]
 
 
 class Decoder:
@@ -142,11 +142,13 @@ async def _started(start: Callable[[], Awaitable[Events[ImageT]]]) -> Events[Ima
             yield event
 
 
-class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
-    """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
-
+class _Stream(Generic[ImageT]):
     def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
         self._events = _started(start)
+
+
+class AsyncStream(_Stream[ImageT], AsyncIterator[Event[ImageT]]):
+    """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -162,7 +164,7 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
         await self._events.aclose()
 
 
-class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
+class Stream(_Stream[ImageT], Iterator[Event[ImageT]]):
     """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first
     event is read.
 
@@ -173,9 +175,6 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
         IgnError: until the first event, as any method. Later `StatusError` if the service failed,
         `TransportError` if the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
-
-    def __init__(self, start: Callable[[], Awaitable[Events[ImageT]]]) -> None:
-        self._events = _started(start)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -20,7 +20,7 @@ HttpClient = httpx.Client
 AsyncHttpClient = httpx.AsyncClient
 HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
-Chunks: TypeAlias = AsyncGenerator[bytes, None]
+Chunks = AsyncGenerator[bytes, None]
 
 _LIMIT: Final[ContextVar[Limit | None]] = ContextVar("_LIMIT", default=None)
 """The limit of the request that this thread sends or receives."""

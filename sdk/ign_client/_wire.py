@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from ign_client import _errors as errors
 from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, check_seconds
@@ -31,7 +31,7 @@ def complete(awaitable: Awaitable[T]) -> T:
     raise RuntimeError("this needs an event loop")
 
 
-Body: TypeAlias = Mapping[str, Any]
+Body = Mapping[str, Any]
 """``content``, a JSON text; or of a form ``data``, the text of each option, and ``files``, pairs of
 a name and (file name, content, media type). Empty for a GET.
 """

@@ -30,6 +30,17 @@ ANIMATED = ("/latent-interpolate",)
         ("image/jpeg, image/webp", "image/webp"),  # ties in the contract's order
         ("image/png;q=0.5, image/webp;q=0.9", "image/webp"),
         ("image/*;q=0.8, image/png;q=0", "image/webp"),
+        (",", "application/json"),
+        ("text/html, */*", "application/json"),
+        ("image/webp, */*", "application/json"),
+        # the most specific range decides
+        ("image/*;q=0.8, image/png;q=0.1, image/webp;q=0", "image/jpeg"),
+        ("application/json;q=0, */*", "image/png"),
+        # of weights of one range, the highest
+        ("image/jpeg;q=0.9, image/jpeg;q=0.1, image/webp;q=0.5", "image/jpeg"),
+        ("image/avif,image/webp,image/svg+xml,image/*,*/*;q=0.8", "image/png"),
+        # parameters are ignored
+        ('image/webp;profile="a,b;q=0\\"";q=0.5;ext=1, image/png ; Q=0.4', "image/webp"),
     ],
 )
 def test_accept_decides(service: Service, path: str, accept: str | None, given: str) -> None:

@@ -31,7 +31,6 @@ import pytest
 from ign.__main__ import main as ign
 from ign_client import _cli as client
 from model_export import cli
-from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, START_S, environment, live_service, run
@@ -278,17 +277,13 @@ def check_named(words: list[str], where: str) -> None:
             cli.parser().parse_args(options)
         case ["ign-client", *options]:
             client.parser().parse_args(options)
-        case ["ign", *options] | ["python", "-m", "ign", *options]:
+        case ["ign", *options]:
             check_ign(options, where)
-        case ["python", "-m", "service", *options]:
-            service_cli.command.make_context("service", list(options), resilient_parsing=False)
-        case ["python", "-m", "service.bulk", *options]:
-            bulk.parser().parse_args(options)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), where
         case ["python", file, *_] if file.endswith(".py"):
             assert (ROOT / file).is_file(), where
-        case ["pip" | ".venv/bin/pip", "install", *rest]:
+        case ["pip", "install", *rest]:
             found = re.search(r"\.(/sdk)?\[([\w,]+)\]", " ".join(rest))
             assert found is not None, where
             project = tomllib.loads(

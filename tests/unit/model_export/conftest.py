@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from model_export.data import drawings
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.evaluation import classifier
 from model_export.export import export
@@ -36,6 +37,7 @@ def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
         patch.setattr(classifier, "_STEPS", (150, 2000))
+        patch.setattr(drawings, "_BANK", 100)
         yield
 
 

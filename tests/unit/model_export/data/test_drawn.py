@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ImageFont
 from torch import Tensor
 
-from model_export.data import avatars, damages, drawings, known_sets, pages, pens, scans
+from model_export.data import avatars, damages, known_sets, pages, pens, scans
 from model_export.data.avatars import BACKGROUNDS, draw_avatars
 from model_export.data.datasets import Attributes, Dataset, load_dataset
 from model_export.data.drawings import (
@@ -25,11 +25,6 @@ from model_export.errors import UserError
 GROUNDS = [(1, (-1.0,)), (1, (0.9,)), (3, (-1.0,)), (3, (0.6, -0.2, 1.0))]
 # of the pens
 COLOURS = torch.rand((4, 3, 28, 28), generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-@pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawings, "_BANK", 20)
 
 
 def sketched(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Tensor:

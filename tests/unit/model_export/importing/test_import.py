@@ -184,7 +184,7 @@ def test_what_f_cannot_be(
 def test_a_graph_that_does_not_end_is_refused_in_time(capsys: pytest.CaptureFixture[str]) -> None:
     endless().write(Path("net.onnx"))
     in_one_line(
-        capsys, run_import("net.onnx --timeout 3"), "net.onnx", "more than 3 s", "--timeout"
+        capsys, run_import("net.onnx --timeout 1"), "net.onnx", "more than 1 s", "--timeout"
     )
 
 

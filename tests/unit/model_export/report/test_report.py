@@ -1,7 +1,5 @@
-import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +8,9 @@ from PIL import Image
 from model_export.cli import main, parser
 from model_export.data.corruptions import CORRUPTIONS
 from model_export.data.datasets import Dataset
-from model_export.export.artifact import Artifact, TrainedCard
+from model_export.export.artifact import Artifact
 from model_export.report.figures import FIGURES, file_name
 from model_export.report.model_card import page
-from model_export.report.quality import limitations
 from service.artifact.pixels import to_levels, to_rows
 from tests.helpers.tiny_training import TinyModel, contents
 
@@ -39,28 +36,6 @@ def test_the_figures_show_what_f_makes(
             large = levels.repeat(3, 0).repeat(3, 1)
             part = image.crop((left, top, left + 24, top + 24))
             assert np.array_equal(np.asarray(part), large)
-
-
-QUALITY: dict[str, Any] = {
-    "diversity": 0.41,
-    "generation": {
-        "f": {"frechet": 30.0, "multiple": 12.5, "kl": 0.0312},
-        "f2": {"frechet": 12.0},
-        "training": {"frechet": 2.4, "kl": 0.001},
-    },
-    "drift": {"f": 0.0467},
-    "repeated_application": {
-        "samples": {"f": {}, "f100": {"at_rest": 0.5, "same_class": 0.27}},
-        "pictures": {"f": {}, "f100": {"at_rest": 1.0, "same_class": 0.88}},
-    },
-    "nearest": {"other_sample": {"rare": 0.115}, "training_picture": {"rare": 0.001}},
-    "clean": {"psnr": 27.41, "ssim": 0.953},
-    "restoration": {
-        "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.48}},
-        "hole_0.4": {"input": {"psnr": 14.35}, "f": {"psnr": 14.29}},
-    },
-    "drawings": {},
-}
 
 
 @pytest.fixture
@@ -89,32 +64,6 @@ def test_the_command_writes_the_page_of_an_evaluated_model(tiny: TinyModel, tmp_
     assert main(["card", "--model", str(tiny.evaluated), "--out", str(out)]) == 0
     assert out.read_text() == text
     assert set(contents(out.parent)) == {"tiny.md"}
-
-
-def test_the_first_screen_states_quality_limitations_and_licence(artifact: Artifact) -> None:
-    card = artifact.card
-    measured = TrainedCard.model_validate({**card.model_dump(), "quality": QUALITY})
-    shown = {figure: file_name(figure, 1) for figure in FIGURES}
-    text = page(dataclasses.replace(artifact, card=measured), shown=shown)
-    chapters = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert chapters[:3] == ["How good it is", "Limitations", "Licence"]
-    first = text[: text.index("## Use")]
-    assert all(
-        value in first
-        for value in (card.licence, card.data.licence, "30.00", "0.0467", "0.953", "11.0 → 17.5")
-    )
-    warnings = [line for line in first.splitlines() if line.startswith("- **Warning**: ")]
-    assert all(word in " ".join(warnings) for word in ("alike, 0.41", "27 %", "11.5 %"))
-    assert first.index(warnings[-1]) < first.index("30.00")
-    limited = " ".join(limitations(measured))
-    for said in (
-        "12.5 times",
-        "2 steps",
-        "does not restore `hole_0.4`",
-        "0.0467 on average",
-    ):
-        assert said in limited
-    assert "not been measured" in limitations(card)[-1]
 
 
 def test_the_page_says_how_the_model_was_made(artifact: Artifact) -> None:

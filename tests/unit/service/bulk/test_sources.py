@@ -212,36 +212,6 @@ def test_an_archive_and_a_url_give_the_same_as_a_folder(bulk: Run, far: str) -> 
     assert output_files("other-/in") == output_files()
 
 
-@pytest.mark.parametrize(
-    ("function", "source", "status", "message"),
-    [
-        ("list", "in", 2, "/in: cannot be read: no credentials"),
-        ("get", "in", 3, "stopped: "),
-        ("get", "in.zip", 2, "/in.zip: cannot be read: "),
-        ("head", "nothing", 2, "/nothing: "),
-    ],
-)
-def test_errors_of_stores_are_one_line(
-    function: str,
-    source: str,
-    status: int,
-    message: str,
-    bulk: Run,
-    far: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import obstore
-
-    error = obstore.exceptions.GenericError("no credentials\n\nDebug")
-    with monkeypatch.context() as patch:
-        if source != "nothing":
-            patch.setattr(obstore, function, Mock(side_effect=error))
-        ran = bulk(f"score {far}/{source} out")
-    assert (ran.status, ran.err.count("\n")) == (status, 1)
-    assert message in ran.err
-    assert "Debug" not in ran.err
-
-
 def test_no_more_than_is_listed_is_read_of_an_object(
     far: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,21 +58,6 @@ def test_nobody_holds_more_than_there_is_and_a_small_caller_is_served(
         assert accounts.total == sum(map(sum, held.values())) <= CAPACITY.size + CAPACITY.reserve
 
 
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("20/s", Rate(20, 1.0)), ("600/m", Rate(600, 60.0))]
-    + [
-        (text, None) for text in ("", "20", "0/s", "-1/s", "20/h", "2.5/s", "20 /s", "٢/s", "1e3/s")
-    ],
-)
-def test_a_rate_is_read(text: str, rate: Rate | None) -> None:
-    if rate is not None:
-        assert Rate.parse(text) == rate
-    else:
-        with pytest.raises(ValueError, match="such as 20/s or 600/m"):
-            Rate.parse(text)
-
-
 class Clock:
     """Seconds that a test sets."""
 

@@ -126,20 +126,6 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     assert per_process_settings(settings.replace(threads=1)).threads == 1
 
 
-def test_a_process_that_dies_is_restarted_and_its_metrics_go_on(settings: Settings) -> None:
-    def script() -> None:
-        started(settings, 2)()
-        first = min(pids(settings))
-        os.kill(first, signal.SIGKILL)
-        started(settings, 3)()
-        folder = Path((settings.model_dir / str(first)).read_text().split()[2])
-        assert {each.name for each in folder.iterdir()} == {"0.prom", "1.prom", "supervisor.prom"}
-        count = 'ign_process_replacements_total{reason="ended"} 1.0'
-        assert count in (folder / "supervisor.prom").read_text()
-
-    assert supervised(settings, fakes.serves, script, signal.SIGHUP) == 0
-
-
 @pytest.mark.parametrize(("served_s", "factors"), [(60.0, [1, 2, 3, 3]), (0.0, [1, 1, 1, 1])])
 def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
     settings: Settings,
@@ -301,7 +287,3 @@ def test_a_process_that_dies_holds_up_no_change(settings: Settings) -> None:
         assert (new / "unloaded").read_text() == "stuck"
 
     assert supervised(settings, fakes.changes, script) == 0
-
-
-def test_a_process_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    assert supervised(settings, fakes.stops_badly, started(settings, 2)) == 7
