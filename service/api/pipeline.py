@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
 
@@ -28,6 +29,7 @@ from starlette.types import Send
 
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, Plan, RawHeaders
+from service.api.stream import Event, Events, send_events
 from service.domain.errors import IgnError, forget_frames
 from service.domain.latents import FloatRow
 from service.domain.tasks import (
@@ -46,9 +48,6 @@ _SMALL: Final = 1 << 14  # bytes of a response that is sent at once
 # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 _MAX_BYTES_PER_TURN: Final = 1 << 16
 
-Event = StepOutput | StreamProgress | Result | Exception
-"""What a stream gets; a result or an exception is the last."""
-Events = asyncio.Queue[Event]
 Piece = bytes | memoryview
 ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
 """Headers, pieces of the body and media type of a response with status 200."""
@@ -75,7 +74,7 @@ class Work(ABC):
     """What a request asks of a model, after its options have been checked: what its endpoint parsed
     it to, and the stages that follow.
 
-    All but `open`, `decode_large` and a large `encode` run on the event loop.
+    `decode_large`, a large `encode`, and `make_plan` after `must_open` run in the codec pool.
     """
 
     api: ApiRequest
@@ -89,9 +88,10 @@ class Work(ABC):
     """Whether decoding needs a thread of the codec pool."""
     has_large_response: bool = False
     """Whether encoding needs a thread of the codec pool."""
-    plan: Plan | None = None
-    """None until `open`, if it depends on the headers of uploaded files."""
-
+    must_open: bool = False
+    """Whether the plan depends on the headers of uploaded files."""
+    headers: RawHeaders = field(default_factory=list)
+    """Headers of the response beside those of every one; `encode` adds some."""
     caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
     """Headers for caches."""
 
@@ -101,14 +101,13 @@ class Work(ABC):
     events: Events | None = field(init=False, default=None)
     result: Result = field(init=False)
 
-    # What `encode` makes: header fields that tell of the result, and pieces of the body.
-    headers: Sequence[tuple[bytes, bytes]] = field(init=False, default=())
+    # What `encode` makes.
     content: Sequence[Piece] = field(init=False, default=())
     media_type: str = field(init=False, default=Media.JSON)
 
-    def open(self) -> Plan:
-        """Read the headers of uploaded files, and plan the request."""
-        raise NotImplementedError  # nothing to upload
+    @abstractmethod
+    def make_plan(self) -> Plan:
+        """What the request takes; called once."""
 
     @classmethod
     @abstractmethod
@@ -129,8 +128,8 @@ class Work(ABC):
     def finish(self) -> None:  # noqa: B027 - most have nothing left to do
         """Called when the content is encoded, before the response is sent."""
 
-    async def send_events(self, events: Events, send: Send) -> bytes:
-        """Send what ``events`` bring as a stream; returns its last piece."""
+    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
+        """The event of a stream for what the scheduler delivers; empty for none."""
         raise NotImplementedError  # no streams
 
     def scheduling(self) -> SchedulingParams:
@@ -150,7 +149,8 @@ class Work(ABC):
 
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response."""
-        return [(b"x-ign-model", self.model.tag.encode("latin-1")), *self.caching]
+        model = (b"x-ign-model", self.model.tag.encode("latin-1"))
+        return [model, *self.caching, *self.headers]
 
     async def run_tiles(self, on_event: Callable[[Any], None] = lambda _: None) -> Result:
         """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
@@ -237,25 +237,26 @@ class Pipeline:
                 return await _stream_tiles(work, send)
             work.result = await work.run_tiles()
         if work.events is not None:
-            return await work.send_events(work.events, send)
+            return await send_events(work, work.events, send)
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
         work.finish()
-        return [*work.response_headers(), *work.headers], work.content, work.media_type
+        return work.response_headers(), work.content, work.media_type
 
     async def _decode_large(self, work: Work) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this
         begins.
         """
         request = work.api
-        plan = work.plan
-        if plan is None:
-            plan = await request.run_codec("decode", work.open)
+        if work.must_open:
+            plan = await request.run_codec("decode", work.make_plan)
             request.hold_plan(plan, work.params.steps)
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
-        rows = min(plan.rows, scheduler.batch_rows) if work.is_tiled else plan.rows
+        rows = request.rows or 0
+        if work.is_tiled:
+            rows = min(rows, scheduler.batch_rows)
         with scheduler.room_for(rows, request.caller):
             await request.run_codec("decode", work.decode_large)
         if not work.is_tiled:
@@ -311,15 +312,12 @@ class Pipeline:
                 del self._running[handle]
                 work.handle = None
             if work.events is not None:
-                # Steps that wait for a slow reader are counted as bytes of its response; progress
-                # would only add up.
-                if work.events.empty() or not isinstance(event, StreamProgress):
-                    work.events.put_nowait(event)
-            elif isinstance(event, IgnError):
-                work.api.fail(event)
+                _deliver(work, work.events, event)
             elif isinstance(event, Result):
                 work.result = event
                 ended.append(work)
+            elif isinstance(event, IgnError):
+                work.api.fail(event)
         self._encode(ended)
 
     def _encode(self, ended: list[Work]) -> None:
@@ -335,19 +333,31 @@ class Pipeline:
             work.api.advance()
 
 
+def _deliver(work: Work, events: Events, event: Event) -> None:
+    """Pass what a scheduler delivers on to a stream."""
+    if isinstance(event, Result):
+        work.result = event
+        count_rows([work])
+    # Steps that wait for a slow reader are counted as bytes of its response; progress would only
+    # add up.
+    if events.empty() or not isinstance(event, StreamProgress):
+        events.put_nowait(event)
+
+
 async def _stream_tiles(work: Work, send: Send) -> bytes:
     """Run the tiles of a request and send what comes of them; returns the last piece."""
     events: Events = asyncio.Queue()
 
     async def run() -> None:
         try:
-            events.put_nowait(await work.run_tiles(events.put_nowait))
+            result = await work.run_tiles(partial(_deliver, work, events))
+            _deliver(work, events, result)
         except Exception as exc:  # the one that reads the events raises it
             events.put_nowait(exc)
 
     task = asyncio.create_task(run())
     try:
-        return await work.send_events(events, send)
+        return await send_events(work, events, send)
     finally:
         task.cancel()
         while not events.empty():
@@ -366,8 +376,8 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
         if work is None:
             work = request.work = stages.parse(request, request.body)
         request.body = b""
-        if work.plan is not None:
-            request.hold_plan(work.plan, work.params.steps)
+        if not work.must_open:
+            request.hold_plan(work.make_plan(), work.params.steps)
     except Exception as exc:
         request.fail(exc)
         work = None

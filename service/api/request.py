@@ -86,7 +86,7 @@ class Plan(NamedTuple):
     """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as
     planned.
 
-    The headers of images are read first only if it depends on them (`Work.open`): to read them
+    The headers of images are read first only if it depends on them (`Work.must_open`): to read them
     in a job of its own, before the one that decodes, costs a small JPEG a fifth more CPU.
     """
 

@@ -20,8 +20,7 @@ from service.api.native.answers import (
     InterpolateAnswer,
     ProjectAnswer,
 )
-from service.api.native.responses import NativeWork
-from service.api.native.rows import RowWork
+from service.api.native.responses import NativeWork, RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
     ArithmeticRequest,
@@ -104,6 +103,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
         options=options,
         labels=[{"index": options.offset + i} for i in range(options.n)],
         members={"seed": seed},
+        headers=[(b"x-ign-seed", b"%d" % seed)],
         sizes=[size] * options.n,
         is_tiled=is_tiled,
         params=params,

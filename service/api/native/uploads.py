@@ -156,6 +156,7 @@ def upload_work(
         options=options,
         labels=[{"index": i} for i in range(len(upload.images))],
         is_tiled=model.card.tiles is not None,
+        must_open=model.card.tiles is not None or upload.must_open,
         params=params,
         source=upload,
         is_large=not _is_small(upload, model.card),

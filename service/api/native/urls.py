@@ -19,7 +19,7 @@ from service.api.info.openapi import url_parameters
 from service.api.message import is_known
 from service.api.multipart import parse_query
 from service.api.native.endpoints import generate, latent_interpolate
-from service.api.native.rows import RowWork
+from service.api.native.responses import RowWork
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
 from service.api.pipeline import Stages

@@ -19,8 +19,7 @@ from pydantic import Field
 
 from service.api.message import parse_as
 from service.api.native.endpoints import generate, project
-from service.api.native.responses import picture, step_members
-from service.api.native.rows import RowWork, event
+from service.api.native.responses import RowWork, picture, step_members
 from service.api.native.schemas import (
     MAX_SCALE,
     GenerateRequest,
@@ -34,6 +33,7 @@ from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
 from service.api.request import ApiRequest
+from service.api.stream import event
 from service.api.table import Endpoint
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
