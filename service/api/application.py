@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
+from service.api.access import ApiKey, address_key, identify, peer_key
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
-from service.api.message import check_head
+from service.api.message import check_head, check_origin
 from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified

@@ -237,7 +237,8 @@ class Pipeline:
                 return await _stream_tiles(work, send)
             work.result = await work.run_tiles()
         if work.events is not None:
-            return await send_events(work, work.events, send)
+            headers = work.response_headers()
+            return await send_events(request, headers, work.event, work.events, send)
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
@@ -357,7 +358,7 @@ async def _stream_tiles(work: Work, send: Send) -> bytes:
 
     task = asyncio.create_task(run())
     try:
-        return await send_events(work, events, send)
+        return await send_events(work.api, work.response_headers(), work.event, events, send)
     finally:
         task.cancel()
         while not events.empty():

@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.app_state import AppState, Epoch
+from service.api.app_state import AppState
 from service.api.message import (
     MIN_HELD,
     WHOLE_RESPONSE,
@@ -30,7 +30,7 @@ from service.api.message import (
 )
 from service.api.negotiation import Media, negotiate
 from service.api.problems import describe, log_failure, status_of
-from service.domain.accounts import Rate
+from service.domain.accounts import Epoch, Rate
 from service.domain.errors import (
     BodyTooSlow,
     DeadlineExceeded,

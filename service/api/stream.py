@@ -1,23 +1,22 @@
 """The stream of server-sent events of a request."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.types import Send
 
 from service.api.message import compact_json
 from service.api.negotiation import Json, Media
 from service.api.problems import problem_body
-from service.api.request import ApiRequest, raw_headers
+from service.api.request import ApiRequest, RawHeaders, raw_headers
 from service.domain.errors import DeadlineExceeded, forget_frames
 from service.domain.tasks import Result, StepOutput, StreamProgress
-
-if TYPE_CHECKING:
-    from service.api.pipeline import Work
 
 Event = StepOutput | StreamProgress | Result | Exception
 """What a stream gets; a result or an exception is the last."""
 Events = asyncio.Queue[Event]
+Encode = Callable[[StepOutput | StreamProgress | Result], Awaitable[bytes]]
 
 # seconds without an event; a comment line then makes proxies keep the connection open
 _KEEPALIVE_S: Final = 10.0
@@ -30,23 +29,24 @@ _HEADERS: Final = raw_headers(
 )
 
 
-async def send_events(work: "Work", events: Events, send: Send) -> bytes:
-    """Send the events of a request until its result; returns the last piece, to be sent once no row
-    runs.
+async def send_events(
+    api: ApiRequest, headers: RawHeaders, encode: Encode, events: Events, send: Send
+) -> bytes:
+    """Send what ``encode`` makes of the events of a request until its result; returns the last
+    piece, to be sent once no row runs.
 
     A failure before the first event becomes an ordinary problem document with its own status. A
     later failure becomes the event `error`, because status 200 is sent already.
     """
-    api = work.api
     first = await events.get()
     if isinstance(first, Exception):
         raise first
     api.deadline = api.stream_deadline
-    headers = [*work.response_headers(), *_HEADERS]
+    headers += _HEADERS
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
         async with asyncio.timeout(api.deadline - api.services.clock()):
-            await _send_each(work, first, events, send)
+            await _send_each(encode, first, events, send)
     except TimeoutError:
         return _error_event(
             api, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows")
@@ -56,12 +56,12 @@ async def send_events(work: "Work", events: Events, send: Send) -> bytes:
     return b""
 
 
-async def _send_each(work: "Work", first: Event, events: Events, send: Send) -> None:
+async def _send_each(encode: Encode, first: Event, events: Events, send: Send) -> None:
     item: Event | None = first
     while True:
         if isinstance(item, Exception):
             raise item
-        text = b": still here\n\n" if item is None else await work.event(item)
+        text = b": still here\n\n" if item is None else await encode(item)
         if text:
             await send({"type": "http.response.body", "body": text, "more_body": True})
         if isinstance(item, Result):

@@ -6,14 +6,14 @@ and the card, and resolves the model. Its docstring is the description in `/open
 
 import secrets
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from math import prod
 from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.message import parse_as
+from service.api.message import check_count, parse_as
 from service.api.native.answers import (
     ArithmeticAnswer,
     GenerateAnswer,
@@ -23,17 +23,14 @@ from service.api.native.answers import (
 from service.api.native.responses import NativeWork, RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
+    MAX_PICTURES,
     ArithmeticRequest,
     GenerateRequest,
     InterpolateRequest,
     ProjectOptions,
     ProjectRequest,
+    StepOptions,
     UploadOptions,
-    check_count,
-    check_steps,
-    image_size,
-    noise_of,
-    step_params,
 )
 from service.api.native.uploads import (
     Upload,
@@ -46,6 +43,7 @@ from service.api.negotiation import PICTURE_TYPES, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
+from service.artifact.card import Card, Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -58,6 +56,7 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
+from service.settings import Settings
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
@@ -217,6 +216,66 @@ def _latent_work(
         is_large=True,
         **shown,
     )
+
+
+# What the schemas cannot say: limits of the operator and of the model's card
+def noise_of(card: Card) -> Noise:
+    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
+    if card.noise is None:
+        text = (
+            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
+        )
+        raise InvalidContent.field("model", text, code="no_noise")
+    return card.noise
+
+
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
+    """(H, W) of the images: those of the card, unless the model makes any size."""
+    _, height, width = card.shape
+    size = options.height or height, options.width or width
+    if size == (height, width):
+        return size
+    if card.tiles is None:
+        name = "height" if size[0] != height else "width"
+        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
+    limit = settings.for_images(card.tiles).max_pixels
+    if options.n * size[0] * size[1] > limit:
+        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
+        raise InvalidContent.field("width", message, code="image_too_large")
+    return size
+
+
+def step_params(
+    options: StepOptions, *, recommended: int, rows: int, settings: Settings
+) -> StepParams:
+    """Validate the options that say how f is applied, and how many images that gives."""
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field(
+            "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
+        )
+    # The schema has checked all but the order and the last of the recorded steps.
+    if [*record] != sorted(set(record)) or max(record, default=0) > steps:
+        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
+    return _params(steps, options.tolerance, record, options.score)
+
+
+@lru_cache(maxsize=256)  # most requests have the same ones
+def _params(
+    steps: int, tolerance: float | None, record: tuple[int, ...], score: bool
+) -> StepParams:
+    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+
+
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the
+    operator's limit.
+    """
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
 
 
 def endpoint(

@@ -5,7 +5,6 @@ The docstrings and descriptions here are
 part of the OpenAPI document.
 """
 
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -22,16 +21,12 @@ from pydantic import (
 )
 from pydantic.config import JsonDict, JsonValue
 
-from service.artifact.card import Card, Noise
-from service.domain.errors import InvalidContent
 from service.domain.latents import (
     MAX_SEED,
     MAX_SEED_TEXT,
     seed_of,
 )
-from service.domain.tasks import StepParams
 from service.images.encode import Resample
-from service.settings import Settings
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
@@ -39,13 +34,9 @@ MAX_FRAMES: Final = 256
 MAX_PICTURES: Final = 1024  # in one response, including recorded steps
 
 
-def _number_of(value: object) -> object:
-    return seed_of(value) if isinstance(value, str) else value
-
-
 _Uint32 = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedText = Annotated[str, Field(min_length=1, max_length=MAX_SEED_TEXT)]
-Seed = Annotated[_Uint32, BeforeValidator(_number_of, json_schema_input_type=_Uint32 | _SeedText)]
+Seed = Annotated[_Uint32, BeforeValidator(seed_of, json_schema_input_type=_Uint32 | _SeedText)]
 Record = Annotated[
     list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})
 ]
@@ -312,71 +303,3 @@ class InterpolateRequest(_Request):
             if len(info.data.get("points", range(4))) != 4:
                 raise ValueError("needs exactly four points")
         return grid
-
-
-# What the schemas cannot say: limits of the operator and of the model's card
-def check_count(field: str, count: int, limit: int) -> None:
-    """Raise `InvalidContent` for ``field``, of a list `images.3` for the whole of it, if ``count``
-    is above ``limit``.
-    """
-    if count > limit:
-        raise InvalidContent.field(field.partition(".")[0], f"at most {limit} are allowed")
-
-
-def noise_of(card: Card) -> Noise:
-    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
-    if card.noise is None:
-        text = (
-            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
-        )
-        raise InvalidContent.field("model", text, code="no_noise")
-    return card.noise
-
-
-def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
-    """(H, W) of the images: those of the card, unless the model makes any size."""
-    _, height, width = card.shape
-    size = options.height or height, options.width or width
-    if size == (height, width):
-        return size
-    if card.tiles is None:
-        name = "height" if size[0] != height else "width"
-        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
-    limit = settings.for_images(card.tiles).max_pixels
-    if options.n * size[0] * size[1] > limit:
-        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
-        raise InvalidContent.field("width", message, code="image_too_large")
-    return size
-
-
-def step_params(
-    options: StepOptions, *, recommended: int, rows: int, settings: Settings
-) -> StepParams:
-    """Validate the options that say how f is applied, and how many images that gives."""
-    steps = check_steps(options.steps, recommended=recommended, settings=settings)
-    record = tuple(options.record or ())
-    if rows * len(record) > MAX_PICTURES:
-        raise InvalidContent.field(
-            "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
-        )
-    # The schema has checked all but the order and the last of the recorded steps.
-    if [*record] != sorted(set(record)) or max(record, default=0) > steps:
-        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
-    return _params(steps, options.tolerance, record, options.score)
-
-
-@lru_cache(maxsize=256)  # most requests have the same ones
-def _params(
-    steps: int, tolerance: float | None, record: tuple[int, ...], score: bool
-) -> StepParams:
-    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-
-
-def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
-    """The number of steps: the requested one, or else the recommended one, reduced to the
-    operator's limit.
-    """
-    if steps is None:
-        return min(recommended, settings.max_steps)
-    check_count("steps", steps, settings.max_steps)
-    return steps

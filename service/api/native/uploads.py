@@ -12,14 +12,17 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.message import parse_as, parse_json, printable_name
-from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
-from service.api.native.schemas import (
-    ImageOptions,
-    PointRequest,
-    UploadOptions,
+from service.api.message import (
     check_count,
+    decode_utf8,
+    parse_as,
+    parse_json,
+    parse_multipart,
+    parse_options,
+    parse_query,
+    printable_name,
 )
+from service.api.native.schemas import ImageOptions, PointRequest, UploadOptions
 from service.api.negotiation import PICTURE_TYPES
 from service.api.pipeline import InputRows
 from service.api.request import ApiRequest
@@ -272,7 +275,7 @@ def read_points(
     for number, point in enumerate(points):
         api.check_not_over()
         if point.seed is not None:
-            rows.append(model.noise.row(point.seed, point.index or 0))
+            rows.extend(model.noise.rows(point.seed, point.index or 0, 1))
         elif point.image is not None:
             encoded = opened.pop(0)
             with memory_for(encoded.pixels):

@@ -16,8 +16,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.info.openapi import url_parameters
-from service.api.message import is_known
-from service.api.multipart import parse_query
+from service.api.message import is_known, parse_query
 from service.api.native.endpoints import generate, latent_interpolate
 from service.api.native.responses import RowWork
 from service.api.native.schemas import GenerateRequest, InterpolateRequest

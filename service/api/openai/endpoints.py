@@ -17,16 +17,14 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
-from service.api.message import parse_as
-from service.api.native.endpoints import generate, project
+from service.api.message import check_count, parse_as
+from service.api.native.endpoints import check_steps, generate, project
 from service.api.native.responses import RowWork, picture, step_members
 from service.api.native.schemas import (
     MAX_SCALE,
     GenerateRequest,
     ProjectOptions,
     StrictModel,
-    check_count,
-    check_steps,
 )
 from service.api.native.uploads import Upload, read_form
 from service.api.native.urls import seed_of_field
