@@ -125,7 +125,10 @@ def build_services(
         on_activated=_on_activated,
         wait_for_requests=in_flight.wait_for_current,
     )
-    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
+    codec = CodecPool(
+        min(available_cpus(), _MAX_CODEC_THREADS),
+        lambda part, seconds: metrics.codec(part).observe((seconds,)),
+    )
     return AppState(
         settings=settings,
         registry=registry,

@@ -106,9 +106,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-def identify(
-    keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName = "infer"
-) -> None:
+def identify(keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName) -> None:
     """Set the name of the caller's API key, one of ``keys`` by their digests, and its quota in the
     request.
 

@@ -24,7 +24,7 @@ from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
-from service.domain.errors import Draining, UnauthorizedError, forget_frames
+from service.domain.errors import Draining, MalformedRequest, UnauthorizedError, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
@@ -56,9 +56,7 @@ class Application:
         self._tracing = services.tracing
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
-            self._inner = CorsMiddleware(
-                self._serve, origins=settings.cors_origins, reject=self._send_problem
-            )
+            self._inner = CorsMiddleware(self._serve, settings.cors_origins)
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +72,8 @@ class Application:
         except ClientDisconnect as exc:
             request.status = CLIENT_GONE
             forget_frames(exc)
+        except MalformedRequest as exc:  # a preflight
+            await self._send_problem(scope, request.send, exc)
         else:
             # the server cuts the connection, so the status that was sent does not hold
             if not request.complete:
@@ -158,16 +158,16 @@ class Application:
             raise request.error
         if self._keys is None:
             origins = self._settings.cors_origins
-            if request.method == "POST" and ("*" not in origins or route.is_admin):
+            if request.method == "POST" and ("*" not in origins or route.access == "admin"):
                 check_origin(request.headers, origins)
         elif route.needs_key:
-            identify(self._keys, request, "admin" if route.is_admin else "infer")
+            identify(self._keys, request, "admin" if route.access == "admin" else "infer")
         if not route.is_probe:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
         rate = request.quota or self._settings.rate_limit
-        if rate is not None and route.has_rate:
+        if rate is not None and route.access in ("key", "admin"):
             self.services.rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
@@ -188,8 +188,7 @@ class Application:
         seconds = self.services.clock() - request.arrival
         if request.spans is not None:
             request.spans.end(request)
-        is_probe = request.route.is_probe
-        if not is_probe or request.status >= HTTPStatus.BAD_REQUEST:
+        if not request.route.is_probe or request.status >= HTTPStatus.BAD_REQUEST:
             log_request(request, seconds)
         if not self._recorded:
             asyncio.get_running_loop().call_soon(self._observe)

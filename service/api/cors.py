@@ -2,13 +2,13 @@
 documents.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from service.domain.errors import MalformedRequest
 
@@ -36,18 +36,9 @@ _ALLOWED_HEADERS: Final = (
 
 
 class CorsMiddleware(CORSMiddleware):
-    """Starlette's `CORSMiddleware` with this service's headers; ``reject`` sends the problem of a
-    bad preflight.
-    """
+    """Starlette's `CORSMiddleware` with this service's headers."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        origins: Sequence[str],
-        reject: Callable[[Scope, Send, Exception], Awaitable[None]],
-    ) -> None:
-        self._reject = reject
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(
             app,
             allow_origins=origins,
@@ -62,10 +53,3 @@ class CorsMiddleware(CORSMiddleware):
         if response.status_code >= 400:
             raise MalformedRequest(bytes(response.body).decode())
         return response
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a preflight, or pass the request on."""
-        try:
-            await super().__call__(scope, receive, send)
-        except MalformedRequest as exc:
-            await self._reject(scope, send, exc)

@@ -277,7 +277,7 @@ def _parse_part(part: bytes) -> tuple[str, bytes | None, bytes]:
     """
     end = part.find(b"\r\n\r\n", 0, _MAX_PART_HEAD)
     before, *lines = part[: max(end, 0)].split(b"\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(b":") for line in lines)}
+    headers = {name.lower(): value for name, _, value in [line.partition(b":") for line in lines]}
     disposition, options = parse_options_header(headers.get(b"content-disposition", b""))
     if before.strip() or disposition.strip() != b"form-data" or not options.get(b"name"):
         raise MalformedRequest("a multipart part has no Content-Disposition: form-data with a name")

@@ -17,7 +17,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -44,6 +44,7 @@ from service.domain.tasks import (
 from service.models.registry import ServedModel
 
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
+_TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
 _SMALL: Final = 1 << 14  # bytes of a response that is sent at once
 # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 _MAX_BYTES_PER_TURN: Final = 1 << 16
@@ -261,7 +262,7 @@ class Pipeline:
         with scheduler.room_for(rows, request.caller):
             await request.run_codec("decode", work.decode_large)
         if not work.is_tiled:
-            self._submit(work.model, [work])  # directly: nobody else takes the room
+            self._submit([work])  # directly: nobody else takes the room
             await progress
 
     def _turn(self) -> None:
@@ -280,14 +281,13 @@ class Pipeline:
         for work in works:
             if work.is_large:
                 work.api.advance()
-        for (kind, model), group in _grouped([work for work in works if not work.is_large]):
-            if decoded := _each(kind.decode, group):
-                self._submit(model, decoded)
+        for decoded in _together("decode", [work for work in works if not work.is_large]):
+            self._submit(decoded)
 
-    def _submit(self, model: ServedModel, works: Sequence[Work]) -> None:
+    def _submit(self, works: Sequence[Work]) -> None:
         try:
             rows = [(np.asarray(work.inputs.rows), work.scheduling()) for work in works]
-            handles = model.scheduler.submit(rows, self._on_events)
+            handles = works[0].model.scheduler.submit(rows, self._on_events)
         except Exception as exc:
             for work in works:
                 work.api.fail(exc)
@@ -325,11 +325,12 @@ class Pipeline:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._encode, ended[MAX_PER_TURN:])
         works = [work for work in ended[:MAX_PER_TURN] if not work.api.is_over]
-        for (kind, _), group in _grouped([work for work in works if not work.has_large_response]):
+        small = [work for work in works if not work.has_large_response]
+        start = time.perf_counter()
+        for encoded in _together("encode", small):
+            count_codec("encode", encoded, start)
+            count_rows(encoded)
             start = time.perf_counter()
-            if encoded := _each(kind.encode, group):
-                count_codec("encode", encoded, start)
-                count_rows(encoded)
         for work in works:
             work.api.advance()
 
@@ -386,26 +387,25 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
     return work
 
 
-def _each(stage: Callable[[list[Any]], None], works: list[Work]) -> list[Work]:
-    """Run a stage for works, and return those that have not failed. If it raises, it runs for each
-    alone: the error of one, such as its deadline, must not end the others.
+def _together(stage: str, works: Iterable[Work]) -> Iterator[list[Work]]:
+    """Run a stage for the works of one class and model together, and give those that have not
+    failed. If it raises, it runs for each alone: the error of one, such as its deadline, must not
+    end the others.
     """
-    try:
-        stage(works)
-    except Exception as exc:
-        if len(works) > 1:
-            return [each for work in works for each in _each(stage, [work])]
-        works[0].api.fail(exc)
-        return []
-    return works
-
-
-def _grouped(works: Iterable[Work]) -> Iterable[tuple[tuple[type[Work], ServedModel], list[Work]]]:
-    """The works by their class and model, in order."""
     groups: dict[tuple[type[Work], ServedModel], list[Work]] = {}
     for work in works:
         groups.setdefault((type(work), work.model), []).append(work)
-    return groups.items()
+    left = [*groups.values()]
+    for group in left:
+        try:
+            getattr(group[0], stage)(group)
+        except Exception as exc:
+            if len(group) == 1:
+                group[0].api.fail(exc)
+            else:
+                left += [[work] for work in group]
+        else:
+            yield group
 
 
 def count_codec(part: str, works: Sequence[Work], start: float) -> None:
@@ -415,7 +415,7 @@ def count_codec(part: str, works: Sequence[Work], start: float) -> None:
     ``start`` is when it began, by `time.perf_counter`. The codec pool counts by itself.
     """
     seconds = time.perf_counter() - start
-    works[0].api.services.metrics.codec(part, seconds)
+    works[0].api.services.metrics.codec(part).observe((seconds,))
     for work in works:
         work.api.spend(part, seconds / len(works))
 
@@ -428,8 +428,6 @@ def count_rows(works: Sequence[Work]) -> None:
     for work in works:
         api = work.api
         result = work.result
-        api.queue_s = result.queue_s
-        api.compute_s = result.compute_s
         api.seconds["queue"] += result.queue_s
         api.seconds["compute"] += result.compute_s
         together.setdefault((api.endpoint, api.api_key), []).append(result)
@@ -446,7 +444,7 @@ async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> Non
     headers, pieces, media_type = response
     size = sum(map(len, pieces))
     headers += [
-        request.server_timing(),
+        (b"server-timing", _TIMING % tuple([each * 1e3 for each in request.seconds.values()])),
         (b"content-length", b"%d" % size),
         (b"content-type", media_type.encode("ascii")),
     ]

@@ -149,8 +149,6 @@ def shown_result(
 ) -> Result:
     """A result whose rows and trajectory are `shown_row` of ``inputs``."""
     is_grey = all(each is None for each in chroma)
-    if strength == 1.0 and is_grey:
-        return result
     rows = [
         shown_row(start, end, strength, colour)
         for start, end, colour in zip(inputs, result.rows, chroma or repeat(None), strict=False)

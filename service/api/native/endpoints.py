@@ -6,7 +6,7 @@ and the card, and resolves the model. Its docstring is the description in `/open
 
 import secrets
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any, Final
@@ -92,7 +92,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     is_tiled = size != model.card.shape[1:]
 
     def make_rows() -> InputRows:
-        noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
+        noise = NoiseSource((model.card.shape[0], *size))
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if is_tiled else rows)
 
@@ -143,7 +143,7 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     if options.grid is not None:
         grid = options.grid
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
-        api.media = api.negotiate(FORMATS)
+        api.negotiate(FORMATS)
         places = product(range(grid.rows), range(grid.cols))
         return _latent_work(
             api,
@@ -258,14 +258,7 @@ def step_params(
     # The schema has checked all but the order and the last of the recorded steps.
     if [*record] != sorted(set(record)) or max(record, default=0) > steps:
         raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
-    return _params(steps, options.tolerance, record, options.score)
-
-
-@lru_cache(maxsize=256)  # most requests have the same ones
-def _params(
-    steps: int, tolerance: float | None, record: tuple[int, ...], score: bool
-) -> StepParams:
-    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
 
 
 def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
@@ -291,7 +284,7 @@ def endpoint(
     """
 
     def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
+        api.negotiate(formats)
         if options is not None:
             check_upload(api, options)
             return

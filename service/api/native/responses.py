@@ -46,7 +46,6 @@ from service.images.encode import (
     to_uint8,
 )
 
-METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 RASTER: Final[Mapping[Media, ImageFormat]] = {
     Media.PNG: "png",
     Media.WEBP: "webp",
@@ -356,9 +355,9 @@ def picture(row: FloatRow, card: Card, options: ImageOptions) -> str:
     return encode_base64(encode(pixels, options.format))
 
 
-def round_metric(value: float) -> float:
+def round_metric(value: float | None) -> float | None:
     """A distance, drift or change as responses show it: rounded to 6 decimals."""
-    return round(float(value), METRIC_DECIMALS)
+    return None if value is None else round(float(value), 6)
 
 
 def _images(work: RowWork, result: Result, pngs: Sequence[bytes] | None) -> list[Json]:
@@ -371,7 +370,7 @@ def _images(work: RowWork, result: Result, pngs: Sequence[bytes] | None) -> list
     for index, steps in enumerate(result.trajectory):
         if steps:
             images[index]["trajectory"] = [
-                {"step": step.step, "data": encoded(step.row), "change": round_change(step)}
+                {"step": step.step, "data": encoded(step.row), "change": round_metric(step.change)}
                 for step in steps
             ]
     return images
@@ -397,7 +396,7 @@ async def step_members(work: RowWork, step: StepOutput) -> Json:
         "step": step.step,
         "data": data,
         "format": options.format,
-        "change": round_change(step),
+        "change": round_metric(step.change),
     }
 
 
@@ -411,11 +410,6 @@ def _json_pieces(images: list[Json]) -> list[bytes]:
     for each in images:
         pieces += [compact_json(each), b","]
     return [*pieces[:-1], b"]"]
-
-
-def round_change(step: StepOutput) -> float | None:
-    """The change of a recorded step as responses show it; None for the input."""
-    return None if step.change is None else round_metric(step.change)
 
 
 def _raw(work: RowWork, result: Result) -> bytes:
@@ -453,6 +447,6 @@ def row_headers(result: Result) -> RawHeaders:
     headers = [(b"x-ign-steps", ",".join(map(str, result.steps.tolist())).encode("ascii"))]
     for name, values in ((b"x-ign-distance", result.distance), (b"x-ign-drift", result.drift)):
         if values is not None:
-            text = ",".join([str(round(value, METRIC_DECIMALS)) for value in values.tolist()])
+            text = ",".join([str(round(value, 6)) for value in values.tolist()])
             headers.append((name, text.encode("ascii")))
     return headers

@@ -12,6 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -38,7 +40,7 @@ _Uint32 = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedText = Annotated[str, Field(min_length=1, max_length=MAX_SEED_TEXT)]
 Seed = Annotated[_Uint32, BeforeValidator(seed_of, json_schema_input_type=_Uint32 | _SeedText)]
 Record = Annotated[
-    list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})
+    list[NonNegativeInt], Field(max_length=64, json_schema_extra={"uniqueItems": True})
 ]
 
 _NULL: Final[JsonDict] = {"type": "null"}
@@ -129,7 +131,7 @@ class _Request(ImageOptions, _ModelChoice):
 class StepOptions(_Request):
     """Options of the endpoints that return each row separately."""
 
-    tolerance: Annotated[float | None, Field(gt=0)] = None
+    tolerance: PositiveFloat | None = None
     """Stop a row when mean |f(y) − y| of its last step is below this value."""
     record: Record | None = None
     """Ascending step numbers whose images are returned as `trajectory`; step 0 is the input."""

@@ -74,11 +74,6 @@ class Upload:
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     has_pages: bool = True  # a TIFF of several pages is as many images
 
-    @property
-    def must_open(self) -> bool:
-        """Whether only its files tell how many images it has."""
-        return self.has_pages and any(image.may_have_pages for image in self.images)
-
 
 class OpenUpload(NamedTuple):
     """The images and masks of an upload whose headers are read; decoding takes them out."""
@@ -133,12 +128,10 @@ def _is_small(upload: Upload, card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
+    if card.tiles or card.color or upload.masks or len(upload.images) > _MAX_INLINE:
+        return False
     _, height, width = card.shape
-    return (
-        not (card.tiles or card.color or upload.masks)
-        and len(upload.images) <= _MAX_INLINE
-        and all(image.is_png_of((width, height)) for image in upload.images)
-    )
+    return not [image for image in upload.images if not image.is_png_of((width, height))]
 
 
 def upload_work(
@@ -153,13 +146,15 @@ def upload_work(
     """What ``make`` makes for images; ``more`` are fields of it. All uploads but points pass here,
     and then `open_upload`, unless they are small.
     """
+    is_tiled = model.card.tiles is not None
+    pages = upload.has_pages and [image for image in upload.images if image.may_have_pages]
     return make(
         api=api,
         model=model,
         options=options,
         labels=[{"index": i} for i in range(len(upload.images))],
-        is_tiled=model.card.tiles is not None,
-        must_open=model.card.tiles is not None or upload.must_open,
+        is_tiled=is_tiled,
+        must_open=bool(is_tiled or pages),
         params=params,
         source=upload,
         is_large=not _is_small(upload, model.card),
@@ -211,7 +206,7 @@ def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
         for image in upload.images
     ]
     rows, inverted = prepare_many(decoded, card)
-    ends = accumulate(len(upload.images) for upload in uploads)
+    ends = accumulate([len(upload.images) for upload in uploads])
     places = [slice(*pair) for pair in pairwise((0, *ends))]
     return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
@@ -350,13 +345,10 @@ def _parse_json(api: ApiRequest, schema: type[BaseModel], content: bytes) -> Bas
 
 
 def _from_json(request: Any) -> Upload:
-    masks = getattr(request, "masks", None)
-    mask = getattr(request, "mask", None)
-    return Upload(
-        options=request,
-        images=_named("images", request.images),
-        masks=_named("masks", masks) if masks else _named("mask", [mask] if mask else []),
-    )
+    masks = _named("masks", getattr(request, "masks", None) or ())
+    if mask := getattr(request, "mask", None):
+        masks = _named("mask", [mask])
+    return Upload(options=request, images=_named("images", request.images), masks=masks)
 
 
 @lru_cache(maxsize=256)

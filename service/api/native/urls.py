@@ -89,7 +89,7 @@ def _by_url(
         name = fields.pop("format", next(iter(formats)))
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
-        api.media = api.negotiate((formats[name],))
+        api.negotiate((formats[name],))
         work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
         if "ETag" in headers and is_known(headers, api.headers):

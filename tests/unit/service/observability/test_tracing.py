@@ -169,7 +169,7 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     [
         ({}, ""),
         (
-            {"model": "mnist/6", "rows": 2, "queue_s": 0.5, "compute_s": 48.0, "steps": 9},
+            {"model": "mnist/6", "rows": 2, "seconds": {"queue": 0.5, "compute": 48.0}, "steps": 9},
             " model=mnist/6 rows=2 queue_ms=500.0 compute_ms=48000.0",
         ),
         ({"problem": "queue_full", "model": "mnist/6"}, " code=queue_full model=mnist/6"),
@@ -179,6 +179,7 @@ def test_a_line_of_text_says_whether_a_request_waited_or_computed(
     caplog: pytest.LogCaptureFixture, known: dict[str, object], end: str
 ) -> None:
     request = RequestRecord()
+    request.seconds = {}
     vars(request).update(known, request_id="mine", method="POST", endpoint="/project", status=499)
     caplog.set_level(logging.INFO, "service.access")
     log_request(request, 48.5681)
