@@ -7,7 +7,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,7 @@ class StepOutput:
     change: float | None  # mean |x_k − x_{k−1}| after the mask is put back; None at step 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamProgress:
+class StreamProgress(NamedTuple):
     """How far a request is: steps of its slowest row out of ``steps``, and finished rows out of
     ``rows``.
     """

@@ -9,11 +9,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from logging.handlers import QueueListener
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from service import __version__
 
@@ -35,8 +34,7 @@ _TEXT: Final = ("code", "model", "rows", "queue_ms", "compute_ms", "caller")
 _access = logging.getLogger("service.access")
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """A position in a trace: the W3C Trace Context, https://www.w3.org/TR/trace-context/."""
 
     trace_id: str  # 32 hex digits

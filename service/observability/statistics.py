@@ -128,12 +128,11 @@ class ModelStatistics:
         model = self._model
         metrics.queue_seconds(model).observe([request.queue_s for request in requests])
         succeeded = [request for request in requests if request.outcome == "ok"]
-        if len(succeeded) < len(requests):
-            for request in requests:
-                if request.outcome != "ok":
-                    metrics.scheduled_requests(model, request.outcome).inc()
-                    self._failed += 1
-                    self._failed_s += request.queue_s + request.compute_s
+        for request in requests:
+            if request.outcome != "ok":
+                metrics.scheduled_requests(model, request.outcome).inc()
+                self._failed += 1
+                self._failed_s += request.queue_s + request.compute_s
         if not succeeded:
             return
         compute = [request.compute_s for request in succeeded]

@@ -39,7 +39,7 @@ from service.api.native.uploads import (
     read_points,
     upload_work,
 )
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
@@ -140,29 +140,20 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    if options.grid is not None:
-        grid = options.grid
+    columns = options.frames or 9
+    fps = options.fps
+    mix: Callable[..., FloatRows] = partial(path_rows, frames=columns, loop=options.loop)
+    labels: list[Json] = [{"index": i, "t": i / (columns - 1)} for i in range(columns)]
+    if (grid := options.grid) is not None:
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
         api.negotiate(FORMATS)
-        places = product(range(grid.rows), range(grid.cols))
-        return _latent_work(
-            api,
-            options,
-            "points",
-            partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method),
-            labels=[{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)],
-            columns=grid.cols,
-        )
-    frames = options.frames or 9
-    return _latent_work(
-        api,
-        options,
-        "points",
-        partial(path_rows, frames=frames, method=options.method, loop=options.loop),
-        labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
-        columns=frames,
-        fps=options.fps,
-    )
+        columns = grid.cols
+        fps = 0
+        mix = partial(grid_rows, rows=grid.rows, cols=columns)
+        places = product(range(grid.rows), range(columns))
+        labels = [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)]
+    mix = partial(mix, method=options.method)
+    return _latent_work(api, options, "points", mix, labels=labels, columns=columns, fps=fps)
 
 
 def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:

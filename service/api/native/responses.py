@@ -5,7 +5,7 @@ decoded, and its responses: JSON with base64 images, a raw image, a contact shee
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
 from typing import Any, ClassVar, Final, Self
@@ -56,6 +56,7 @@ ANIMATED: Final[Mapping[Media, AnimationFormat]] = {
     Media.GIF: "gif",
     Media.APNG: "apng",
 }
+_FORMATS: Final = {**RASTER, **ANIMATED}
 # values; encoding so few takes less time than waking a thread of the codec pool
 INLINE_VALUES: Final = 1 << 13
 _FLOAT_BYTES: Final = 4
@@ -139,7 +140,7 @@ class RowWork(Work):
             raise InvalidContent.field(
                 "scale", "only images of 8 bits are enlarged, not arrays and TIFF"
             )
-        if options.has_layout or self.is_tiled or len(self.labels) > 1:
+        if options.layout or self.is_tiled or len(self.labels) > 1:
             self._check_size(is_sheet=media in RASTER and not self.is_animation)
 
     def _check_size(self, *, is_sheet: bool) -> None:
@@ -162,13 +163,11 @@ class RowWork(Work):
             columns = options.columns or self.columns
             width, height = sheet_size(count, (height, width), columns=columns, gap=options.gap)
             count = 1
-        if media in _TEXTS and not self.is_array:
-            check_sides(options.format, width, height)
-        elif not self.is_array:
-            check_sides(RASTER[media] if is_sheet else ANIMATED[media], width, height)
-        if options.has_layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
-            given = {"scale": options.scale > 1, "gap": options.gap, "columns": options.columns}
-            name = next((name for name, is_given in given.items() if is_given), "image")
+        if not self.is_array:
+            encoded = options.format if media in _TEXTS else _FORMATS[media]
+            check_sides(encoded, width, height)
+        if options.layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
+            name = options.layout or "image"
             pixels = count * (1 + recorded) * width * height
             _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", settings.max_pixels)
         if recorded and self.is_tiled:
@@ -237,10 +236,10 @@ class RowWork(Work):
 
     def shown(self) -> Result:
         """The result as the caller is shown it, with its trajectory; called where `encode` runs."""
-        result = self.result
-        if self.strength != 1.0 or self.inputs.chroma:
-            result = shown_result(result, self.inputs.rows, self.strength, self.inputs.chroma)
-        return result
+        inputs = self.inputs
+        if self.strength == 1.0 and not inputs.chroma:
+            return self.result
+        return shown_result(self.result, inputs.rows, self.strength, inputs.chroma)
 
 
 def _check_pixels(field: str, what: str, pixels: int, setting: str, limit: int) -> None:
@@ -288,7 +287,7 @@ class NativeWork(RowWork):
     async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
         """The events `step`, `progress` and `done`."""
         if isinstance(item, StreamProgress):
-            return event("progress", asdict(item))
+            return event("progress", item._asdict())
         if isinstance(item, StepOutput):
             return event("step", await step_members(self, item))
         images = [_image(self, item, index, None) for index in range(len(item.rows))]
@@ -367,9 +366,9 @@ def _images(work: RowWork, result: Result, pngs: Sequence[bytes] | None) -> list
 
     data = map(encoded, result.rows) if pngs is None else map(encode_base64, pngs)
     images = [_image(work, result, index, text) for index, text in enumerate(data)]
-    for index, steps in enumerate(result.trajectory):
+    for image, steps in zip(images, result.trajectory, strict=True):
         if steps:
-            images[index]["trajectory"] = [
+            image["trajectory"] = [
                 {"step": step.step, "data": encoded(step.row), "change": round_metric(step.change)}
                 for step in steps
             ]

@@ -103,9 +103,11 @@ class ImageOptions(Described):
     """Pixels between the images of a sheet, in the background colour."""
 
     @property
-    def has_layout(self) -> bool:
-        """Whether an option changes the size of the response's images or sheet."""
-        return self.scale > 1 or self.gap > 0 or self.columns is not None
+    def layout(self) -> str:
+        """The first option that changes the size of the response's images or sheet, or nothing."""
+        return (
+            "scale" if self.scale > 1 else "gap" if self.gap else "columns" if self.columns else ""
+        )
 
 
 class StrictModel(Described):
