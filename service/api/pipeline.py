@@ -54,7 +54,7 @@ ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class InputRows:
     """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
     model takes any size.
@@ -70,7 +70,7 @@ class InputRows:
     chroma: Sequence[FloatRow | None] = ()
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Work(ABC):
     """What a request asks of a model, after its options have been checked: what its endpoint parsed
     it to, and the stages that follow.
@@ -98,13 +98,13 @@ class Work(ABC):
 
     # Of the pipeline. `handle` is that of the scheduler, until the last event.
     inputs: InputRows = field(init=False)
-    handle: Any = field(init=False, default=None)
-    events: Events | None = field(init=False, default=None)
+    handle: Any = None
+    events: Events | None = None
     result: Result = field(init=False)
 
     # What `encode` makes.
-    content: Sequence[Piece] = field(init=False, default=())
-    media_type: str = field(init=False, default=Media.JSON)
+    content: Sequence[Piece] = ()
+    media_type: str = Media.JSON
 
     @abstractmethod
     def make_plan(self) -> Plan:

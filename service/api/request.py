@@ -136,6 +136,7 @@ class ApiRequest(RequestRecord):
         path: str,
     ) -> None:
         self.services = services
+        self.settings = services.settings
         self.scope = scope
         self.receive = receive
         self._send = send
@@ -166,7 +167,7 @@ class ApiRequest(RequestRecord):
         services = self.services
         if services.phase != "serving":
             services.require_serving()
-        settings = services.settings
+        settings = self.settings
         seconds = settings.request_timeout_s
         timeout = self.headers.get(b"x-request-timeout")
         if timeout is not None:
@@ -188,7 +189,7 @@ class ApiRequest(RequestRecord):
         Bytes are held as they arrive. Raises `UnsupportedMedia` for a Content-Encoding, else
         `TooLarge`, `BodyTooSlow`, `DeadlineExceeded` or `ClientDisconnect`.
         """
-        settings = self.services.settings
+        settings = self.settings
         encoding = self.headers.get(b"content-encoding", "")
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")

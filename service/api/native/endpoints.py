@@ -80,7 +80,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges
     images in every format.
     """
-    settings = api.services.settings
+    settings = api.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
     noise_of(model.card)
@@ -129,7 +129,7 @@ def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> Row
         options,
         recommended=model.card.steps.project,
         rows=len(upload.images),
-        settings=api.services.settings,
+        settings=api.settings,
     )
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
@@ -186,7 +186,7 @@ def _latent_work(
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,
-        settings=api.services.settings,
+        settings=api.settings,
     )
 
     def make_rows() -> InputRows:

@@ -63,13 +63,13 @@ _FLOAT_BYTES: Final = 4
 _TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class RowWork(Work):
     """A request whose response shows its rows as images, or measures them.
 
     ``source`` is the upload, or makes the rows: in a thread of the codec pool, if ``is_large``.
-    ``labels`` has for each image the members that are not in the result: `index`, `inverted`, `t`,
-    `row`, `col`. ``members`` precede `images` in the JSON body. A sheet has ``columns``, or
+    ``labels`` has for each image the members that are not in the result: `index`, `t`, `row`,
+    `col`. ``members`` precede `images` in the JSON body. A sheet has ``columns``, or
     ceil(√N) for None. With ``fps`` above 0, WebP, GIF and APNG are animations. ``strength`` is the
     s of (1−s)·x + s·f^k(x), 0…1. ``sizes`` are those of the rows, (H, W), if the model takes any
     size (``is_tiled``); the headers of an upload tell them.
@@ -83,7 +83,7 @@ class RowWork(Work):
     fps: int = 0
     strength: float = 1.0
     sizes: Sequence[tuple[int, int]] = ()
-    opened: OpenUpload | None = field(init=False, default=None)
+    opened: OpenUpload | None = None
 
     encoding_bytes: ClassVar[int] = 0
     """What encoding takes beside the response, for each value of the largest image."""
@@ -149,7 +149,7 @@ class RowWork(Work):
         """
         options = self.options
         media = self.api.media
-        settings = self.api.services.settings.for_images(self.model.card.tiles)
+        settings = self.api.settings.for_images(self.model.card.tiles)
         count = len(self.labels)
         recorded = len(self.params.record)
         height, width = (options.scale * max(sides) for sides in zip(*self.sizes, strict=True))
@@ -214,7 +214,7 @@ class RowWork(Work):
         if uploads:
             made = decode_small([*uploads.values()], works[0].model.card)
             for work, inputs in zip(uploads, made, strict=True):
-                work._take(inputs)
+                work.inputs = inputs
             count_codec("decode", [*uploads], start)
         for work in works:
             if not isinstance(work.source, Upload):
@@ -227,12 +227,7 @@ class RowWork(Work):
             self.inputs = source()
             return
         opened = self.opened or open_upload(self.api, source, self.model.card)
-        self._take(decode_large(self.api, source, opened, self.model.card))
-
-    def _take(self, inputs: InputRows) -> None:
-        self.inputs = inputs
-        for label, inverted in zip(self.labels, inputs.inverted, strict=True):
-            label["inverted"] = inverted
+        self.inputs = decode_large(self.api, source, opened, self.model.card)
 
     def shown(self) -> Result:
         """The result as the caller is shown it, with its trajectory; called where `encode` runs."""
@@ -255,8 +250,6 @@ class NativeWork(RowWork):
     gets all works of its class and one model that end together, and `encoding_bytes`; for a stream,
     `event`. It has no fields of its own: `source.options` are those of an upload.
     """
-
-    __slots__ = ()
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
@@ -325,8 +318,10 @@ def _image(work: RowWork, result: Result, index: int, data: str | None) -> Json:
     it already.
     """
     height, width = result.rows[index].shape[-2:]
+    inverted = work.inputs.inverted
     return {
         **work.labels[index],
+        **({"inverted": inverted[index]} if inverted else {}),
         "data": data,
         "format": work.options.format,
         "width": width * work.options.scale,

@@ -62,7 +62,7 @@ _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_si
 _MAX_INLINE: Final = 4
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Upload:
     """The images of a request as they arrived. There is no mask, one for all images, or one for
     each.
@@ -116,7 +116,7 @@ def parse_upload(
         upload = Upload(options=_from_query(schema, api.query), images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field, len(upload.images), api.services.settings.max_images)
+    check_count(upload.images[0].field, len(upload.images), api.settings.max_images)
     return upload
 
 
@@ -168,7 +168,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
     for too many pixels of all together. Damage behind a header is left to the decoder.
     """
-    settings = api.services.settings.for_images(card.tiles)
+    settings = api.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
     images = list[EncodedImage]()
     for image in upload.images:
@@ -279,7 +279,7 @@ def read_points(
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
-            most = api.services.settings.max_body_bytes
+            most = api.settings.max_body_bytes
             data = decode_base64(point.latent or "", field=name, max_chars=most)
             rows.append(decode_npy(data, model.card.shape, field=name))
     return rows
@@ -295,7 +295,7 @@ def read_form(
     fields, files = parse_multipart(
         api.headers.get(b"content-type", ""),
         body,
-        max_files=api.services.settings.max_images + 1,
+        max_files=api.settings.max_images + 1,
         max_fields=_MAX_FIELDS,
     )
     for name in files:

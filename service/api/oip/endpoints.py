@@ -105,7 +105,7 @@ async def config(api: ApiRequest) -> Json:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
-        "max_batch_size": api.services.settings.max_images,
+        "max_batch_size": api.settings.max_images,
         "input": [{"name": INPUT, **form}],
         "output": [{"name": OUTPUT, **form}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0, "preserve_ordering": False},
@@ -142,7 +142,7 @@ _LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class InferWork(Work):
     """An inference request whose JSON has been read."""
 
@@ -209,7 +209,7 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
     Tensors are JSON numbers or little-endian bytes after the JSON.
     """
     model = api.resolve(api.ref)
-    settings = api.services.settings.for_images(model.card.tiles)
+    settings = api.settings.for_images(model.card.tiles)
     limits = tensors.Limits(
         _row_shape(model.card), settings.max_images, settings.max_steps, settings.max_pixels
     )
@@ -257,7 +257,7 @@ async def load(api: ApiRequest) -> Any:
     previous ones serve.
     """
     await _read(api, tensors.LoadRequest)
-    is_admin = api.services.settings.api_keys_file is not None  # else anyone may call it
+    is_admin = api.settings.api_keys_file is not None  # else anyone may call it
     return await _change(api, loads=True, may_be_new=is_admin)
 
 
@@ -279,7 +279,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
 
 async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
-    settings = api.services.settings
+    settings = api.settings
     if settings.api_keys_file is None:
         check_host(api.headers, public=settings.public)
     api.services.require_serving()

@@ -79,7 +79,7 @@ class ImagesRequest(StrictModel):
         if self.stream:
             if images > 1:
                 raise InvalidContent.field("stream", "a stream has one image")
-            steps = check_steps(self.steps, recommended=recommended, settings=api.services.settings)
+            steps = check_steps(self.steps, recommended=recommended, settings=api.settings)
             parts = (self.partial_images or 0) + 1
             options["record"] = sorted({steps * i // parts for i in range(1, parts)} - {0})
         return options
@@ -101,7 +101,7 @@ def _scale(size: str | None, card: Card) -> int:
     return scale
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class ImagesWork(RowWork):
     """Work whose response has OpenAI's form: ``kind`` begins the names of its events."""
 
@@ -165,7 +165,7 @@ def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:
 
 def _parse_edits(api: ApiRequest, body: bytes) -> RowWork:
     upload = read_form(api, body, ImagesRequest, "image", "image[]")
-    check_count("image", len(upload.images), api.services.settings.max_images)
+    check_count("image", len(upload.images), api.settings.max_images)
     options = upload.options
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card
