@@ -7,18 +7,19 @@ that it did not accept, and ``is_received`` once the whole body has arrived. Thi
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import ApiKey, address_key, identify, peer_key
 from service.api.app_state import AppState
-from service.api.cors import CorsMiddleware
 from service.api.message import check_head, check_origin
 from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
@@ -28,6 +29,47 @@ from service.domain.errors import Draining, MalformedRequest, UnauthorizedError,
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
+EXPOSED_HEADERS: Final = (
+    "ETag",
+    "Retry-After",
+    "Server-Timing",
+    "traceparent",
+    "X-IGN-Distance",
+    "X-IGN-Drift",
+    "X-IGN-Model",
+    "X-IGN-Seed",
+    "X-IGN-Steps",
+    "X-Request-ID",
+    "X-Should-Retry",
+)
+_ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Inference-Header-Content-Length",
+    "traceparent",
+    "tracestate",
+    "X-Request-ID",
+    "X-Request-Timeout",
+)
+
+
+class CorsMiddleware(CORSMiddleware):
+    """Starlette's `CORSMiddleware` with this service's headers."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The response to a preflight; raises `MalformedRequest` for a bad one."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            raise MalformedRequest(bytes(response.body).decode())
+        return response
 
 
 class Application:

@@ -191,7 +191,7 @@ class InFlightRequests:
             self.bytes.give_back(caller, held_bytes)
         epoch.requests -= 1
         if epoch.requests == 0 and epoch is not self._epoch:
-            epoch.over.set()
+            epoch.set()
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
@@ -207,15 +207,15 @@ class InFlightRequests:
         self._past_epochs = [epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests]
         self._epoch = Epoch()
         for epoch in list(self._past_epochs):
-            await epoch.over.wait()
+            await epoch.wait()
 
 
-class Epoch:
-    """The requests that began between two calls of `InFlightRequests.wait_for_current`."""
+class Epoch(asyncio.Event):
+    """The requests that began between two calls of `InFlightRequests.wait_for_current`; set when
+    none is left and none can be added.
+    """
 
-    def __init__(self) -> None:
-        self.requests = 0
-        self.over = asyncio.Event()  # set when no request is left and none can be added
+    requests = 0
 
 
 @dataclass(frozen=True, slots=True)

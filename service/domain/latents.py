@@ -7,7 +7,7 @@ rows requested, their order, or the other requests.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -139,7 +139,7 @@ def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
 
 
 Method = Literal["slerp", "lerp"]
-_MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
+_MIX: Final = {"slerp": slerp, "lerp": lerp}
 
 
 def path_rows(

@@ -20,7 +20,7 @@ from service import __version__
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
-_SAMPLED: Final = 1
+SAMPLED: Final = 1
 # sampled, and the random flag of level 2; the others are zero when they are passed on
 _KNOWN_FLAGS: Final = 3
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"  # of the header X-Request-ID
@@ -40,11 +40,6 @@ class TraceContext(NamedTuple):
     trace_id: str  # 32 hex digits
     span_id: str  # 16 hex digits
     flags: int  # 1 if the trace is recorded, 2 if its id is random
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the trace is recorded."""
-        return bool(self.flags & _SAMPLED)
 
     @property
     def traceparent(self) -> str:

@@ -37,7 +37,7 @@ from service import __version__
 from service.domain.errors import NotReady
 from service.domain.tasks import Result
 from service.environment import onnxruntime_version
-from service.observability.logs import RequestRecord
+from service.observability.logs import SAMPLED, RequestRecord
 from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
@@ -415,7 +415,7 @@ class Metrics:
         latency.observe([seconds for seconds, _ in ended])
         for seconds, request in ended:
             trace = request.trace
-            if trace is not None and trace.sampled:
+            if trace is not None and trace.flags & SAMPLED:
                 latency.exemplify(seconds, {"trace_id": trace.trace_id})
             if request.api_key is not None:
                 self._caller_requests(request.api_key, status_class).inc()

@@ -65,7 +65,11 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     base: Json = parts["document"]
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
-    base["components"] = {"schemas": definitions["$defs"]}
+    models = definitions["$defs"]
+    base["components"] = {"schemas": models}
+    # What these accept is negated twice: generators of clients make numbered classes of `anyOf`.
+    for name, accepted in parts["schemas"].items():
+        models[name] = dict(sorted({**models[name], **accepted}.items()))
     has_keys = settings.api_keys_file is not None
     if has_keys:
         base["components"]["securitySchemes"] = parts["security_schemes"]

@@ -1,8 +1,8 @@
 """Pydantic models of the native requests; they validate bodies and appear in
 `/openapi.json`.
 
-The docstrings and descriptions here are
-part of the OpenAPI document.
+The docstrings and descriptions here are part of the OpenAPI document, which has in `parts.json`
+what fields exclude others.
 """
 
 from typing import Annotated, Any, Final, Literal, Self
@@ -21,7 +21,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.config import JsonDict, JsonValue
 
 from service.domain.latents import (
     MAX_SEED,
@@ -42,23 +41,6 @@ Seed = Annotated[_Uint32, BeforeValidator(seed_of, json_schema_input_type=_Uint3
 Record = Annotated[
     list[NonNegativeInt], Field(max_length=64, json_schema_extra={"uniqueItems": True})
 ]
-
-_NULL: Final[JsonDict] = {"type": "null"}
-
-
-def _exclusive(field: str, field_type: JsonValue, *excluded: str) -> JsonDict:
-    """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
-    return {
-        "required": [field],
-        "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)},
-    }
-
-
-def _any_of(*options: JsonDict) -> ConfigDict:
-    """Accept any of the options. Negated twice: generators of clients make numbered classes of a
-    plain `anyOf`.
-    """
-    return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
 def _base64(content: str, description: str) -> Any:
@@ -198,8 +180,6 @@ class ProjectOptions(UploadOptions, StepOptions):
 class ProjectRequest(ProjectOptions):
     """The JSON body of `/project`."""
 
-    model_config = _any_of({"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}})
-
     images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
     mask: Base64 | None = None
@@ -222,12 +202,6 @@ class PointRequest(StrictModel):
     """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the
     three.
     """
-
-    model_config = _any_of(
-        _exclusive("seed", ["integer", "string"], "image", "latent"),
-        _exclusive("image", "string", "seed", "index", "latent"),
-        _exclusive("latent", "string", "seed", "index", "image"),
-    )
 
     seed: Seed | None = None
     index: _Uint32 | None = None
@@ -272,18 +246,6 @@ class GridRequest(StrictModel):
 
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
-
-    model_config = _any_of(
-        {"properties": {"grid": _NULL}},
-        {
-            "properties": {
-                "points": {"minItems": 4, "maxItems": 4},
-                "frames": _NULL,
-                "loop": {"const": False},
-                "columns": _NULL,
-            }
-        },
-    )
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
     """The latents on the way."""
