@@ -54,7 +54,7 @@ ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class InputRows:
     """The input rows of a request: (N, C, H, W) float32 in the model's range, or a list if the
     model takes any size.
@@ -70,7 +70,7 @@ class InputRows:
     chroma: Sequence[FloatRow | None] = ()
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Work(ABC):
     """What a request asks of a model, after its options have been checked: what its endpoint parsed
     it to, and the stages that follow.

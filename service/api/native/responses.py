@@ -63,7 +63,7 @@ _FLOAT_BYTES: Final = 4
 _TEXTS: Final = (Media.JSON, Media.EVENTS)  # their images are base64
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class RowWork(Work):
     """A request whose response shows its rows as images, or measures them.
 
@@ -250,6 +250,8 @@ class NativeWork(RowWork):
     gets all works of its class and one model that end together, and `encoding_bytes`; for a stream,
     `event`. It has no fields of its own: `source.options` are those of an upload.
     """
+
+    __slots__ = ()
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:

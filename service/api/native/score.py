@@ -81,6 +81,7 @@ class ScoreAnswer(Answer):
 class ScoreWork(NativeWork):
     """Work whose response says where f changes an image."""
 
+    __slots__ = ()
     encoding_bytes = 12  # a float32 change, and a float64 sum of changes
 
     @classmethod

@@ -62,7 +62,7 @@ _HUB_IGNORED: Final = ("prompt", "negative_prompt", "guidance_scale", "target_si
 _MAX_INLINE: Final = 4
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Upload:
     """The images of a request as they arrived. There is no mask, one for all images, or one for
     each.

@@ -142,7 +142,7 @@ _LARGE_BINARY: Final = 1 << 20
 _MAX_TIMEOUT_US: Final = 10**15
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class InferWork(Work):
     """An inference request whose JSON has been read."""
 

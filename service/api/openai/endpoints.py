@@ -101,7 +101,7 @@ def _scale(size: str | None, card: Card) -> int:
     return scale
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class ImagesWork(RowWork):
     """Work whose response has OpenAI's form: ``kind`` begins the names of its events."""
 
