@@ -140,7 +140,7 @@ class RowWork(Work):
             raise InvalidContent.field(
                 "scale", "only images of 8 bits are enlarged, not arrays and TIFF"
             )
-        if options.layout or self.is_tiled or len(self.labels) > 1:
+        if _layout(options) or self.is_tiled or len(self.labels) > 1:
             self._check_size(is_sheet=media in RASTER and not self.is_animation)
 
     def _check_size(self, *, is_sheet: bool) -> None:
@@ -166,8 +166,9 @@ class RowWork(Work):
         if not self.is_array:
             encoded = options.format if media in _TEXTS else _FORMATS[media]
             check_sides(encoded, width, height)
-        if options.layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
-            name = options.layout or "image"
+        layout = _layout(options)
+        if layout or (self.is_tiled and is_sheet and len(self.labels) > 1):
+            name = layout or "image"
             pixels = count * (1 + recorded) * width * height
             _check_pixels(name, "response", pixels, "IGN_MAX_PIXELS", settings.max_pixels)
         if recorded and self.is_tiled:
@@ -235,6 +236,13 @@ class RowWork(Work):
         if self.strength == 1.0 and not inputs.chroma:
             return self.result
         return shown_result(self.result, inputs.rows, self.strength, inputs.chroma)
+
+
+def _layout(options: ImageOptions) -> str:
+    """The first option that changes the size of the response's images or sheet, or nothing."""
+    if options.scale > 1:
+        return "scale"
+    return "gap" if options.gap else "columns" if options.columns else ""
 
 
 def _check_pixels(field: str, what: str, pixels: int, setting: str, limit: int) -> None:

@@ -84,13 +84,6 @@ class ImageOptions(Described):
     gap: Annotated[int, Field(ge=0, le=64)] = 0
     """Pixels between the images of a sheet, in the background colour."""
 
-    @property
-    def layout(self) -> str:
-        """The first option that changes the size of the response's images or sheet, or nothing."""
-        return (
-            "scale" if self.scale > 1 else "gap" if self.gap else "columns" if self.columns else ""
-        )
-
 
 class StrictModel(Described):
     """A part of a request: a string is not accepted as a number, and an unknown field is an
