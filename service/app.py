@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from service import __version__
 from service.api import table
 from service.api.access import load_keys
-from service.api.app_state import AppState, InFlightRequests
+from service.api.app_state import AppState
 from service.api.application import Application
 from service.api.info import openapi, page
 from service.api.info import routes as info
@@ -24,7 +24,7 @@ from service.api.native import endpoints as native
 from service.api.native import score, urls
 from service.api.oip import endpoints as oip
 from service.api.openai import endpoints as openai
-from service.domain.accounts import Capacity, Rates
+from service.domain.accounts import Capacity, InFlightRequests, Rates
 from service.domain.errors import StartupError
 from service.domain.model import Model
 from service.environment import available_cpus, metrics_file
@@ -123,7 +123,10 @@ def build_services(
     return AppState(
         settings=settings,
         registry=registry,
-        codec=CodecPool(min(available_cpus(), 8), metrics.codec),
+        codec=CodecPool(
+            min(available_cpus(), 8),
+            lambda part, seconds: metrics.codec(part).observe((seconds,)),
+        ),
         metrics=metrics,
         in_flight=in_flight,
         # all processes count in one new folder

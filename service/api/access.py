@@ -13,7 +13,7 @@ needs a key. An entry may have a `quota`, such as `"20/s"` or `"600/m"`. It repl
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -106,9 +106,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-def identify(
-    keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName = "infer"
-) -> None:
+def identify(keys: Mapping[str, ApiKey], request: "ApiRequest", needed: ScopeName) -> None:
     """Set the name of the caller's API key, one of ``keys`` by their digests, and its quota in the
     request.
 
@@ -131,21 +129,6 @@ def identify(
     request.quota = key.quota
     if needed not in key.scopes:
         raise ForbiddenError(f"this key does not have the scope {needed}")
-
-
-def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
-    """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send
-    some without asking.
-
-    Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site`
-    whether it is its own when they use https, or for localhost, so that a proxy may have changed
-    `Host`.
-    """
-    origin = headers.get(b"origin")
-    is_own = origin is None or origin.partition("://")[2] == headers.get(b"host")
-    is_own = headers.get(b"sec-fetch-site", "none" if is_own else "") in ("same-origin", "none")
-    if not is_own and origin not in allowed:
-        raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
 
 
 def check_host(headers: RequestHeaders, *, public: bool) -> None:

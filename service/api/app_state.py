@@ -1,23 +1,12 @@
-"""The objects that endpoints use, made by `service.app.build_services`, and the accounts of
-requests in flight.
-"""
+"""The objects that endpoints use, made by `service.app.build_services`."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from service.domain.accounts import Accounts, Capacity, Rates
-from service.domain.errors import (
-    Draining,
-    NotReady,
-    OverShare,
-    TooLarge,
-    TooManyBytes,
-    TooManyConnections,
-    UnavailableError,
-)
+from service.domain.accounts import InFlightRequests, Rates
+from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool
 from service.models.registry import ModelChange, ModelRegistry, ServedModel
 from service.observability.metrics import Metrics
@@ -45,7 +34,7 @@ class AppState:
     registry: ModelRegistry
     codec: CodecPool
     metrics: Metrics
-    in_flight: "InFlightRequests"
+    in_flight: InFlightRequests
     rates: Rates
     tracing: "Tracing | None" = None
     phase: Phase = "loading"
@@ -115,96 +104,3 @@ def require_device(model: ServedModel) -> None:
             raise NotReady(
                 f"the device of {model.ref} is lost, only a new process can use it again: {reason}"
             )
-
-
-class InFlightRequests:
-    """Counts the requests in flight and the bytes that they hold, for each caller. Belongs to one
-    event loop.
-
-    Bytes are those of bodies, of responses and of the arrays that these are made from.
-    `service.server` sets `leaving` (requests are still answered) and `draining` (no longer) once
-    each, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it closes a
-    model.
-    """
-
-    def __init__(self, max_requests: Capacity, max_bytes: Capacity) -> None:
-        self.leaving = self.draining = False
-        self.requests = Accounts(max_requests)
-        self.bytes = Accounts(max_bytes)
-        self._epoch = Epoch()
-        self._past_epochs: list[Epoch] = []
-
-    @property
-    def count(self) -> int:
-        """Requests in flight."""
-        return self.requests.total
-
-    def enter(self, caller: str) -> "Epoch":
-        """Count a request that begins; pass the return value to `leave`. Raises `OverShare` or
-        `TooManyConnections`.
-        """
-        if not self.requests.take(caller, 1):
-            if self.requests.is_over_share(caller, 1):
-                raise OverShare(
-                    "too many requests of this caller are in flight (IGN_MAX_INFLIGHT_REQUESTS)"
-                )
-            raise TooManyConnections("too many requests are in flight")
-        epoch = self._epoch
-        epoch.requests += 1
-        return epoch
-
-    def hold(self, caller: str, held: int, size: int) -> None:
-        """Count bytes more of a request that holds some, until it ends.
-
-        Raises `OverShare` or `TooManyBytes` if there is no room for them now, and `TooLarge` if
-        there never is.
-
-        Bytes of a body count as they arrive. If an announced length counted, a few slow clients
-        could reserve everything without sending a byte.
-        """
-        capacity = self.bytes.capacity.size
-        if held + size > capacity:
-            text = (
-                f"the request needs {held + size} bytes; the limit, IGN_MAX_INFLIGHT_BYTES, "
-                f"is {capacity}"
-            )
-            raise TooLarge(text)
-        if not self.bytes.take(caller, size):
-            if self.bytes.is_over_share(caller, size):
-                raise OverShare(
-                    "the requests of this caller hold too many bytes (IGN_MAX_INFLIGHT_BYTES)"
-                )
-            raise TooManyBytes("the requests in flight hold too many bytes")
-
-    def leave(self, epoch: "Epoch", caller: str, held_bytes: int) -> None:
-        """Count a request that has ended, and the bytes that `hold` counted for it."""
-        self.requests.give_back(caller, 1)
-        if held_bytes:
-            self.bytes.give_back(caller, held_bytes)
-        epoch.requests -= 1
-        if epoch.requests == 0 and epoch is not self._epoch:
-            epoch.over.set()
-
-    async def idle(self) -> None:
-        """Wait until no request is in flight."""
-        while self.count:
-            await self.wait_for_current()
-
-    async def wait_for_current(self) -> None:
-        """Wait until every request in flight at the time of the call has ended; later requests do
-        not count.
-
-        After it returns, no running request uses a model that lost its name before the call.
-        """
-        self._past_epochs = [epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests]
-        self._epoch = Epoch()
-        for epoch in list(self._past_epochs):
-            await epoch.over.wait()
-
-
-class Epoch:
-    """The requests that began between two calls of `InFlightRequests.wait_for_current`."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.over = asyncio.Event()  # set when no request is left and none can be added

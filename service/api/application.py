@@ -7,27 +7,69 @@ that it did not accept, and ``is_received`` once the whole body has arrived. Thi
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import ApiKey, address_key, check_origin, identify, peer_key
+from service.api.access import ApiKey, address_key, identify, peer_key
 from service.api.app_state import AppState
-from service.api.cors import CorsMiddleware
-from service.api.message import check_head
+from service.api.message import check_head, check_origin
 from service.api.pipeline import Pipeline, Stages
 from service.api.problems import NoEndpoint, WrongMethod, log_failure, problem_response
 from service.api.request import ApiRequest, NotModified
 from service.api.table import Endpoint, RouteTable
-from service.domain.errors import Draining, UnauthorizedError, forget_frames
+from service.domain.errors import Draining, MalformedRequest, UnauthorizedError, forget_frames
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 CLIENT_GONE: Final = 499
+EXPOSED_HEADERS: Final = (
+    "ETag",
+    "Retry-After",
+    "Server-Timing",
+    "traceparent",
+    "X-IGN-Distance",
+    "X-IGN-Drift",
+    "X-IGN-Model",
+    "X-IGN-Seed",
+    "X-IGN-Steps",
+    "X-Request-ID",
+    "X-Should-Retry",
+)
+_ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Inference-Header-Content-Length",
+    "traceparent",
+    "tracestate",
+    "X-Request-ID",
+    "X-Request-Timeout",
+)
+
+
+class CorsMiddleware(CORSMiddleware):
+    """Starlette's `CORSMiddleware` with this service's headers."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The response to a preflight; raises `MalformedRequest` for a bad one."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            raise MalformedRequest(bytes(response.body).decode())
+        return response
 
 
 class Application:
@@ -56,9 +98,7 @@ class Application:
         self._tracing = services.tracing
         self._inner: ASGIApp = self._serve
         if settings.cors_origins:
-            self._inner = CorsMiddleware(
-                self._serve, origins=settings.cors_origins, reject=self._send_problem
-            )
+            self._inner = CorsMiddleware(self._serve, settings.cors_origins)
         self._recorded: dict[tuple[str, int, str | None], list[tuple[float, ApiRequest]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +114,8 @@ class Application:
         except ClientDisconnect as exc:
             request.status = CLIENT_GONE
             forget_frames(exc)
+        except MalformedRequest as exc:  # a preflight
+            await self._send_problem(scope, request.send, exc)
         else:
             # the server cuts the connection, so the status that was sent does not hold
             if not request.complete:
@@ -158,16 +200,16 @@ class Application:
             raise request.error
         if self._keys is None:
             origins = self._settings.cors_origins
-            if request.method == "POST" and ("*" not in origins or route.is_admin):
+            if request.method == "POST" and ("*" not in origins or route.access == "admin"):
                 check_origin(request.headers, origins)
         elif route.needs_key:
-            identify(self._keys, request, "admin" if route.is_admin else "infer")
+            identify(self._keys, request, "admin" if route.access == "admin" else "infer")
         if not route.is_probe:
             if in_flight.draining:
                 raise Draining("the service is shutting down")
             request.epoch = in_flight.enter(request.caller)
         rate = request.quota or self._settings.rate_limit
-        if rate is not None and route.has_rate:
+        if rate is not None and route.access in ("key", "admin"):
             self.services.rates.count(request.caller, rate)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
@@ -188,8 +230,7 @@ class Application:
         seconds = self.services.clock() - request.arrival
         if request.spans is not None:
             request.spans.end(request)
-        is_probe = request.route.is_probe
-        if not is_probe or request.status >= HTTPStatus.BAD_REQUEST:
+        if not request.route.is_probe or request.status >= HTTPStatus.BAD_REQUEST:
             log_request(request, seconds)
         if not self._recorded:
             asyncio.get_running_loop().call_soon(self._observe)

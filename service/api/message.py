@@ -1,25 +1,34 @@
-"""The head and the body of a request: what a head may be (RFC 9112, sections 3.2 and 6), and the
-body as JSON.
+"""The head and the body of a request: what a head may be (RFC 9112, sections 3.2 and 6), the body
+as JSON or `multipart/form-data`, and options that arrive as text in a form or in a query.
 
-A JSON body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid
-value raises `InvalidContent` (422), which names the field. The parsers are synchronous: large
-bodies are parsed in the codec pool.
+A body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid value
+raises `InvalidContent` (422), which names the field. The parsers are synchronous: large bodies are
+parsed in the codec pool.
+
+Starlette's `request.form()` cannot keep the contract: it treats an image without a file name as
+text, decodes text that is not UTF-8 as latin-1, accepts a body without its last boundary, and
+answers too many files or fields with 400 and without a field name instead of 422.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from email.utils import parsedate
+from functools import lru_cache
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from service.api.negotiation import Json
 from service.api.problems import invalid_content
 from service.domain.errors import (
+    ForbiddenError,
     HeadTooLarge,
     IgnError,
     InvalidContent,
@@ -49,8 +58,9 @@ more numbers; `service.api.oip.tensors` adds them.
 
 MIN_HELD: Final = 1 << 13  # bytes; fewer are not worth counting: 1024 requests hold 8 MiB of them
 _MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
-# The usual values of Content-Type. They have no parameters, so they need no parser.
-_PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
+_MAX_BOUNDARY: Final = 256
+_MAX_PART_HEAD: Final = 1 << 12  # bytes of the header fields of a part of a form
+_MAX_ITEMS: Final = 64  # of a list; more are an error
 
 # `json.dumps` would make an encoder for each call
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
@@ -126,6 +136,21 @@ def _check_transfer_encoding(http_version: str, headers: RequestHeaders) -> IgnE
     return None
 
 
+def check_origin(headers: RequestHeaders, allowed: Collection[str]) -> None:
+    """Raise `ForbiddenError` if a page of another site may have sent the request; browsers send
+    some without asking.
+
+    Its `Origin` must be the service's own or one of ``allowed``. Browsers say in `Sec-Fetch-Site`
+    whether it is its own when they use https, or for localhost, so that a proxy may have changed
+    `Host`.
+    """
+    origin = headers.get(b"origin")
+    is_own = origin is None or origin.partition("://")[2] == headers.get(b"host")
+    is_own = headers.get(b"sec-fetch-site", "none" if is_own else "") in ("same-origin", "none")
+    if not is_own and origin not in allowed:
+        raise ForbiddenError("pages of other sites may not send this (IGN_CORS_ORIGINS)")
+
+
 def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
     """A JSON body as ``schema``; an empty body counts as `{}`. Raises `InvalidContent`, and as
     `parse_json`.
@@ -142,10 +167,9 @@ def compact_json(value: object) -> bytes:
     return _COMPACT.encode(value).encode("ascii")
 
 
+@lru_cache(maxsize=256)
 def parse_content_type(header: str | None) -> str:
     """The media type in a Content-Type header, in lower case; empty without a header."""
-    if header in _PARAMETERLESS:
-        return header
     return parse_options_header(header)[0].decode("latin-1").strip()
 
 
@@ -187,8 +211,108 @@ def _check_values(node: Json | list[Any], path: str = "", depth: int = 1) -> Non
             )
 
 
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` for ``field``, of a list `images.3` for the whole of it, if ``count``
+    is above ``limit``.
+    """
+    if count > limit:
+        raise InvalidContent.field(field.partition(".")[0], f"at most {limit} are allowed")
+
+
 def printable_name(name: str) -> str:
     """A field name from the request as an error may repeat it: at most 200 characters, no lone
     surrogates.
     """
     return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")
+
+
+def parse_multipart(
+    content_type: str,
+    body: bytes,
+    *,
+    max_files: int,
+    max_fields: int,
+) -> tuple[list[tuple[str, bytes]], dict[str, list[bytes]]]:
+    """Split a `multipart/form-data` body into fields, as pairs of name and value, and files, as a
+    mapping from name to values in order.
+
+    A part with a file name, or with the content type of an image, is a file. Every other part is a
+    field. An empty field, and a file part without name and content, are skipped: browsers send them
+    for inputs that were left empty.
+
+    Raises `MalformedRequest` without a first or last boundary, or for a part without a name, and
+    `InvalidContent` for too many files or fields.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 0 < len(boundary) <= _MAX_BOUNDARY:
+        raise MalformedRequest("Content-Type: the boundary is missing or too long")
+    fields: list[tuple[str, bytes]] = []
+    files: dict[str, list[bytes]] = {}
+    left = {"files": max_files, "fields": max_fields}
+    # A line break belongs to the boundary that follows it. One before the first may be missing.
+    delimiter = b"\r\n--" + boundary
+    preamble, *parts = body.split(delimiter, max_files + max_fields + 1)
+    if preamble.startswith(delimiter[2:]):
+        parts.insert(0, preamble[len(delimiter) - 2 :])
+    # Each part is let go once it is read, so that a body is held twice at most.
+    while parts:
+        part = parts.pop(0)
+        if part.startswith(b"--"):
+            return fields, files
+        name, filename, content = _parse_part(part)
+        kind = "fields" if filename is None else "files"
+        left[kind] -= 1
+        if left[kind] < 0:
+            raise InvalidContent.field(printable_name(name), f"too many {kind} in the form")
+        if filename is None and content:
+            fields.append((name, content))
+        elif filename or content:
+            files.setdefault(name, []).append(content)
+    raise MalformedRequest("the body is not multipart/form-data that ends with its last boundary")
+
+
+def _parse_part(part: bytes) -> tuple[str, bytes | None, bytes]:
+    """Name, file name and content of a part; a field has no file name, and a file may have an empty
+    one.
+    """
+    end = part.find(b"\r\n\r\n", 0, _MAX_PART_HEAD)
+    before, *lines = part[: max(end, 0)].split(b"\r\n")
+    headers = {name.lower(): value for name, _, value in [line.partition(b":") for line in lines]}
+    disposition, options = parse_options_header(headers.get(b"content-disposition", b""))
+    if before.strip() or disposition.strip() != b"form-data" or not options.get(b"name"):
+        raise MalformedRequest("a multipart part has no Content-Disposition: form-data with a name")
+    # A file name is optional (RFC 7578, section 4.2), and programs often send an image from memory
+    # without one.
+    is_image = headers.get(b"content-type", b"").strip().lower().startswith(b"image/")
+    filename = options.get(b"filename", b"" if is_image else None)
+    return decode_utf8(options[b"name"], "a part's name"), filename, part[end + 4 :]
+
+
+def decode_utf8(data: bytes, name: str) -> str:
+    """A text; raises `MalformedRequest` with the name of what it is."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise MalformedRequest(f"{name}: not UTF-8") from exc
+
+
+def parse_options(pairs: Sequence[tuple[str, str]]) -> Json:
+    """Options by name, for a schema that is not strict; raises `InvalidContent` for those given
+    twice.
+    """
+    options: Json = dict(pairs)
+    if len(options) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        repeated = [printable_name(name) for name, count in counts.items() if count > 1]
+        message = "given more than once"
+        raise InvalidContent(
+            f"{', '.join(repeated)}: {message}", fields=[(name, message) for name in repeated]
+        )
+    if "record" in options:  # the only list
+        options["record"] = options["record"].split(",", _MAX_ITEMS)
+    return options
+
+
+def parse_query(query: bytes, path: Mapping[str, str] = MappingProxyType({})) -> Json:
+    """The options in a query, and in the parameters of a ``path``, as `parse_options` has them."""
+    return parse_options((*path.items(), *QueryParams(query).multi_items()))

@@ -17,8 +17,9 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
 
@@ -28,6 +29,7 @@ from starlette.types import Send
 
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, Plan, RawHeaders
+from service.api.stream import Event, Events, send_events
 from service.domain.errors import IgnError, forget_frames
 from service.domain.latents import FloatRow
 from service.domain.tasks import (
@@ -42,13 +44,11 @@ from service.domain.tasks import (
 from service.models.registry import ServedModel
 
 MAX_PER_TURN: Final = 32  # requests of one turn of the event loop: about 2 ms of work
+_TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
 _SMALL: Final = 1 << 14  # bytes of a response that is sent at once
 # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
 _MAX_BYTES_PER_TURN: Final = 1 << 16
 
-Event = StepOutput | StreamProgress | Result | Exception
-"""What a stream gets; a result or an exception is the last."""
-Events = asyncio.Queue[Event]
 Piece = bytes | memoryview
 ResponseParts = tuple[RawHeaders, Sequence[Piece], str]
 """Headers, pieces of the body and media type of a response with status 200."""
@@ -75,7 +75,7 @@ class Work(ABC):
     """What a request asks of a model, after its options have been checked: what its endpoint parsed
     it to, and the stages that follow.
 
-    All but `open`, `decode_large` and a large `encode` run on the event loop.
+    `decode_large`, a large `encode`, and `make_plan` after `must_open` run in the codec pool.
     """
 
     api: ApiRequest
@@ -89,26 +89,26 @@ class Work(ABC):
     """Whether decoding needs a thread of the codec pool."""
     has_large_response: bool = False
     """Whether encoding needs a thread of the codec pool."""
-    plan: Plan | None = None
-    """None until `open`, if it depends on the headers of uploaded files."""
-
+    must_open: bool = False
+    """Whether the plan depends on the headers of uploaded files."""
+    headers: RawHeaders = field(default_factory=list)
+    """Headers of the response beside those of every one; `encode` adds some."""
     caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
     """Headers for caches."""
 
     # Of the pipeline. `handle` is that of the scheduler, until the last event.
     inputs: InputRows = field(init=False)
-    handle: Any = field(init=False, default=None)
-    events: Events | None = field(init=False, default=None)
+    handle: Any = None
+    events: Events | None = None
     result: Result = field(init=False)
 
-    # What `encode` makes: header fields that tell of the result, and pieces of the body.
-    headers: Sequence[tuple[bytes, bytes]] = field(init=False, default=())
-    content: Sequence[Piece] = field(init=False, default=())
-    media_type: str = field(init=False, default=Media.JSON)
+    # What `encode` makes.
+    content: Sequence[Piece] = ()
+    media_type: str = Media.JSON
 
-    def open(self) -> Plan:
-        """Read the headers of uploaded files, and plan the request."""
-        raise NotImplementedError  # nothing to upload
+    @abstractmethod
+    def make_plan(self) -> Plan:
+        """What the request takes; called once."""
 
     @classmethod
     @abstractmethod
@@ -129,8 +129,8 @@ class Work(ABC):
     def finish(self) -> None:  # noqa: B027 - most have nothing left to do
         """Called when the content is encoded, before the response is sent."""
 
-    async def send_events(self, events: Events, send: Send) -> bytes:
-        """Send what ``events`` bring as a stream; returns its last piece."""
+    async def event(self, item: StepOutput | StreamProgress | Result) -> bytes:
+        """The event of a stream for what the scheduler delivers; empty for none."""
         raise NotImplementedError  # no streams
 
     def scheduling(self) -> SchedulingParams:
@@ -150,7 +150,8 @@ class Work(ABC):
 
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response."""
-        return [(b"x-ign-model", self.model.tag.encode("latin-1")), *self.caching]
+        model = (b"x-ign-model", self.model.tag.encode("latin-1"))
+        return [model, *self.caching, *self.headers]
 
     async def run_tiles(self, on_event: Callable[[Any], None] = lambda _: None) -> Result:
         """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""
@@ -237,29 +238,31 @@ class Pipeline:
                 return await _stream_tiles(work, send)
             work.result = await work.run_tiles()
         if work.events is not None:
-            return await work.send_events(work.events, send)
+            headers = work.response_headers()
+            return await send_events(request, headers, work.event, work.events, send)
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
         work.finish()
-        return [*work.response_headers(), *work.headers], work.content, work.media_type
+        return work.response_headers(), work.content, work.media_type
 
     async def _decode_large(self, work: Work) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue when this
         begins.
         """
         request = work.api
-        plan = work.plan
-        if plan is None:
-            plan = await request.run_codec("decode", work.open)
+        if work.must_open:
+            plan = await request.run_codec("decode", work.make_plan)
             request.hold_plan(plan, work.params.steps)
         request.progress = progress = asyncio.get_running_loop().create_future()
         scheduler = work.model.scheduler
-        rows = min(plan.rows, scheduler.batch_rows) if work.is_tiled else plan.rows
+        rows = request.rows or 0
+        if work.is_tiled:
+            rows = min(rows, scheduler.batch_rows)
         with scheduler.room_for(rows, request.caller):
             await request.run_codec("decode", work.decode_large)
         if not work.is_tiled:
-            self._submit(work.model, [work])  # directly: nobody else takes the room
+            self._submit([work])  # directly: nobody else takes the room
             await progress
 
     def _turn(self) -> None:
@@ -278,14 +281,13 @@ class Pipeline:
         for work in works:
             if work.is_large:
                 work.api.advance()
-        for (kind, model), group in _grouped([work for work in works if not work.is_large]):
-            if decoded := _each(kind.decode, group):
-                self._submit(model, decoded)
+        for decoded in _together("decode", [work for work in works if not work.is_large]):
+            self._submit(decoded)
 
-    def _submit(self, model: ServedModel, works: Sequence[Work]) -> None:
+    def _submit(self, works: Sequence[Work]) -> None:
         try:
             rows = [(np.asarray(work.inputs.rows), work.scheduling()) for work in works]
-            handles = model.scheduler.submit(rows, self._on_events)
+            handles = works[0].model.scheduler.submit(rows, self._on_events)
         except Exception as exc:
             for work in works:
                 work.api.fail(exc)
@@ -311,28 +313,37 @@ class Pipeline:
                 del self._running[handle]
                 work.handle = None
             if work.events is not None:
-                # Steps that wait for a slow reader are counted as bytes of its response; progress
-                # would only add up.
-                if work.events.empty() or not isinstance(event, StreamProgress):
-                    work.events.put_nowait(event)
-            elif isinstance(event, IgnError):
-                work.api.fail(event)
+                _deliver(work, work.events, event)
             elif isinstance(event, Result):
                 work.result = event
                 ended.append(work)
+            elif isinstance(event, IgnError):
+                work.api.fail(event)
         self._encode(ended)
 
     def _encode(self, ended: list[Work]) -> None:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._encode, ended[MAX_PER_TURN:])
         works = [work for work in ended[:MAX_PER_TURN] if not work.api.is_over]
-        for (kind, _), group in _grouped([work for work in works if not work.has_large_response]):
+        small = [work for work in works if not work.has_large_response]
+        start = time.perf_counter()
+        for encoded in _together("encode", small):
+            count_codec("encode", encoded, start)
+            count_rows(encoded)
             start = time.perf_counter()
-            if encoded := _each(kind.encode, group):
-                count_codec("encode", encoded, start)
-                count_rows(encoded)
         for work in works:
             work.api.advance()
+
+
+def _deliver(work: Work, events: Events, event: Event) -> None:
+    """Pass what a scheduler delivers on to a stream."""
+    if isinstance(event, Result):
+        work.result = event
+        count_rows([work])
+    # Steps that wait for a slow reader are counted as bytes of its response; progress would only
+    # add up.
+    if events.empty() or not isinstance(event, StreamProgress):
+        events.put_nowait(event)
 
 
 async def _stream_tiles(work: Work, send: Send) -> bytes:
@@ -341,13 +352,14 @@ async def _stream_tiles(work: Work, send: Send) -> bytes:
 
     async def run() -> None:
         try:
-            events.put_nowait(await work.run_tiles(events.put_nowait))
+            result = await work.run_tiles(partial(_deliver, work, events))
+            _deliver(work, events, result)
         except Exception as exc:  # the one that reads the events raises it
             events.put_nowait(exc)
 
     task = asyncio.create_task(run())
     try:
-        return await work.send_events(events, send)
+        return await send_events(work.api, work.response_headers(), work.event, events, send)
     finally:
         task.cancel()
         while not events.empty():
@@ -366,8 +378,8 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
         if work is None:
             work = request.work = stages.parse(request, request.body)
         request.body = b""
-        if work.plan is not None:
-            request.hold_plan(work.plan, work.params.steps)
+        if not work.must_open:
+            request.hold_plan(work.make_plan(), work.params.steps)
     except Exception as exc:
         request.fail(exc)
         work = None
@@ -375,26 +387,25 @@ def _parse_small(stages: Stages, request: ApiRequest) -> Work | None:
     return work
 
 
-def _each(stage: Callable[[list[Any]], None], works: list[Work]) -> list[Work]:
-    """Run a stage for works, and return those that have not failed. If it raises, it runs for each
-    alone: the error of one, such as its deadline, must not end the others.
+def _together(stage: str, works: Iterable[Work]) -> Iterator[list[Work]]:
+    """Run a stage for the works of one class and model together, and give those that have not
+    failed. If it raises, it runs for each alone: the error of one, such as its deadline, must not
+    end the others.
     """
-    try:
-        stage(works)
-    except Exception as exc:
-        if len(works) > 1:
-            return [each for work in works for each in _each(stage, [work])]
-        works[0].api.fail(exc)
-        return []
-    return works
-
-
-def _grouped(works: Iterable[Work]) -> Iterable[tuple[tuple[type[Work], ServedModel], list[Work]]]:
-    """The works by their class and model, in order."""
     groups: dict[tuple[type[Work], ServedModel], list[Work]] = {}
     for work in works:
         groups.setdefault((type(work), work.model), []).append(work)
-    return groups.items()
+    left = [*groups.values()]
+    for group in left:
+        try:
+            getattr(group[0], stage)(group)
+        except Exception as exc:
+            if len(group) == 1:
+                group[0].api.fail(exc)
+            else:
+                left += [[work] for work in group]
+        else:
+            yield group
 
 
 def count_codec(part: str, works: Sequence[Work], start: float) -> None:
@@ -404,7 +415,7 @@ def count_codec(part: str, works: Sequence[Work], start: float) -> None:
     ``start`` is when it began, by `time.perf_counter`. The codec pool counts by itself.
     """
     seconds = time.perf_counter() - start
-    works[0].api.services.metrics.codec(part, seconds)
+    works[0].api.services.metrics.codec(part).observe((seconds,))
     for work in works:
         work.api.spend(part, seconds / len(works))
 
@@ -417,8 +428,6 @@ def count_rows(works: Sequence[Work]) -> None:
     for work in works:
         api = work.api
         result = work.result
-        api.queue_s = result.queue_s
-        api.compute_s = result.compute_s
         api.seconds["queue"] += result.queue_s
         api.seconds["compute"] += result.compute_s
         together.setdefault((api.endpoint, api.api_key), []).append(result)
@@ -435,7 +444,7 @@ async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> Non
     headers, pieces, media_type = response
     size = sum(map(len, pieces))
     headers += [
-        request.server_timing(),
+        (b"server-timing", _TIMING % tuple([each * 1e3 for each in request.seconds.values()])),
         (b"content-length", b"%d" % size),
         (b"content-type", media_type.encode("ascii")),
     ]

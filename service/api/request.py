@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.app_state import AppState, Epoch
+from service.api.app_state import AppState
 from service.api.message import (
     MIN_HELD,
     WHOLE_RESPONSE,
@@ -30,7 +30,7 @@ from service.api.message import (
 )
 from service.api.negotiation import Media, negotiate
 from service.api.problems import describe, log_failure, status_of
-from service.domain.accounts import Rate
+from service.domain.accounts import Epoch, Rate
 from service.domain.errors import (
     BodyTooSlow,
     DeadlineExceeded,
@@ -75,18 +75,16 @@ class Route(NamedTuple):
     template: str = UNMATCHED
     endpoints: Mapping[str, Any] = MappingProxyType({})  # `Endpoint`
     parameters: Mapping[str, str] = MappingProxyType({})
+    access: str = "key"
     is_probe: bool = False
-    is_admin: bool = False
-    is_paced: bool = False  # its responses wait for errors of their caller: their text is long
     needs_key: bool = True
-    has_rate: bool = True  # it counts for the rate of its caller
 
 
 class Plan(NamedTuple):
     """What a request takes, known before any of its pixels is decoded. It is admitted, and runs, as
     planned.
 
-    The headers of images are read first only if it depends on them (`Work.open`): to read them
+    The headers of images are read first only if it depends on them (`Work.must_open`): to read them
     in a job of its own, before the one that decodes, costs a small JPEG a fifth more CPU.
     """
 
@@ -100,8 +98,8 @@ class ApiRequest(RequestRecord):
     """One request. It belongs to the event loop, but a job of the codec pool may parse its body,
     and set its model.
 
-    ``seconds`` has durations by part; ``queue_s`` and ``compute_s`` are durations, too. ``arrival``
-    and the deadlines are times on `AppState.clock`, in seconds.
+    ``seconds`` has durations by part. ``arrival`` and the deadlines are times on `AppState.clock`,
+    in seconds.
     """
 
     # What later steps fill.
@@ -138,6 +136,7 @@ class ApiRequest(RequestRecord):
         path: str,
     ) -> None:
         self.services = services
+        self.settings = services.settings
         self.scope = scope
         self.receive = receive
         self._send = send
@@ -168,7 +167,7 @@ class ApiRequest(RequestRecord):
         services = self.services
         if services.phase != "serving":
             services.require_serving()
-        settings = services.settings
+        settings = self.settings
         seconds = settings.request_timeout_s
         timeout = self.headers.get(b"x-request-timeout")
         if timeout is not None:
@@ -177,11 +176,11 @@ class ApiRequest(RequestRecord):
         self.stream_deadline = self.arrival + settings.stream_timeout_s
         self.content_type = parse_content_type(self.headers.get(b"content-type"))
 
-    def negotiate(self, offers: tuple[Media, ...]) -> Media:
-        """The media type of the response; raises `NotAcceptable` if the caller accepts none of the
-        offers.
+    def negotiate(self, offers: tuple[Media, ...]) -> None:
+        """Choose the media type of the response; raises `NotAcceptable` if the caller accepts none
+        of the offers.
         """
-        return negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
+        self.media = negotiate(", ".join(self.headers.getlist(b"accept")) or None, offers)
 
     async def read_body(self, max_bytes: int | None = None) -> bytes:
         """The whole body, of at most ``max_bytes`` or IGN_MAX_BODY_BYTES; one that is announced as
@@ -190,7 +189,7 @@ class ApiRequest(RequestRecord):
         Bytes are held as they arrive. Raises `UnsupportedMedia` for a Content-Encoding, else
         `TooLarge`, `BodyTooSlow`, `DeadlineExceeded` or `ClientDisconnect`.
         """
-        settings = self.services.settings
+        settings = self.settings
         encoding = self.headers.get(b"content-encoding", "")
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
@@ -214,7 +213,8 @@ class ApiRequest(RequestRecord):
 
     async def _receive_body(self, limit: int) -> bytes | None:
         """The whole body, or None if it is longer than ``limit``."""
-        if self._announces_more_than(limit):
+        # The server has checked that it is a number of at most 64 bits.
+        if int(self.headers.get(b"content-length", 0)) > limit:
             return None
         # Its value is not copied at the end, as that of a bytearray.
         body = BytesIO()
@@ -234,14 +234,10 @@ class ApiRequest(RequestRecord):
                 counted = size
         return body.getvalue()
 
-    def _announces_more_than(self, size: int) -> bool:
-        """Whether the Content-Length is above a size."""
-        # The server has checked that it is a number of at most 64 bits.
-        return int(self.headers.get(b"content-length", 0)) > size
-
     def has_large_body(self) -> bool:
         """Whether the body is too long to be received and thrown away."""
-        return b"transfer-encoding" in self.headers or self._announces_more_than(_UNWANTED_BYTES)
+        size = int(self.headers.get(b"content-length", 0))
+        return b"transfer-encoding" in self.headers or size > _UNWANTED_BYTES
 
     def hold(self, size: int) -> None:
         """Count bytes until the request ends; raises as `InFlightRequests.hold`."""
@@ -355,12 +351,6 @@ class ApiRequest(RequestRecord):
             log_failure(exc, self.request_id)
         return error
 
-    def server_timing(self) -> tuple[bytes, bytes]:
-        """The header Server-Timing."""
-        return b"server-timing", _TIMING % tuple(
-            [seconds * 1e3 for seconds in self.seconds.values()]
-        )
-
     def timing(self) -> dict[str, float]:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
@@ -387,7 +377,9 @@ class ApiRequest(RequestRecord):
         body = message.get("body", b"")
         self.response_bytes += len(body)
         self.complete = not message.get("more_body", False)
-        if self.complete and self.is_paced:
+        # An error, or a scrape, whose text is long, waits for earlier ones of its caller.
+        is_paced = self.status >= HTTPStatus.BAD_REQUEST or self.route.access == "metrics"
+        if self.complete and is_paced:
             self.held = message
             return
         if self.complete and not self.started:
@@ -408,16 +400,6 @@ class ApiRequest(RequestRecord):
         if self.held is not None:
             await asyncio.sleep(self.services.rates.pause(self.caller))
             await self._send_on(self.held)
-
-    @property
-    def is_paced(self) -> bool:
-        """Whether the response waits for earlier ones of its caller: an error, or a scrape, whose
-        text is long.
-        """
-        return self.status >= HTTPStatus.BAD_REQUEST or self.route.is_paced
-
-
-_TIMING: Final = b"decode;dur=%.1f, queue;dur=%.1f, compute;dur=%.1f, encode;dur=%.1f"
 
 
 def raw_headers(headers: Mapping[str, str]) -> RawHeaders:

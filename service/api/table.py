@@ -115,11 +115,9 @@ class RouteTable:
             self._routes[endpoint.pattern] = Route(
                 endpoint.template,
                 {**known, **dict.fromkeys(endpoint.methods, endpoint)},
+                access=access,
                 is_probe=access in ("health", "metrics"),
-                is_admin=access == "admin",
-                is_paced=access == "metrics",
                 needs_key=access in ("key", "admin", *private),
-                has_rate=access in ("key", "admin"),
             )
         self.find = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""

@@ -19,15 +19,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.api.app_state import AppState
+from service.api.native.endpoints import image_size, noise_of, step_params
 from service.api.native.responses import measures
-from service.api.native.schemas import (
-    GenerateRequest,
-    ProjectOptions,
-    UploadOptions,
-    image_size,
-    noise_of,
-    step_params,
-)
+from service.api.native.schemas import GenerateRequest, ProjectOptions, UploadOptions
 from service.api.native.score import in_distribution_fields
 from service.bulk.places import task_group
 from service.domain.errors import (

@@ -7,14 +7,15 @@ rows requested, their order, or the other requests.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 
+T = TypeVar("T")
 FloatRows = NDArray[np.float32]  # (N, C, H, W), C-contiguous, in the model's range
 FloatRow = NDArray[np.float32]  # (C, H, W)
 
@@ -32,12 +33,14 @@ _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides b
 _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
 
-def seed_of(text: str) -> int:
+def seed_of(text: T | str) -> T | int:
     """The seed that a text names: a decimal number up to 2³² − 1 itself, else the start of the
-    text's SHA-256.
+    text's SHA-256. What is no text stays as it is.
 
     Raises ValueError unless it has 1 to 200 characters.
     """
+    if not isinstance(text, str):
+        return text
     if not 1 <= len(text) <= MAX_SEED_TEXT:
         raise ValueError(f"must have 1 to {MAX_SEED_TEXT} characters")
     if re.fullmatch("0|[1-9][0-9]{0,9}", text) and int(text) <= MAX_SEED:
@@ -52,34 +55,30 @@ class NoiseSource:
 
     shape: tuple[int, int, int]
 
-    def row(self, seed: int, index: int) -> FloatRow:
-        """Latent number ``index`` of ``seed``: (C, H, W) float32, both numbers uint32."""
-        key = _Key(seed, index)
-        generator = np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # missing in numpy's stubs
-        return generator.standard_normal(self.shape, dtype=np.float32)
-
     def rows(self, seed: int, offset: int, n: int, scale: float = 1.0) -> FloatRows:
-        """Latents ``offset`` … ``offset + n − 1`` of ``seed``, times ``scale``: (n, C, H, W)
-        float32.
+        """Latents ``offset`` … ``offset + n − 1`` of ``seed`` (uint32), times ``scale``: (n, C, H,
+        W) float32.
         """
         out = np.empty((n, *self.shape), dtype=np.float32)
-        for i in range(n):
-            out[i] = self.row(seed, offset + i)
+        for index, row in enumerate(out, offset):
+            key = _Key(np.array([seed, index], dtype=np.uint64))
+            generator = np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # missing in numpy's stubs
+            generator.standard_normal(dtype=np.float32, out=row)
         if scale != 1.0:
             out *= np.float32(scale)
         return out
 
 
+@dataclass
 class _Key(ISeedSequence):
     """Passes a key to Philox unchanged: `Philox(key=…)` gathers entropy first, longer than it draws
     a small image.
     """
 
-    def __init__(self, seed: int, index: int) -> None:
-        self._words = np.array([seed, index], dtype=np.uint64)
+    words: NDArray[np.uint64]
 
     def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> NDArray[np.uint64]:
-        return self._words
+        return self.words
 
 
 def is_bounded(rows: FloatRows | FloatRow) -> bool:
@@ -140,7 +139,7 @@ def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
 
 
 Method = Literal["slerp", "lerp"]
-_MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
+_MIX: Final = {"slerp": slerp, "lerp": lerp}
 
 
 def path_rows(

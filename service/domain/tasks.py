@@ -7,7 +7,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,7 @@ class StepOutput:
     change: float | None  # mean |x_k − x_{k−1}| after the mask is put back; None at step 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamProgress:
+class StreamProgress(NamedTuple):
     """How far a request is: steps of its slowest row out of ``steps``, and finished rows out of
     ``rows``.
     """
@@ -149,8 +148,6 @@ def shown_result(
 ) -> Result:
     """A result whose rows and trajectory are `shown_row` of ``inputs``."""
     is_grey = all(each is None for each in chroma)
-    if strength == 1.0 and is_grey:
-        return result
     rows = [
         shown_row(start, end, strength, colour)
         for start, end, colour in zip(inputs, result.rows, chroma or repeat(None), strict=False)

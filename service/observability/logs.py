@@ -9,11 +9,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from logging.handlers import QueueListener
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from service import __version__
 
@@ -21,13 +20,12 @@ from service import __version__
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
-_SAMPLED: Final = 1
+SAMPLED: Final = 1
 # sampled, and the random flag of level 2; the others are zero when they are passed on
 _KNOWN_FLAGS: Final = 3
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"  # of the header X-Request-ID
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _FIELDS: Final = ("caller", "peer", "model", "rows", "steps", "request_bytes", "response_bytes")
-_SECONDS: Final = {"queue_s": "queue_ms", "compute_s": "compute_ms"}
 MAX_WAITING: Final = 10_000  # lines to be written, some megabytes; further ones are dropped
 _FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
@@ -36,18 +34,12 @@ _TEXT: Final = ("code", "model", "rows", "queue_ms", "compute_ms", "caller")
 _access = logging.getLogger("service.access")
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """A position in a trace: the W3C Trace Context, https://www.w3.org/TR/trace-context/."""
 
     trace_id: str  # 32 hex digits
     span_id: str  # 16 hex digits
     flags: int  # 1 if the trace is recorded, 2 if its id is random
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the trace is recorded."""
-        return bool(self.flags & _SAMPLED)
 
     @property
     def traceparent(self) -> str:
@@ -69,8 +61,7 @@ class RequestRecord:
     model: str | None = None  # `name/version`
     rows: int | None = None  # as requested
     steps: int | None = None
-    queue_s: float | None = None
-    compute_s: float | None = None
+    seconds: dict[str, float]  # by part
     request_bytes: int | None = None  # once the body is read
     response_bytes = 0
     problem: str | None = None  # the stable code of an error response
@@ -117,7 +108,7 @@ class TextFormatter(logging.Formatter):
         """The record as text; a traceback takes further lines."""
         text = super().format(record)
         fields = _fields(record, record.request) if hasattr(record, "request") else {}
-        return " ".join([text, *(f"{name}={fields[name]}" for name in _TEXT if name in fields)])
+        return " ".join([text, *[f"{name}={fields[name]}" for name in _TEXT if name in fields]])
 
 
 @lru_cache(maxsize=1)  # many lines share a second
@@ -160,10 +151,9 @@ def _fields(record: logging.LogRecord, request: RequestRecord) -> dict[str, Any]
     fields |= {key: value for key in _FIELDS if (value := getattr(request, key)) is not None}
     if request.problem is not None:
         fields["code"] = request.problem
-    for key, name in _SECONDS.items():
-        seconds = getattr(request, key)
-        if seconds is not None:
-            fields[name] = round(seconds * 1e3, 3)
+    if request.seconds.get("compute"):  # a model has run
+        for part in ("queue", "compute"):
+            fields[f"{part}_ms"] = round(request.seconds[part] * 1e3, 3)
     trace = request.trace
     if trace is not None:
         fields |= {"trace_id": trace.trace_id, "span_id": trace.span_id}

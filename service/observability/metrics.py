@@ -15,11 +15,12 @@ import platform
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,14 +28,16 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import Exemplar, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from service import __version__
 from service.domain.errors import NotReady
 from service.domain.tasks import Result
 from service.environment import onnxruntime_version
-from service.observability.histogram import Histogram, Series
-from service.observability.logs import RequestRecord
+from service.observability.logs import SAMPLED, RequestRecord
 from service.observability.shared import SharedFiles, SharedTexts, add_up
 
 CACHE_S: Final = 1.0
@@ -44,46 +47,15 @@ MAX_VALUES: Final = 64
 MAX_MODELS: Final = 256
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
+_MAX_NEW: Final = 1 << 13  # values of a series that wait to be added up: 300 KB
 _LOG = logging.getLogger(__name__)
 
-_LATENCY: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-)
+_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-_DISTANCE: Final = (
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.07,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.5,
-    0.75,
-    1.0,
-    1.5,
-    2.0,
-)
+_DISTANCE = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2)
 _CLOSED: Final = (
     "age",
     "limit",
@@ -108,6 +80,85 @@ def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
         return value
 
     return limited
+
+
+class Series:
+    """The values of one set of labels. Any thread may call it; one at a time observes.
+
+    They are added up when they are read: the event loop records several of every request, and the
+    histogram of prometheus_client takes a lock and five calls for each.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = np.array(bounds)
+        self._lock = threading.Lock()
+        self._new = list[float]()
+        # of all other values
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}  # the latest one of each bucket
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Count values."""
+        self._new.extend(values)
+        if len(self._new) > _MAX_NEW:
+            self.read()
+
+    def exemplify(self, value: float, labels: dict[str, str]) -> None:
+        """Let a value that is counted stand for its bucket."""
+        self._exemplars[int(self._bounds.searchsorted(value))] = Exemplar(
+            labels, value, time.time()
+        )
+
+    def read(self) -> tuple[list[int], float, dict[int, Exemplar]]:
+        """How many values each bucket and all buckets below it have, the sum of all values, and
+        exemplars by bucket.
+        """
+        with self._lock:
+            # Values that come meanwhile stay: each of these is one operation of the interpreter.
+            values = self._new[: len(self._new)]
+            del self._new[: len(values)]
+            if values:
+                places = self._bounds.searchsorted(values)
+                self._counts += np.bincount(places, minlength=len(self._counts))
+                self._sum += float(np.sum(values))
+            return self._counts.cumsum().tolist(), self._sum, self._exemplars.copy()
+
+
+class Histogram(Collector):
+    """A histogram with labels."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._bounds = bounds
+        self._series: dict[tuple[str, ...], Series] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Series:
+        """The series with these values of the labels."""
+        return self._series.setdefault(values, Series(self._bounds))
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram as prometheus_client writes it."""
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        for labels, series in self._series.copy().items():
+            counts, total, exemplars = series.read()
+            # The type says that an exemplar is no None, but prometheus_client writes none for it.
+            buckets: list[Any] = [
+                (*pair, exemplars.get(i)) for i, pair in enumerate(zip(names, counts, strict=True))
+            ]
+            family.add_metric(labels, buckets, total)
+        yield family
 
 
 class Metrics:
@@ -218,7 +269,7 @@ class Metrics:
         )
 
         # Images and rows
-        self._codec = histograms(
+        self.codec = histograms(
             "ign_codec_seconds", "One call that decodes or encodes images.", _COMPUTE, "operation"
         )
         self.codec_waiting = gauge(
@@ -364,16 +415,12 @@ class Metrics:
         latency.observe([seconds for seconds, _ in ended])
         for seconds, request in ended:
             trace = request.trace
-            if trace is not None and trace.sampled:
+            if trace is not None and trace.flags & SAMPLED:
                 latency.exemplify(seconds, {"trace_id": trace.trace_id})
             if request.api_key is not None:
                 self._caller_requests(request.api_key, status_class).inc()
             if request.problem is not None:
                 self._errors(request.problem).inc()
-
-    def codec(self, operation: str, seconds: float) -> None:
-        """Record the duration of one call that decodes or encodes images."""
-        self._codec(operation).observe((seconds,))
 
     def rows(
         self, model: str, endpoint: str, results: Sequence[Result], api_key: str | None = None

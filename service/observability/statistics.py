@@ -3,7 +3,7 @@ Protocol.
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ class ModelStatistics:
         self._failed = 0
         self._failed_s = 0.0
         # Model calls by number of rows, and their seconds.
-        self._calls = defaultdict[int, int](int)
+        self._calls = Counter[int]()
         self._call_s = defaultdict[int, float](float)
         for outcome in _OUTCOMES:
             metrics.scheduled_requests(model, outcome)
@@ -63,7 +63,7 @@ class ModelStatistics:
         return {
             "last_inference": self._last_ms,
             "inference_count": self._rows,
-            "execution_count": sum(self._calls.values()),
+            "execution_count": self._calls.total(),
             "inference_stats": {
                 "success": _duration(succeeded, sum(self._seconds.values())),
                 "fail": _duration(self._failed, self._failed_s),
@@ -128,12 +128,11 @@ class ModelStatistics:
         model = self._model
         metrics.queue_seconds(model).observe([request.queue_s for request in requests])
         succeeded = [request for request in requests if request.outcome == "ok"]
-        if len(succeeded) < len(requests):
-            for request in requests:
-                if request.outcome != "ok":
-                    metrics.scheduled_requests(model, request.outcome).inc()
-                    self._failed += 1
-                    self._failed_s += request.queue_s + request.compute_s
+        for request in requests:
+            if request.outcome != "ok":
+                metrics.scheduled_requests(model, request.outcome).inc()
+                self._failed += 1
+                self._failed_s += request.queue_s + request.compute_s
         if not succeeded:
             return
         compute = [request.compute_s for request in succeeded]

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api.cors import EXPOSED_HEADERS
+from service.api.application import EXPOSED_HEADERS
 from service.domain.accounts import Rate
 from tests.contract.conftest import ORIGIN
 from tests.contract.data import CALLS

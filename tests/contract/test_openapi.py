@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.cors import EXPOSED_HEADERS
+from service.api.application import EXPOSED_HEADERS
 from service.api.native.schemas import GridRequest, PointRequest
 from service.api.oip.tensors import InferParameters
 from service.api.problems import status_of

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.api.native import responses, rows
+from service.api import stream
+from service.api.native import responses
 from service.api.native.answers import GenerateAnswer, ProblemDocument, ProjectAnswer
 from tests.contract.data import PICTURE, b64
 from tests.contract.harness import LIMIT_S, Service, checked, gated, problem, settings
@@ -187,8 +188,8 @@ def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.M
 
 
 def test_silence_is_broken_by_comments(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows._KEEPALIVE_S == 10.0
-    monkeypatch.setattr(rows, "_KEEPALIVE_S", 0.01)
+    assert stream._KEEPALIVE_S == 10.0
+    monkeypatch.setattr(stream, "_KEEPALIVE_S", 0.01)
     body = {"seed": 1, "record": [0]}
     with (
         gated(monkeypatch, settings(models)) as (service, gate),

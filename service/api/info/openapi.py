@@ -18,7 +18,6 @@ from service import __version__
 from service.api.native.answers import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import Stages
-from service.api.problems import MEDIA_TYPE
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
 from service.settings import Settings
@@ -62,13 +61,18 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
     keyed = ("key", "admin", *settings.private_endpoints)
-    base: Json = _read("parts.json")["document"]
+    parts = _read("parts.json")
+    base: Json = parts["document"]
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
     base["info"]["version"] = __version__
-    base["components"] = {"schemas": definitions["$defs"]}
+    models = definitions["$defs"]
+    base["components"] = {"schemas": models}
+    # What these accept is negated twice: generators of clients make numbered classes of `anyOf`.
+    for name, accepted in parts["schemas"].items():
+        models[name] = dict(sorted({**models[name], **accepted}.items()))
     has_keys = settings.api_keys_file is not None
     if has_keys:
-        base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        base["components"]["securitySchemes"] = parts["security_schemes"]
     for each in endpoints:
         guarded = each.access in keyed
         base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = {
@@ -149,12 +153,11 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
     parts = _read("parts.json")
     answer = {media: _content(endpoint, media, schemas) for media in endpoint.formats}
     contents = {"200": answer or None, "304": None}
-    problem = {MEDIA_TYPE: {"schema": schemas[ProblemDocument]}}
     responses: Json = {
         status: {
             "description": told["description"],
             "headers": parts["headers"] | told.get("headers", {}),
-            "content": contents.get(status, problem),
+            "content": contents.get(status, parts["problem"]),
         }
         for status, told in parts["responses"].items()
         if groups[told["of"]]
@@ -167,7 +170,9 @@ def _responses(endpoint: Endpoint, schemas: Schemas, *, guarded: bool) -> Json:
 def _content(endpoint: Endpoint, media: str, schemas: Schemas) -> Json:
     """The content of a response of a media type."""
     if media == Media.EVENTS:
-        return {"itemSchema": _events(schemas[endpoint.answer], schemas)}
+        item = _read("parts.json")["events"]
+        item["oneOf"][2]["properties"]["data"]["contentSchema"] = schemas[endpoint.answer]
+        return {"itemSchema": item}  # by the rules of OpenAPI 3.2
     if media == "text/plain":
         return {"schema": {"type": "string"}}
     if media != Media.JSON:
@@ -177,29 +182,10 @@ def _content(endpoint: Endpoint, media: str, schemas: Schemas) -> Json:
     return {"schema": schema if "$ref" in schema else schema | {"title": title}}
 
 
-def _events(answer: Json, schemas: Schemas) -> Json:
-    """The schema of one event of a stream, by the rules of OpenAPI 3.2."""
-    payloads = {
-        "step": schemas[StepEvent],
-        "progress": schemas[ProgressEvent],
-        "done": answer,
-        "error": schemas[ProblemDocument],
-    }
-    events: list[Json] = []
-    for name, payload in payloads.items():
-        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
-        properties = {"event": {"type": "string", "const": name}, "data": data}
-        events.append({"type": "object", "properties": properties, "required": ["event", "data"]})
-    return {"oneOf": events}
-
-
 def _form(request: type[BaseModel]) -> Json:
-    file = _BINARY["schema"]
-    files: Json = {
-        "image": {"type": "array", "items": file, "minItems": 1, "maxItems": "max_images"}
-    }
-    if "mask" in request.model_fields:
-        files["mask"] = file
+    files = _read("parts.json")["form"]
+    if "mask" not in request.model_fields:
+        del files["mask"]
     return {
         "schema": {
             "type": "object",
@@ -274,10 +260,5 @@ def _text_options(request: type[BaseModel]) -> Json:
     fields = request.model_json_schema(schema_generator=_NotNull)["properties"]
     options: Json = {name: schema for name, schema in fields.items() if name not in _FILES}
     if "record" in options:
-        options["record"] = {
-            "type": "string",
-            "description": "Steps whose images are returned as `trajectory`, such as `0,1,10`; 0 "
-            "is the input.",
-            "pattern": "^[0-9]+(,[0-9]+)*$",
-        }
+        options["record"] = _read("parts.json")["record"]
     return options

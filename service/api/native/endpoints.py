@@ -13,28 +13,24 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.message import parse_as
+from service.api.message import check_count, parse_as
 from service.api.native.answers import (
     ArithmeticAnswer,
     GenerateAnswer,
     InterpolateAnswer,
     ProjectAnswer,
 )
-from service.api.native.responses import NativeWork
-from service.api.native.rows import RowWork
+from service.api.native.responses import NativeWork, RowWork
 from service.api.native.schemas import (
     MAX_FRAMES,
+    MAX_PICTURES,
     ArithmeticRequest,
     GenerateRequest,
     InterpolateRequest,
     ProjectOptions,
     ProjectRequest,
+    StepOptions,
     UploadOptions,
-    check_count,
-    check_steps,
-    image_size,
-    noise_of,
-    step_params,
 )
 from service.api.native.uploads import (
     Upload,
@@ -43,10 +39,11 @@ from service.api.native.uploads import (
     read_points,
     upload_work,
 )
-from service.api.negotiation import PICTURE_TYPES, Media
+from service.api.negotiation import PICTURE_TYPES, Json, Media
 from service.api.pipeline import InputRows, Stages
 from service.api.request import ApiRequest
 from service.api.table import Endpoint
+from service.artifact.card import Card, Noise
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import (
     MAX_MAGNITUDE,
@@ -59,6 +56,7 @@ from service.domain.latents import (
     weighted_sum,
 )
 from service.domain.tasks import StepParams
+from service.settings import Settings
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY, Media.TIFF)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
@@ -82,7 +80,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     Several images in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges
     images in every format.
     """
-    settings = api.services.settings
+    settings = api.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
     noise_of(model.card)
@@ -94,7 +92,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
     is_tiled = size != model.card.shape[1:]
 
     def make_rows() -> InputRows:
-        noise = NoiseSource((model.card.shape[0], *size)) if is_tiled else model.noise
+        noise = NoiseSource((model.card.shape[0], *size))
         rows = noise.rows(seed, options.offset, options.n, options.noise_scale)
         return InputRows(rows=[*rows] if is_tiled else rows)
 
@@ -104,6 +102,7 @@ def generate(api: ApiRequest, options: GenerateRequest, make: MakeWork = NativeW
         options=options,
         labels=[{"index": options.offset + i} for i in range(options.n)],
         members={"seed": seed},
+        headers=[(b"x-ign-seed", b"%d" % seed)],
         sizes=[size] * options.n,
         is_tiled=is_tiled,
         params=params,
@@ -130,7 +129,7 @@ def project(api: ApiRequest, upload: Upload, make: MakeWork = NativeWork) -> Row
         options,
         recommended=model.card.steps.project,
         rows=len(upload.images),
-        settings=api.services.settings,
+        settings=api.settings,
     )
     return upload_work(make, api, model, upload, params, options, strength=options.strength)
 
@@ -141,29 +140,20 @@ def latent_interpolate(api: ApiRequest, options: InterpolateRequest) -> RowWork:
     f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, an
     image or a latent. A path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
     """
-    if options.grid is not None:
-        grid = options.grid
+    columns = options.frames or 9
+    fps = options.fps
+    mix: Callable[..., FloatRows] = partial(path_rows, frames=columns, loop=options.loop)
+    labels: list[Json] = [{"index": i, "t": i / (columns - 1)} for i in range(columns)]
+    if (grid := options.grid) is not None:
         check_count("grid", grid.rows * grid.cols, MAX_FRAMES)
-        api.media = api.negotiate(FORMATS)
-        places = product(range(grid.rows), range(grid.cols))
-        return _latent_work(
-            api,
-            options,
-            "points",
-            partial(grid_rows, rows=grid.rows, cols=grid.cols, method=options.method),
-            labels=[{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)],
-            columns=grid.cols,
-        )
-    frames = options.frames or 9
-    return _latent_work(
-        api,
-        options,
-        "points",
-        partial(path_rows, frames=frames, method=options.method, loop=options.loop),
-        labels=[{"index": i, "t": i / (frames - 1)} for i in range(frames)],
-        columns=frames,
-        fps=options.fps,
-    )
+        api.negotiate(FORMATS)
+        columns = grid.cols
+        fps = 0
+        mix = partial(grid_rows, rows=grid.rows, cols=columns)
+        places = product(range(grid.rows), range(columns))
+        labels = [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(places)]
+    mix = partial(mix, method=options.method)
+    return _latent_work(api, options, "points", mix, labels=labels, columns=columns, fps=fps)
 
 
 def latent_arithmetic(api: ApiRequest, options: ArithmeticRequest) -> RowWork:
@@ -196,7 +186,7 @@ def _latent_work(
     steps = check_steps(
         options.steps,
         recommended=model.card.steps.generate,
-        settings=api.services.settings,
+        settings=api.settings,
     )
 
     def make_rows() -> InputRows:
@@ -219,6 +209,59 @@ def _latent_work(
     )
 
 
+# What the schemas cannot say: limits of the operator and of the model's card
+def noise_of(card: Card) -> Noise:
+    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
+    if card.noise is None:
+        text = (
+            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
+        )
+        raise InvalidContent.field("model", text, code="no_noise")
+    return card.noise
+
+
+def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
+    """(H, W) of the images: those of the card, unless the model makes any size."""
+    _, height, width = card.shape
+    size = options.height or height, options.width or width
+    if size == (height, width):
+        return size
+    if card.tiles is None:
+        name = "height" if size[0] != height else "width"
+        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
+    limit = settings.for_images(card.tiles).max_pixels
+    if options.n * size[0] * size[1] > limit:
+        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
+        raise InvalidContent.field("width", message, code="image_too_large")
+    return size
+
+
+def step_params(
+    options: StepOptions, *, recommended: int, rows: int, settings: Settings
+) -> StepParams:
+    """Validate the options that say how f is applied, and how many images that gives."""
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field(
+            "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
+        )
+    # The schema has checked all but the order and the last of the recorded steps.
+    if [*record] != sorted(set(record)) or max(record, default=0) > steps:
+        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
+    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+
+
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the
+    operator's limit.
+    """
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
 def endpoint(
     make: Callable[[ApiRequest, Any], RowWork],
     request: type[BaseModel],
@@ -232,7 +275,7 @@ def endpoint(
     """
 
     def check(api: ApiRequest) -> None:
-        api.media = api.negotiate(formats)
+        api.negotiate(formats)
         if options is not None:
             check_upload(api, options)
             return

@@ -1,11 +1,10 @@
 """Pydantic models of the native requests; they validate bodies and appear in
 `/openapi.json`.
 
-The docstrings and descriptions here are
-part of the OpenAPI document.
+The docstrings and descriptions here are part of the OpenAPI document, which has in `parts.json`
+what fields exclude others.
 """
 
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -13,6 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -20,18 +21,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.config import JsonDict, JsonValue
 
-from service.artifact.card import Card, Noise
-from service.domain.errors import InvalidContent
 from service.domain.latents import (
     MAX_SEED,
     MAX_SEED_TEXT,
     seed_of,
 )
-from service.domain.tasks import StepParams
 from service.images.encode import Resample
-from service.settings import Settings
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 MAX_SCALE: Final = 32
@@ -39,33 +35,12 @@ MAX_FRAMES: Final = 256
 MAX_PICTURES: Final = 1024  # in one response, including recorded steps
 
 
-def _number_of(value: object) -> object:
-    return seed_of(value) if isinstance(value, str) else value
-
-
 _Uint32 = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedText = Annotated[str, Field(min_length=1, max_length=MAX_SEED_TEXT)]
-Seed = Annotated[_Uint32, BeforeValidator(_number_of, json_schema_input_type=_Uint32 | _SeedText)]
+Seed = Annotated[_Uint32, BeforeValidator(seed_of, json_schema_input_type=_Uint32 | _SeedText)]
 Record = Annotated[
-    list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})
+    list[NonNegativeInt], Field(max_length=64, json_schema_extra={"uniqueItems": True})
 ]
-
-_NULL: Final[JsonDict] = {"type": "null"}
-
-
-def _exclusive(field: str, field_type: JsonValue, *excluded: str) -> JsonDict:
-    """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
-    return {
-        "required": [field],
-        "properties": {field: {"type": field_type}, **dict.fromkeys(excluded, _NULL)},
-    }
-
-
-def _any_of(*options: JsonDict) -> ConfigDict:
-    """Accept any of the options. Negated twice: generators of clients make numbered classes of a
-    plain `anyOf`.
-    """
-    return ConfigDict(json_schema_extra={"not": {"not": {"anyOf": [*options]}}})
 
 
 def _base64(content: str, description: str) -> Any:
@@ -110,11 +85,6 @@ class ImageOptions(Described):
     gap: Annotated[int, Field(ge=0, le=64)] = 0
     """Pixels between the images of a sheet, in the background colour."""
 
-    @property
-    def has_layout(self) -> bool:
-        """Whether an option changes the size of the response's images or sheet."""
-        return self.scale > 1 or self.gap > 0 or self.columns is not None
-
 
 class StrictModel(Described):
     """A part of a request: a string is not accepted as a number, and an unknown field is an
@@ -139,7 +109,7 @@ class _Request(ImageOptions, _ModelChoice):
 class StepOptions(_Request):
     """Options of the endpoints that return each row separately."""
 
-    tolerance: Annotated[float | None, Field(gt=0)] = None
+    tolerance: PositiveFloat | None = None
     """Stop a row when mean |f(y) − y| of its last step is below this value."""
     record: Record | None = None
     """Ascending step numbers whose images are returned as `trajectory`; step 0 is the input."""
@@ -204,8 +174,6 @@ class ProjectOptions(UploadOptions, StepOptions):
 class ProjectRequest(ProjectOptions):
     """The JSON body of `/project`."""
 
-    model_config = _any_of({"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}})
-
     images: Pictures
     """The images: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF."""
     mask: Base64 | None = None
@@ -228,12 +196,6 @@ class PointRequest(StrictModel):
     """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the
     three.
     """
-
-    model_config = _any_of(
-        _exclusive("seed", ["integer", "string"], "image", "latent"),
-        _exclusive("image", "string", "seed", "index", "latent"),
-        _exclusive("latent", "string", "seed", "index", "image"),
-    )
 
     seed: Seed | None = None
     index: _Uint32 | None = None
@@ -279,18 +241,6 @@ class GridRequest(StrictModel):
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
 
-    model_config = _any_of(
-        {"properties": {"grid": _NULL}},
-        {
-            "properties": {
-                "points": {"minItems": 4, "maxItems": 4},
-                "frames": _NULL,
-                "loop": {"const": False},
-                "columns": _NULL,
-            }
-        },
-    )
-
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
     """The latents on the way."""
     frames: Annotated[int | None, Field(ge=2, le=MAX_FRAMES)] = None
@@ -313,71 +263,3 @@ class InterpolateRequest(_Request):
             if len(info.data.get("points", range(4))) != 4:
                 raise ValueError("needs exactly four points")
         return grid
-
-
-# What the schemas cannot say: limits of the operator and of the model's card
-def check_count(field: str, count: int, limit: int) -> None:
-    """Raise `InvalidContent` for ``field``, of a list `images.3` for the whole of it, if ``count``
-    is above ``limit``.
-    """
-    if count > limit:
-        raise InvalidContent.field(field.partition(".")[0], f"at most {limit} are allowed")
-
-
-def noise_of(card: Card) -> Noise:
-    """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
-    if card.noise is None:
-        text = (
-            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
-        )
-        raise InvalidContent.field("model", text, code="no_noise")
-    return card.noise
-
-
-def image_size(options: GenerateRequest, card: Card, settings: Settings) -> tuple[int, int]:
-    """(H, W) of the images: those of the card, unless the model makes any size."""
-    _, height, width = card.shape
-    size = options.height or height, options.width or width
-    if size == (height, width):
-        return size
-    if card.tiles is None:
-        name = "height" if size[0] != height else "width"
-        raise InvalidContent.field(name, f"{card.ref} makes images of {width}×{height} pixels only")
-    limit = settings.for_images(card.tiles).max_pixels
-    if options.n * size[0] * size[1] > limit:
-        message = f"n × width × height must be at most {limit} (IGN_MAX_PIXELS)"
-        raise InvalidContent.field("width", message, code="image_too_large")
-    return size
-
-
-def step_params(
-    options: StepOptions, *, recommended: int, rows: int, settings: Settings
-) -> StepParams:
-    """Validate the options that say how f is applied, and how many images that gives."""
-    steps = check_steps(options.steps, recommended=recommended, settings=settings)
-    record = tuple(options.record or ())
-    if rows * len(record) > MAX_PICTURES:
-        raise InvalidContent.field(
-            "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
-        )
-    # The schema has checked all but the order and the last of the recorded steps.
-    if [*record] != sorted(set(record)) or max(record, default=0) > steps:
-        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
-    return _params(steps, options.tolerance, record, options.score)
-
-
-@lru_cache(maxsize=256)  # most requests have the same ones
-def _params(
-    steps: int, tolerance: float | None, record: tuple[int, ...], score: bool
-) -> StepParams:
-    return StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-
-
-def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
-    """The number of steps: the requested one, or else the recommended one, reduced to the
-    operator's limit.
-    """
-    if steps is None:
-        return min(recommended, settings.max_steps)
-    check_count("steps", steps, settings.max_steps)
-    return steps

@@ -12,8 +12,14 @@ from pydantic import Field
 from service.api.message import compact_json
 from service.api.native.answers import Answer
 from service.api.native.endpoints import endpoint
-from service.api.native.responses import NativeWork, measures, round_metric, row_headers
-from service.api.native.rows import RASTER, RowWork
+from service.api.native.responses import (
+    RASTER,
+    NativeWork,
+    RowWork,
+    measures,
+    round_metric,
+    row_headers,
+)
 from service.api.native.schemas import Described, ImageOptions, Pictures, UploadOptions
 from service.api.native.uploads import Upload, upload_work
 from service.api.negotiation import Json, Media
@@ -85,7 +91,7 @@ class ScoreWork(NativeWork):
             work.media_type = work.api.media
             work.content = [work.scores() if work.media_type is Media.JSON else work.heat_map()]
             if work.media_type is not Media.JSON:
-                work.headers = row_headers(work.result)
+                work.headers += row_headers(work.result)
 
     def changes(self) -> Iterator[NDArray[np.float32]]:
         """|f(x) − x| of each image, as the mean (H, W) of its channels."""

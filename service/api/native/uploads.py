@@ -12,14 +12,17 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.message import parse_as, parse_json, printable_name
-from service.api.multipart import decode_utf8, parse_multipart, parse_options, parse_query
-from service.api.native.schemas import (
-    ImageOptions,
-    PointRequest,
-    UploadOptions,
+from service.api.message import (
     check_count,
+    decode_utf8,
+    parse_as,
+    parse_json,
+    parse_multipart,
+    parse_options,
+    parse_query,
+    printable_name,
 )
+from service.api.native.schemas import ImageOptions, PointRequest, UploadOptions
 from service.api.negotiation import PICTURE_TYPES
 from service.api.pipeline import InputRows
 from service.api.request import ApiRequest
@@ -71,11 +74,6 @@ class Upload:
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
     has_pages: bool = True  # a TIFF of several pages is as many images
 
-    @property
-    def must_open(self) -> bool:
-        """Whether only its files tell how many images it has."""
-        return self.has_pages and any(image.may_have_pages for image in self.images)
-
 
 class OpenUpload(NamedTuple):
     """The images and masks of an upload whose headers are read; decoding takes them out."""
@@ -118,7 +116,7 @@ def parse_upload(
         upload = Upload(options=_from_query(schema, api.query), images=_named("body", [content]))
     else:
         raise _unsupported()
-    check_count(upload.images[0].field, len(upload.images), api.services.settings.max_images)
+    check_count(upload.images[0].field, len(upload.images), api.settings.max_images)
     return upload
 
 
@@ -130,12 +128,10 @@ def _is_small(upload: Upload, card: Card) -> bool:
     """Whether the event loop may decode the upload: at most four small PNGs of the model's size,
     without masks.
     """
+    if card.tiles or card.color or upload.masks or len(upload.images) > _MAX_INLINE:
+        return False
     _, height, width = card.shape
-    return (
-        not (card.tiles or card.color or upload.masks)
-        and len(upload.images) <= _MAX_INLINE
-        and all(image.is_png_of((width, height)) for image in upload.images)
-    )
+    return not [image for image in upload.images if not image.is_png_of((width, height))]
 
 
 def upload_work(
@@ -150,12 +146,15 @@ def upload_work(
     """What ``make`` makes for images; ``more`` are fields of it. All uploads but points pass here,
     and then `open_upload`, unless they are small.
     """
+    is_tiled = model.card.tiles is not None
+    pages = upload.has_pages and [image for image in upload.images if image.may_have_pages]
     return make(
         api=api,
         model=model,
         options=options,
         labels=[{"index": i} for i in range(len(upload.images))],
-        is_tiled=model.card.tiles is not None,
+        is_tiled=is_tiled,
+        must_open=bool(is_tiled or pages),
         params=params,
         source=upload,
         is_large=not _is_small(upload, model.card),
@@ -169,7 +168,7 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
     for too many pixels of all together. Damage behind a header is left to the decoder.
     """
-    settings = api.services.settings.for_images(card.tiles)
+    settings = api.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
     images = list[EncodedImage]()
     for image in upload.images:
@@ -207,7 +206,7 @@ def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
         for image in upload.images
     ]
     rows, inverted = prepare_many(decoded, card)
-    ends = accumulate(len(upload.images) for upload in uploads)
+    ends = accumulate([len(upload.images) for upload in uploads])
     places = [slice(*pair) for pair in pairwise((0, *ends))]
     return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
 
@@ -271,7 +270,7 @@ def read_points(
     for number, point in enumerate(points):
         api.check_not_over()
         if point.seed is not None:
-            rows.append(model.noise.row(point.seed, point.index or 0))
+            rows.extend(model.noise.rows(point.seed, point.index or 0, 1))
         elif point.image is not None:
             encoded = opened.pop(0)
             with memory_for(encoded.pixels):
@@ -280,7 +279,7 @@ def read_points(
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
-            most = api.services.settings.max_body_bytes
+            most = api.settings.max_body_bytes
             data = decode_base64(point.latent or "", field=name, max_chars=most)
             rows.append(decode_npy(data, model.card.shape, field=name))
     return rows
@@ -296,7 +295,7 @@ def read_form(
     fields, files = parse_multipart(
         api.headers.get(b"content-type", ""),
         body,
-        max_files=api.services.settings.max_images + 1,
+        max_files=api.settings.max_images + 1,
         max_fields=_MAX_FIELDS,
     )
     for name in files:
@@ -346,13 +345,10 @@ def _parse_json(api: ApiRequest, schema: type[BaseModel], content: bytes) -> Bas
 
 
 def _from_json(request: Any) -> Upload:
-    masks = getattr(request, "masks", None)
-    mask = getattr(request, "mask", None)
-    return Upload(
-        options=request,
-        images=_named("images", request.images),
-        masks=_named("masks", masks) if masks else _named("mask", [mask] if mask else []),
-    )
+    masks = _named("masks", getattr(request, "masks", None) or ())
+    if mask := getattr(request, "mask", None):
+        masks = _named("mask", [mask])
+    return Upload(options=request, images=_named("images", request.images), masks=masks)
 
 
 @lru_cache(maxsize=256)

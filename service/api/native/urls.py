@@ -16,10 +16,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.info.openapi import url_parameters
-from service.api.message import is_known
-from service.api.multipart import parse_query
+from service.api.message import is_known, parse_query
 from service.api.native.endpoints import generate, latent_interpolate
-from service.api.native.rows import RowWork
+from service.api.native.responses import RowWork
 from service.api.native.schemas import GenerateRequest, InterpolateRequest
 from service.api.negotiation import Media
 from service.api.pipeline import Stages
@@ -90,7 +89,7 @@ def _by_url(
         name = fields.pop("format", next(iter(formats)))
         if name not in formats:
             raise InvalidContent.field("format", f"must be one of {', '.join(formats)}")
-        api.media = api.negotiate((formats[name],))
+        api.negotiate((formats[name],))
         work = make(api, request.model_validate(translate(fields), strict=False))
         headers = _cache_headers(work)
         if "ETag" in headers and is_known(headers, api.headers):

@@ -105,7 +105,7 @@ async def config(api: ApiRequest) -> Json:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
-        "max_batch_size": api.services.settings.max_images,
+        "max_batch_size": api.settings.max_images,
         "input": [{"name": INPUT, **form}],
         "output": [{"name": OUTPUT, **form}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0, "preserve_ordering": False},
@@ -148,6 +148,21 @@ class InferWork(Work):
 
     inference: tensors.InferRequest
     body: bytes
+
+    def make_plan(self) -> Plan:
+        """Count rows, or tiles, and bytes."""
+        x = self.inference.x
+        rows, _, height, width = x.shape
+        each = _ARRAY_BYTES
+        if x.data is not None:
+            each += _JSON_VALUE_BYTES
+        if not self.inference.is_binary:
+            each += _JSON_BYTES
+        held = prod(x.shape) * each
+        if self.is_tiled:
+            rows, tile_bytes = self.model.plan_tiles([(height, width)] * rows)
+            held += tile_bytes
+        return Plan(rows=rows, bytes=held)
 
     @classmethod
     def decode(cls, works: Sequence[Self]) -> None:
@@ -194,23 +209,13 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
     Tensors are JSON numbers or little-endian bytes after the JSON.
     """
     model = api.resolve(api.ref)
-    settings = api.services.settings.for_images(model.card.tiles)
+    settings = api.settings.for_images(model.card.tiles)
     limits = tensors.Limits(
         _row_shape(model.card), settings.max_images, settings.max_steps, settings.max_pixels
     )
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_FIELD), limits)
-    x = inference.x
-    values = prod(x.shape)
-    binary = inference.is_binary
+    values = prod(inference.x.shape)
     is_tiled = model.card.tiles is not None
-    rows, _, *size = x.shape
-    is_json = x.data is not None
-    held = values * (
-        _ARRAY_BYTES + (_JSON_VALUE_BYTES if is_json else 0) + (0 if binary else _JSON_BYTES)
-    )
-    if is_tiled:
-        rows, tile_bytes = model.plan_tiles([(size[0], size[1])] * rows)
-        held += tile_bytes
     if inference.parameters.timeout:
         timeout = min(inference.parameters.timeout, _MAX_TIMEOUT_US) / 1e6
         api.deadline = min(api.deadline, api.arrival + timeout)
@@ -220,10 +225,11 @@ def infer(api: ApiRequest, body: bytes) -> InferWork:
         params=StepParams(steps=inference.parameters.steps),
         inference=inference,
         body=body,
-        plan=Plan(rows=rows, bytes=held),
         is_large=is_tiled or len(body) > api.inline_body,
         has_large_response=is_tiled
-        or (4 * values > _LARGE_BINARY if binary else values * _JSON_BYTES > LARGE_BODY),
+        or (
+            4 * values > _LARGE_BINARY if inference.is_binary else values * _JSON_BYTES > LARGE_BODY
+        ),
         is_tiled=is_tiled,
     )
 
@@ -251,7 +257,7 @@ async def load(api: ApiRequest) -> Any:
     previous ones serve.
     """
     await _read(api, tensors.LoadRequest)
-    is_admin = api.services.settings.api_keys_file is not None  # else anyone may call it
+    is_admin = api.settings.api_keys_file is not None  # else anyone may call it
     return await _change(api, loads=True, may_be_new=is_admin)
 
 
@@ -273,7 +279,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
 
 async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
-    settings = api.services.settings
+    settings = api.settings
     if settings.api_keys_file is None:
         check_host(api.headers, public=settings.public)
     api.services.require_serving()

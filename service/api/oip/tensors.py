@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, NonNegativeInt
 from pydantic.config import JsonDict
 
 from service.api.message import MAX_VALUES, compact_json, parse_as
@@ -36,7 +36,7 @@ _FOUR: Final[JsonDict] = {"minItems": 4, "maxItems": 4}
 class InputParameters(StrictModel):
     """Parameters of an input."""
 
-    binary_data_size: Annotated[int | None, Field(ge=0)] = None
+    binary_data_size: NonNegativeInt | None = None
     """Number of bytes after the JSON, little-endian, instead of `data`."""
 
 
@@ -73,9 +73,9 @@ class InferParameters(StrictModel):
 
     steps: Steps = 1
     """Number of applications of f."""
-    timeout: Annotated[int, Field(ge=0)] = 0
+    timeout: NonNegativeInt = 0
     """Timeout in microseconds; 0 for none."""
-    priority: Annotated[int, Field(ge=0)] = 0
+    priority: NonNegativeInt = 0
     """Accepted, but without effect."""
     binary_data_output: bool = False
     """Whether outputs without `binary_data` are binary."""

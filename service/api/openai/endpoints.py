@@ -17,23 +17,21 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
-from service.api.message import parse_as
-from service.api.native.endpoints import generate, project
-from service.api.native.responses import picture, step_members
-from service.api.native.rows import RowWork, event
+from service.api.message import check_count, parse_as
+from service.api.native.endpoints import check_steps, generate, project
+from service.api.native.responses import RowWork, picture, step_members
 from service.api.native.schemas import (
     MAX_SCALE,
     GenerateRequest,
     ProjectOptions,
     StrictModel,
-    check_count,
-    check_steps,
 )
 from service.api.native.uploads import Upload, read_form
 from service.api.native.urls import seed_of_field
 from service.api.negotiation import Json, Media
 from service.api.pipeline import Stages
 from service.api.request import ApiRequest
+from service.api.stream import event
 from service.api.table import Endpoint
 from service.artifact.card import Card
 from service.domain.errors import InvalidContent
@@ -81,7 +79,7 @@ class ImagesRequest(StrictModel):
         if self.stream:
             if images > 1:
                 raise InvalidContent.field("stream", "a stream has one image")
-            steps = check_steps(self.steps, recommended=recommended, settings=api.services.settings)
+            steps = check_steps(self.steps, recommended=recommended, settings=api.settings)
             parts = (self.partial_images or 0) + 1
             options["record"] = sorted({steps * i // parts for i in range(1, parts)} - {0})
         return options
@@ -167,7 +165,7 @@ def _parse_generations(api: ApiRequest, body: bytes) -> RowWork:
 
 def _parse_edits(api: ApiRequest, body: bytes) -> RowWork:
     upload = read_form(api, body, ImagesRequest, "image", "image[]")
-    check_count("image", len(upload.images), api.services.settings.max_images)
+    check_count("image", len(upload.images), api.settings.max_images)
     options = upload.options
     check_count("n", options.n or 1, 1)  # each image has one projection
     card = api.resolve(options.model).card

@@ -198,7 +198,7 @@ def test_latents_are_those_of_python(visit: Visit, size: int) -> None:
     for i, bits in enumerate(visit.page.evaluate(LATENTS, size)):
         seed = i if i < 50 else i * 2654435761 % 2**32
         assert (
-            source.row(seed, seed % 5).view(np.uint32).ravel() == np.array(bits, np.uint32)
+            source.rows(seed, seed % 5, 1).view(np.uint32).ravel() == np.array(bits, np.uint32)
         ).all(), seed
 
 

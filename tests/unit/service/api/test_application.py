@@ -1,7 +1,6 @@
 import asyncio
 
-from service.api.app_state import InFlightRequests
-from service.domain.accounts import UNLIMITED
+from service.domain.accounts import UNLIMITED, InFlightRequests
 
 
 def test_wait_for_current_waits_for_earlier_requests_only() -> None:

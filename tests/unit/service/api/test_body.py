@@ -5,8 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.message import parse_json
-from service.api.multipart import parse_multipart
+from service.api.message import parse_json, parse_multipart
 from service.domain.errors import InvalidContent, MalformedRequest
 
 json_values = st.recursive(

@@ -33,7 +33,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("seed", "index"), GOLDEN)
 def test_golden_values_of_the_stream(seed: int, index: int) -> None:
-    row = NoiseSource((1, 2, 2)).row(seed, index)
+    row = NoiseSource((1, 2, 2)).rows(seed, index, 1)[0]
     assert row.dtype == np.float32
     assert row.ravel().tolist() == GOLDEN[seed, index]
     assert STREAM == "philox4x64-10(key=(seed, index)) / numpy standard_normal(float32)"
@@ -49,7 +49,7 @@ def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, scale: fl
     assert rows.shape == (3, *SHAPE)
     assert rows.flags.c_contiguous
     for i in range(3):
-        assert rows[i].tobytes() == (source.row(seed, offset + i) * np.float32(scale)).tobytes()
+        assert rows[i].tobytes() == (source.rows(seed, offset + i, 1) * np.float32(scale)).tobytes()
 
 
 def row(*values: float) -> FloatRow:

@@ -85,7 +85,7 @@ def test_the_tracestate_of_the_caller_is_kept() -> None:
     assert dict(spans.span.get_span_context().trace_state) == {"a": "1", "b": "2"}
     assert spans.position.trace_id == PARENT.trace_id
     spans = Tracing(TracerProvider(ALWAYS_OFF)).start_request(time.monotonic(), PARENT, [])
-    assert (spans.recorded, spans.position.sampled) == (False, False)  # the sampler decides
+    assert (spans.recorded, spans.position.flags & 1) == (False, 0)  # the sampler decides
 
 
 def test_an_exporter_that_is_not_installed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -169,7 +169,7 @@ def test_what_cannot_be_written_is_dropped_and_counted(monkeypatch: pytest.Monke
     [
         ({}, ""),
         (
-            {"model": "mnist/6", "rows": 2, "queue_s": 0.5, "compute_s": 48.0, "steps": 9},
+            {"model": "mnist/6", "rows": 2, "seconds": {"queue": 0.5, "compute": 48.0}, "steps": 9},
             " model=mnist/6 rows=2 queue_ms=500.0 compute_ms=48000.0",
         ),
         ({"problem": "queue_full", "model": "mnist/6"}, " code=queue_full model=mnist/6"),
@@ -179,6 +179,7 @@ def test_a_line_of_text_says_whether_a_request_waited_or_computed(
     caplog: pytest.LogCaptureFixture, known: dict[str, object], end: str
 ) -> None:
     request = RequestRecord()
+    request.seconds = {}
     vars(request).update(known, request_id="mine", method="POST", endpoint="/project", status=499)
     caplog.set_level(logging.INFO, "service.access")
     log_request(request, 48.5681)
