@@ -154,9 +154,8 @@ class OnnxModel:
             # Its threads inherit the priority of the one that makes it. Tiles take long, so they
             # let others go first.
             prepare = lower_priority if self.is_low_priority else None
-            arena = self.card.tiles is not None
             with ThreadPoolExecutor(1, initializer=prepare) as pool:
-                return pool.submit(cpu_session, self._data, self._threads, arena=arena).result()
+                return pool.submit(cpu_session, self._data, self._threads).result()
         return cuda_session(self._data, self._cuda)
 
     def _compute(self, rows: FloatRows) -> FloatRows:
