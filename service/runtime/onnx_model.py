@@ -34,7 +34,7 @@ class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
     the card.
 
-    One thread at a time may call its methods.
+    On CUDA one thread at a time may call its methods; on the CPU several may call `run`.
 
     ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in
     hexadecimal. The device `auto` is CUDA if it works, and else the CPU with the reason in
@@ -146,7 +146,9 @@ class OnnxModel:
     def _reset_session(self) -> None:
         if self.buckets is not None:
             self.buckets = self.buckets[:-1] or (max(1, self.buckets[-1] // 2),)
-        self._sessions.clear()  # before the new session starts: the device has no room for both
+            # Before the new session starts: the device has no room for both. On the CPU another
+            # thread may run the old one.
+            self._sessions.clear()
         self._sessions[()] = self._make_session()
 
     def _make_session(self) -> Any:

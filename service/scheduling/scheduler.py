@@ -55,8 +55,9 @@ class Scheduler:
     """Applies one model to the rows of many requests at a time. Belongs to the event loop that
     makes it, unless a method says more.
 
-    Each of the ``models``, one for each device, is called from one thread only; its largest bucket
-    may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
+    Each of the ``models``, one for each device, is called from one thread only; with
+    ``has_second`` the first one from two at a time while requests of many rows wait. Its largest
+    bucket may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
     counted, and a request has at most ``max_rows`` rows. Deadlines are times on ``clock``, in
     monotonic seconds. ``on_all_devices_lost`` and ``observe``, with what happened in a turn, are
     called on the event loop. Without ``memory`` the models are always open. ``exact``: as in the
@@ -77,6 +78,7 @@ class Scheduler:
         memory: ModelMemory | None = None,
         exact: bool = False,
         overlaps: bool = True,
+        has_second: bool = False,
     ) -> None:
         self._clock = clock
         self._exact = exact
@@ -92,10 +94,10 @@ class Scheduler:
             self._call_on_loop(partial(self._on_deliveries, lane))
 
         self._lanes = [
-            Lane(model, limit, clock, on_delivery, memory)
-            for model, limit in zip(models, self._admission.limits, strict=True)
+            Lane(models[each], self._admission.limits[each], clock, on_delivery, memory, each)
+            for each in [*range(len(models)), *([0] if has_second else [])]
         ]
-        self._former = BatchFormer(self._lanes, overlaps=overlaps)
+        self._former = BatchFormer(self._lanes, len(models), overlaps=overlaps)
         self._next_progress = 0.0
         # why the last device was lost, so that only a new process can use the model again
         self.device_error = ""
@@ -211,13 +213,13 @@ class Scheduler:
         """End a request whose caller has gone; it has no further event. Does nothing after its last
         event.
         """
-        if self._open.pop(request, None) is None:
+        rows = request.open.rows
+        if self._open.pop(request, None) is None or not self._admission.close([request]):
             return
-        for closed, open_rows in self._admission.close([request]).items():
-            self._remove(closed)
-            self._report.cancelled.append(open_rows)
-            self._publish()
-            closed.ended("cancelled", self._clock())
+        self._remove(request)
+        self._report.cancelled.append(rows)
+        self._publish()
+        request.ended("cancelled", self._clock())
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
         earliest = self._earliest
@@ -246,14 +248,8 @@ class Scheduler:
             now = self._clock()
             if self._earliest <= now:
                 self._expire(now)
-            former = self._former
-            while former.short.row_count or former.long.row_count:
-                lane = former.free_lane()
-                if lane is None or self._closed:
-                    return
-                batch = former.form(lane)
-                lane.give(batch)
-                if len(lane.batches) == 1:
+            if not self._closed:
+                for batch in self._former.give():
                     self._begin(batch, now)
         except Exception as exc:
             self._on_defect(exc)
@@ -291,23 +287,22 @@ class Scheduler:
 
     def _on_delivered(self, lane: Lane, batch: Batch) -> None:
         now = self._clock()
-        index = self._lanes.index(lane)
         lane.batches.popleft()
         self._report.calls += batch.calls
         self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
-        if lane.limit != self._admission.limits[index] and not lane.is_lost:
-            self._admission.set_limit(index, lane.limit)
+        if lane.limit < self._admission.limits[lane.device]:
+            self._admission.set_limit(lane.device, lane.limit)
             self._report.limits.append(lane.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
-            self._on_death(lane, batch, batch.death)
+            self._on_death(batch, batch.death)
         elif batch.done:
             self._on_steps(batch, now)
         if batch.device_lost is not None:
-            self._on_device_lost(lane, batch, batch.device_lost)
+            self._on_device_lost(lane.device, batch.device_lost)
         self._former.push(batch.slices)
         if now >= self._next_progress:
             self._publish_progress(now)
@@ -333,20 +328,22 @@ class Scheduler:
                     finished[request] = request.result
         self._finish(finished)
 
-    def _on_device_lost(self, lane: Lane, batch: Batch, cause: DeviceLost) -> None:
+    def _on_device_lost(self, device: int, cause: DeviceLost) -> None:
         # Its rows are queued again for other devices; without any, all requests fail.
-        alive = self._former.lose(lane)
+        alive = self._former.lose(device)
         self._report.devices_lost += 1
-        text = "a device is lost: %s. It fails every call until this process is started anew%s"
-        logger.critical(text, cause, f"; others go on, {alive} of them" if alive else "")
+        text = (
+            "a device is lost: %s. It fails every call until this process is started anew; %d go on"
+        )
+        logger.critical(text, cause, alive)
         if alive:
-            self._admission.set_limit(self._lanes.index(lane), 0)
+            self._admission.set_limit(device, 0)
         else:
             self.device_error = str(cause) or type(cause).__name__
             self._fail_with(self._open, "the model failed on this row", cause)
             self._on_all_lost()
 
-    def _on_death(self, lane: Lane, batch: Batch, cause: BaseException) -> None:
+    def _on_death(self, batch: Batch, cause: BaseException) -> None:
         logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
         batch.death = cause = cause.with_traceback(None)
         self._fail_with([piece.request for piece in batch.slices], "the model failed", cause)
@@ -363,8 +360,8 @@ class Scheduler:
 
     def _publish_progress(self, now: float) -> None:
         self._next_progress = now + _PROGRESS_S
-        streamed = [each for each in self._open if each.params.streamed]
-        self._emit([(each, each.progress()) for each in streamed if each.started is not None])
+        running = [each for each in self._open if each.params.streamed and each.started is not None]
+        self._emit([(each, each.progress()) for each in running])
 
     def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
         """Close requests with their outcomes, unless they are closed already."""
