@@ -289,7 +289,6 @@ class Scheduler:
         now = self._clock()
         lane.batches.popleft()
         self._report.calls += batch.calls
-        self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
         if lane.limit < self._admission.limits[lane.device]:
@@ -303,6 +302,7 @@ class Scheduler:
             self._on_steps(batch, now)
         if batch.device_lost is not None:
             self._on_device_lost(lane.device, batch.device_lost)
+        self._admission.on_batch_ended(batch)  # of the requests that go on
         self._former.push(batch.slices)
         if now >= self._next_progress:
             self._publish_progress(now)
