@@ -138,9 +138,10 @@ class Lane:
     def _is_over(self, batch: Batch, until: float) -> bool:
         if batch.is_stopped or self._clock() >= until:
             return True
-        is_claimed = self._memory is not None and self._memory.is_claimed
-        others = is_claimed or not self._given.empty()
-        return bool(batch.done and (batch.done == batch.steps or batch.failed or others))
+        if not batch.done:
+            return False
+        others = not self._given.empty() or (self._memory is not None and self._memory.is_claimed)
+        return bool(others or batch.done == batch.steps or batch.failed)
 
     def _run_part(self, batch: Batch, x: FloatRows, start: int) -> FloatRows:
         """One step of the rows from ``start`` on; rows on which the model fails stay as they

@@ -197,7 +197,14 @@ class Scheduler:
         if rejected:
             self._report.rejected += [error.error_code for error in rejected.values()]
             self._publish()
-        self._add([handle for handle in handles if handle not in rejected], on_events, now)
+        admitted = [handle for handle in handles if handle not in rejected]
+        self._open |= dict.fromkeys(admitted, on_events)
+        earliest = min([handle.expires for handle in admitted], default=math.inf)
+        if earliest < self._earliest:
+            self._set_timer(earliest, now)
+        if admitted and not self._arrivals:
+            self._loop.call_soon(self._flush_arrivals)
+        self._arrivals += admitted
         return [rejected.get(handle, handle) for handle in handles]
 
     def run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
@@ -221,24 +228,10 @@ class Scheduler:
         self._publish()
         request.ended("cancelled", self._clock())
 
-    def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
-        earliest = self._earliest
-        for request in requests:
-            self._open[request] = on_events
-            earliest = min(earliest, request.expires)
-        if earliest < self._earliest:
-            self._set_timer(earliest, now)
-        if requests and not self._arrivals:
-            self._loop.call_soon(self._flush_arrivals)
-        self._arrivals += requests
-
     def _flush_arrivals(self) -> None:
         # If each request of a turn were queued at once, the first one would run alone.
-        arrivals = self._arrivals
+        self._former.push([each.begin() for each in self._arrivals if not each.closed])
         self._arrivals = []
-        for request in arrivals:
-            if not request.closed:
-                self._former.push([request.begin()])
         self._give_batches()
         if self._outbox:
             self._dispatch()
@@ -435,10 +428,9 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         # The first event of a streamed request ends its deadline.
-        timed = [each for each in self._open if each.expires < math.inf]
-        late = [each for each in timed if each.expires <= now + _TIMER_S]
+        late = [each for each in self._open if each.expires <= now + _TIMER_S]
         self._finish({each: DeadlineExceeded("the deadline passed") for each in late})
-        earliest = min((each.expires for each in timed if not each.closed), default=math.inf)
+        earliest = min((each.expires for each in self._open if not each.closed), default=math.inf)
         self._set_timer(earliest, now)
 
     def _fail_with(
@@ -458,6 +450,5 @@ def _set(end: "asyncio.Future[Result]", events: Events) -> None:
         return
     if isinstance(event, IgnError):
         end.set_exception(event)
-    else:
-        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
+    elif isinstance(event, Result):  # without `streamed` there is no other event
         end.set_result(event)
