@@ -298,9 +298,10 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             overlaps=available_cpus() >= 2 * settings.workers,
-            # Not of tiles, which run one at a time, nor within a limit of memory.
+            # In the thread that a fast model leaves. Not of tiles, which run one at a time, nor
+            # within a limit of memory.
             has_second=loaded.device == "cpu"
-            and (settings.threads or available_cpus()) > 1
+            and loaded.instances[0].threads < (settings.threads or available_cpus())
             and not card.tiles
             and loaded.memory is None,
         )

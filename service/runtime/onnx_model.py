@@ -56,7 +56,7 @@ class OnnxModel:
     ) -> None:
         check_self_contained(data)
         self._data = data
-        self._threads = threads
+        self.threads = threads
         self._cuda = cuda or CudaOptions()
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
@@ -157,7 +157,7 @@ class OnnxModel:
             # let others go first.
             prepare = lower_priority if self.is_low_priority else None
             with ThreadPoolExecutor(1, initializer=prepare) as pool:
-                return pool.submit(cpu_session, self._data, self._threads).result()
+                return pool.submit(cpu_session, self._data, self.threads).result()
         return cuda_session(self._data, self._cuda)
 
     def _compute(self, rows: FloatRows) -> FloatRows:

@@ -249,11 +249,9 @@ class Admission:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
         self._check_room(request.open.rows, caller, now)
-        opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
-        if now + opening > request.deadline:
-            raise NotReady(
-                "other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=opening
-            )
+        memory = self._memory
+        if memory and now + (wait := memory.seconds_to_open(request.params.key)) > request.deadline:
+            raise NotReady("other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=wait)
         for steps, work, deadline in request.promises():
             self._check_deadline(work, steps, deadline - now, caller, now)
 

@@ -4,7 +4,7 @@ After every step finished and converged rows leave the batch, waiting rows join,
 continue. So a request of 1 000 steps never holds up one of 1 step.
 
 All of it belongs to the event loop but `service.scheduling.lane`, one thread for each model
-instance:
+instance, or two on a CPU:
 
 ```
   event loop                                                               lanes
@@ -325,10 +325,11 @@ class Scheduler:
         # Its rows are queued again for other devices; without any, all requests fail.
         alive = self._former.lose(device)
         self._report.devices_lost += 1
-        text = (
-            "a device is lost: %s. It fails every call until this process is started anew; %d go on"
+        logger.critical(
+            "a device is lost: %s. It fails every call until a new process starts; %d others go on",
+            cause,
+            alive,
         )
-        logger.critical(text, cause, alive)
         if alive:
             self._admission.set_limit(device, 0)
         else:
