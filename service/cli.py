@@ -29,7 +29,7 @@ from service.settings import (
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
-# with the shipped models 220 MiB, and 700 MiB while it cleans a page of A4
+# with the shipped models up to 370 MiB, and 700 MiB while it cleans a page of A4
 _PROCESS_BYTES: Final = 1 << 30
 _MOST_PROCESSES: Final = 256  # that `Settings` takes
 _ALIASES: Final = {"model_dir": ("--models",)}  # what `ign export`, `import` and `site` call it
