@@ -290,6 +290,12 @@ def _serve(
             memory=loaded.memory,
             exact=card.exact,
             overlaps=available_cpus() >= 2 * settings.workers,
+            # In the thread that a fast model leaves. Not of tiles, which run one at a time, nor
+            # within a limit of memory.
+            has_second=loaded.device == "cpu"
+            and loaded.instances[0].threads < (settings.threads or available_cpus())
+            and not card.tiles
+            and loaded.memory is None,
         )
 
     return ServedModel(loaded, make_scheduler, statistics)

@@ -63,7 +63,7 @@ def _count_processes(settings: Settings) -> int:
     `IGN_MODEL_MEMORY_MIB` is for more models than memory holds, and a process would hold fewer of
     them.
     """
-    # With the shipped models one takes 220 MiB, and 700 MiB while it cleans a page of A4.
+    # With the shipped models one takes up to 370 MiB, and 700 MiB while it cleans a page of A4.
     # `Settings` takes 256.
     pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))

@@ -32,7 +32,7 @@ class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range. The file itself contains
     the card.
 
-    One thread at a time may call its methods.
+    On CUDA one thread at a time may call its methods; on the CPU several may call `run`.
 
     ``data`` is an ONNX file that passes `check_self_contained`; `digest` is its SHA-256 in
     hexadecimal. The device `auto` is CUDA if it works, and else the CPU with the reason in
@@ -54,7 +54,7 @@ class OnnxModel:
     ) -> None:
         check_self_contained(data)
         self._data = data
-        self._threads = threads
+        self.threads = threads
         self._cuda = cuda or CudaOptions()
         self.digest = digest_of(data)
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
@@ -144,7 +144,9 @@ class OnnxModel:
     def _reset_session(self) -> None:
         if self.buckets is not None:
             self.buckets = self.buckets[:-1] or (max(1, self.buckets[-1] // 2),)
-        self._sessions.clear()  # before the new session starts: the device has no room for both
+            # Before the new session starts: the device has no room for both. On the CPU another
+            # thread may run the old one.
+            self._sessions.clear()
         self._sessions[()] = self._make_session()
 
     def _make_session(self) -> Any:
@@ -153,9 +155,7 @@ class OnnxModel:
             # let others go first.
             prepare = lower_priority if self.is_low_priority else None
             with ThreadPoolExecutor(1, initializer=prepare) as pool:
-                return pool.submit(
-                    cpu_session, self._data, self._threads, arena=self.card.tiles is not None
-                ).result()
+                return pool.submit(cpu_session, self._data, self.threads).result()
         return cuda_session(self._data, self._cuda)
 
     def _compute(self, rows: FloatRows) -> FloatRows:

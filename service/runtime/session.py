@@ -93,16 +93,13 @@ def cuda_is_usable() -> bool:
     return cuda_is_built_in() and gpu_is_visible()
 
 
-def cpu_session(data: bytes, threads: int, *, arena: bool = False) -> Any:
-    """A session on the CPU; raises StartupError if ``data`` is not a model that it can load.
-
-    With an ``arena`` it keeps the memory of its largest run.
+def cpu_session(data: bytes, threads: int) -> Any:
+    """A session on the CPU, which keeps the memory of its largest run; raises StartupError if
+    ``data`` is not a model that it can load.
     """
+    # onnxruntime's arena is on: to get the memory of a large batch from the system in every run
+    # costs up to a third of f, that of a tile as much as f. Patterns are kept per batch size.
     options = _session_options(threads)
-    # For small rows, the arena and the memory patterns keep one set of buffers per batch size, and
-    # cost as much as they save. A tile needs hundreds of megabytes: to get them from the system in
-    # every run takes as long as f does.
-    options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(data, options, providers=[CPU], enable_fallback=0)

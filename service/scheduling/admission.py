@@ -165,17 +165,12 @@ class Admission:
         caller.rows += rows
         self._forget(key, caller)
 
-    def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
-        """Close requests; returns those that were not closed already, with the number of their open
-        rows.
-        """
-        closed = dict[ScheduledRequest, int]()
-        for request in requests:
-            if request.closed:
-                continue
+    def close(self, requests: Iterable[ScheduledRequest]) -> list[ScheduledRequest]:
+        """Close requests; returns those that were not closed already."""
+        closed = [request for request in requests if not request.closed]
+        for request in closed:
             request.closed = True
             own = request.open
-            closed[request] = own.rows
             self._count(request, -own.rows, -own.steps, -own.in_batch)
             self._forget(request.params.key, request.caller)
         return closed
@@ -197,7 +192,8 @@ class Admission:
                 f"places (IGN_QUEUE_ROWS)"
             )
         excess = max(rows, total + rows - self._queue.size)
-        raise QueueFull(text, retry_after=self._retry_after(self._seconds_to_drain(excess, now)))
+        steps = excess * self.total.steps // max(1, self.total.rows)
+        raise QueueFull(text, retry_after=self._retry_after(self._seconds_for(steps, 1, now) or 0))
 
     def on_batch_began(self, slices: Iterable[Slice], now: float) -> None:
         """Count the rows of a batch that runs from now on."""
@@ -234,7 +230,7 @@ class Admission:
         # in the list. The prediction grows with the work ahead and with the steps, so this one is
         # above that of every request.
         total = self.total
-        rows = total.rows - total.in_batch
+        rows = total.waiting
         steps = 1
         work = total.steps
         deadline = math.inf
@@ -253,11 +249,9 @@ class Admission:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
         self._check_room(request.open.rows, caller, now)
-        opening = 0.0 if self._memory is None else self._memory.seconds_to_open(request.params.key)
-        if now + opening > request.deadline:
-            raise NotReady(
-                "other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=opening
-            )
+        memory = self._memory
+        if memory and now + (wait := memory.seconds_to_open(request.params.key)) > request.deadline:
+            raise NotReady("other models wait for memory (IGN_MODEL_MEMORY_MIB)", retry_after=wait)
         for steps, work, deadline in request.promises():
             self._check_deadline(work, steps, deadline - now, caller, now)
 
@@ -295,8 +289,9 @@ class Admission:
         #     C          1      5         0      5 − 0 =  5 ┘ each of A: at most 2 · (6 + 12) = 36
         #
         # So 12 + 36 = 48 row-steps are ahead, although 140 are open.
-        same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
-        other_callers = self.total.steps - self.total.in_batch - (caller.steps - caller.in_batch)
+        own_steps = caller.steps - caller.in_batch
+        same_caller = min(own_steps, caller.rows * steps)
+        other_callers = self.total.steps - self.total.in_batch - own_steps
         other_count = len(self._callers) - (caller.rows > 0)
         return same_caller + min(other_callers, other_count * (own_work + same_caller))
 
@@ -321,13 +316,6 @@ class Admission:
             return 0.0
         seconds = self._cost.seconds(self.total.in_batch / self._devices, now) or 0.0
         return max(0.0, seconds - (now - self._call_began))
-
-    def _seconds_to_drain(self, rows: int, now: float) -> float:
-        """Predicted seconds until so many rows have left the queue; 0 if too little was
-        measured.
-        """
-        steps = rows * self.total.steps // max(1, self.total.rows)
-        return self._seconds_for(steps, 1, now) or 0.0
 
     def _retry_after(self, seconds: float) -> float:
         """``seconds`` within 1…60, randomly spread so that callers refused together do not retry

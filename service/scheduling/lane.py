@@ -37,8 +37,7 @@ Clock = Callable[[], float]
 
 
 class Lane:
-    """Runs batches in a thread of its own, which alone calls ``model``, and appends them to
-    `delivered`.
+    """Runs batches in a thread of its own, which calls ``model``, and appends them to `delivered`.
 
     That thread calls ``on_delivery`` when the first one is there. With a ``memory``, the model is
     held open while a batch runs.
@@ -51,8 +50,10 @@ class Lane:
         clock: Clock,
         on_delivery: Callable[["Lane"], None],
         memory: ModelMemory | None,
+        device: int,
     ) -> None:
         self.limit = limit
+        self.device = device
         self.has_buckets = model.buckets is not None
         self.batches = deque[
             Batch
@@ -102,17 +103,14 @@ class Lane:
             del batch  # it holds the rows, and the next one may come late
 
     def _run(self, batch: Batch) -> None:
-        if (
-            self.is_lost
-            or batch.is_stopped
-            or (self._memory is not None and not self._memory.acquire())
-        ):
+        memory = self._memory
+        if self.is_lost or (memory is not None and not memory.acquire()):
             return
         try:
             self._apply(batch)
         finally:
-            if self._memory is not None:
-                self._memory.release()
+            if memory is not None:
+                memory.release()
 
     def _apply(self, batch: Batch) -> None:
         parts = [piece.rows for piece in batch.slices]
@@ -138,10 +136,12 @@ class Lane:
                 batch.failed.setdefault(index, None)
 
     def _is_over(self, batch: Batch, until: float) -> bool:
-        if batch.done and (batch.done == batch.steps or batch.failed or not self._given.empty()):
+        if batch.is_stopped or self._clock() >= until:
             return True
-        claimed = self._memory is not None and batch.done and self._memory.is_claimed
-        return bool(batch.is_stopped or claimed or self._clock() >= until)
+        if not batch.done:
+            return False
+        others = not self._given.empty() or (self._memory is not None and self._memory.is_claimed)
+        return bool(others or batch.done == batch.steps or batch.failed)
 
     def _run_part(self, batch: Batch, x: FloatRows, start: int) -> FloatRows:
         """One step of the rows from ``start`` on; rows on which the model fails stay as they

@@ -15,6 +15,7 @@ _MIN_ROWS: Final = 4  # with fewer, a row takes longer on a CPU
 # Of the open rows on a CPU: one is with the callers, one with the event loop, and one in the model.
 # A lane has at most as many batches, which it runs while the event loop is busy.
 _SHARES: Final = 3
+_LARGE: Final = 16  # rows of a request for which the event loop does little beside the model
 _MAX_STEPS: Final = 64  # of a batch, of which the event loop counts each when the batch ends
 
 
@@ -58,6 +59,12 @@ class FairQueue:
         self._batch_number = 0
         self.row_count = 0
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the request that is next has many rows."""
+        caller = next(iter(self._callers.values()), None)
+        return caller is not None and caller.by_progress[0][3].count >= _LARGE
+
     def push(self, piece: Slice) -> None:
         """Add a slice that is not in the queue."""
         self._last_seq += 1
@@ -75,7 +82,17 @@ class FairQueue:
         taken.
         """
         self._batch_number += 1
-        return self._take_all() if self.row_count <= places else self._take_some(places)
+        if self.row_count > places:
+            return self._take_some(places)
+        # There is a place for every row, so no order is needed.
+        slices = list[Slice]()
+        for caller in self._callers.values():
+            slices += caller.by_arrival
+        for piece in slices:
+            piece.seq = 0
+        self._callers.clear()
+        self.row_count = 0
+        return slices
 
     def remove(self, request: ScheduledRequest) -> None:
         """Remove all waiting rows of a request."""
@@ -88,17 +105,6 @@ class FairQueue:
                 caller.remove(piece)
         if not caller.by_arrival:
             del self._callers[request.params.key]
-
-    def _take_all(self) -> list[Slice]:
-        # There is a place for every row, so no order is needed.
-        slices = list[Slice]()
-        for caller in self._callers.values():
-            slices += caller.by_arrival
-        for piece in slices:
-            piece.seq = 0
-        self._callers.clear()
-        self.row_count = 0
-        return slices
 
     def _take_some(self, places: int) -> list[Slice]:
         self.row_count -= places
@@ -117,12 +123,14 @@ class FairQueue:
 
 
 class BatchFormer:
-    """Forms batches of the rows that wait, for the lanes with the fewest. ``overlaps``: see
-    `Scheduler`. It belongs to the event loop.
+    """Forms batches of the rows that wait, for the lanes with the fewest: those after the first
+    ``devices`` only run rows of large requests. ``overlaps``: see `Scheduler`. It belongs to the
+    event loop.
     """
 
-    def __init__(self, lanes: Sequence[Lane], *, overlaps: bool) -> None:
+    def __init__(self, lanes: Sequence[Lane], devices: int, *, overlaps: bool) -> None:
         self.lanes = lanes  # whose device is not lost
+        self._devices = devices
         self._shares = _SHARES if overlaps else 1
         # On a CPU a batch takes as long as its rows, so rows of many steps run apart from those of
         # one, in turn. A GPU computes a few rows in the time of one.
@@ -141,50 +149,56 @@ class BatchFormer:
         """Remove all waiting rows of a request."""
         self._queue_of(request).remove(request)
 
-    def lose(self, lane: Lane) -> int:
-        """Form no further batch for a lane; returns the number of those that are left."""
-        self.lanes = [each for each in self.lanes if each is not lane]
+    def lose(self, device: int) -> int:
+        """Form no further batch for a device; returns the number of lanes that are left."""
+        self.lanes = [each for each in self.lanes if each.device != device]
         return len(self.lanes)
 
-    def free_lane(self) -> Lane | None:
-        """The lane for the next batch; None if all have enough."""
-        lane = min(self.lanes, key=lambda lane: len(lane.batches), default=None)
-        if lane is None:
-            return None
-        has_few = lane.has_buckets or lane.limit == 1
-        return lane if len(lane.batches) < (_OPEN_BATCHES if has_few else self._shares) else None
-
-    def form(self, lane: Lane) -> Batch:
-        """A batch for a free lane."""
-        queue = self.long if self._latest is self.short else self.short
-        if not queue.row_count:
-            queue = self._latest
-        self._latest = queue
-        slices = queue.take(self._places(lane, queue))
-        rows = sum([piece.count for piece in slices])
-        is_rest = not (self.short.row_count or self.long.row_count)
-        batch = Batch(
-            slices=slices,
-            rows=rows,
-            steps=min(_MAX_STEPS, *[piece.steps_to_next_check() for piece in slices]),
-            expires=min([piece.request.expires for piece in slices]),
-            reason="full" if rows >= lane.limit else "drained" if is_rest else "share",
-        )
-        for piece in slices:
-            piece.batch = batch
-        return batch
+    def give(self) -> list[Batch]:
+        """Give batches of the rows that wait to the lanes, until all have enough; returns those
+        whose lane had none.
+        """
+        first = list[Batch]()
+        while self.short.row_count or self.long.row_count:
+            queue = self.long if self._latest is self.short else self.short
+            if not queue.row_count:
+                queue = self._latest
+            lanes = self.lanes if queue.is_large else self.lanes[: self._devices]
+            lane = min(lanes, key=lambda lane: len(lane.batches), default=None)
+            if lane is None:
+                break
+            has_few = lane.has_buckets or lane.limit == 1
+            if len(lane.batches) >= (_OPEN_BATCHES if has_few else self._shares):
+                break
+            self._latest = queue
+            slices = queue.take(self._places(lane, queue, lanes))
+            rows = sum([piece.count for piece in slices])
+            is_rest = not (self.short.row_count or self.long.row_count)
+            batch = Batch(
+                slices=slices,
+                rows=rows,
+                steps=min(_MAX_STEPS, *[piece.steps_to_next_check() for piece in slices]),
+                expires=min([piece.request.expires for piece in slices]),
+                reason="full" if rows >= lane.limit else "drained" if is_rest else "share",
+            )
+            for piece in slices:
+                piece.batch = batch
+            if not lane.batches:
+                first.append(batch)
+            lane.give(batch)
+        return first
 
     def _queue_of(self, request: ScheduledRequest) -> FairQueue:
         return self.long if self._is_apart and request.row_steps > 1 else self.short
 
-    def _places(self, lane: Lane, queue: FairQueue) -> int:
+    def _places(self, lane: Lane, queue: FairQueue, lanes: Sequence[Lane]) -> int:
         # Rows of many steps and those of a GPU are divided between the lanes that have nothing. Of
         # others a lane gets a share of those that are open, so that the model, the event loop and
         # the callers all work.
         waiting = queue.row_count
         if queue is self.long or lane.has_buckets:
-            idle = sum(not each.batches for each in self.lanes)
+            idle = sum(not each.batches for each in lanes)
             return min(lane.limit, -(-waiting // max(1, idle)))
         waiting += sum([batch.rows for each in self.lanes for batch in each.batches])
-        share = -(-waiting // (self._shares * len(self.lanes)))
+        share = -(-waiting // (self._shares * len(lanes)))
         return min(lane.limit, max(_MIN_ROWS, share))

@@ -59,12 +59,11 @@ class Slice(RowSteps):
         self.batch: Batch | None = None  # that a lane has
 
     def cut(self, count: int) -> "Slice":
-        """Split off the first ``count`` rows; returns them as a slice that is in no queue and no
-        batch.
+        """Split off the first ``count`` rows of a slice in no batch; returns them as one in no
+        queue.
         """
         head = super().cut(count)
         head.seq = 0
-        head.batch = None
         self.request.slices.append(head)
         return head
 
@@ -96,9 +95,9 @@ class Batch:
     began: float = 0.0
     # steps that were run; 0 if the batch was stopped, or had expired, before the first one
     done: int = 0
-    # after the last step; rows of failed ones are those before it
-    y: FloatRows | None = None
-    changes: NDArray[np.float64] | None = None  # mean |y − x| of every row in the last step
+    # if steps were run, after the last one; rows of failed ones are those before it
+    y: FloatRows = field(init=False)
+    changes: NDArray[np.float64] = field(init=False)  # mean |y − x| of every row in the last step
     # by row; None: values that are not finite
     failed: dict[int, IgnError | None] = field(default_factory=dict)
     calls: list[ModelCall] = field(default_factory=list)
@@ -121,8 +120,6 @@ class Batch:
         """Take what was delivered as the next steps of `slices`, which are cut where their rows
         part. Those of closed requests are left out. Returns what is recorded or streamed.
         """
-        assert self.y is not None  # noqa: S101 - it was run
-        assert self.changes is not None  # noqa: S101
         slices = list[Slice]()
         outputs = Outputs()
         at = 0

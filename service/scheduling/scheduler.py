@@ -4,7 +4,7 @@ After every step finished and converged rows leave the batch, waiting rows join,
 continue. So a request of 1 000 steps never holds up one of 1 step.
 
 All of it belongs to the event loop but `service.scheduling.lane`, one thread for each model
-instance:
+instance, or two on a CPU:
 
 ```
   event loop                                                               lanes
@@ -55,8 +55,9 @@ class Scheduler:
     """Applies one model to the rows of many requests at a time. Belongs to the event loop that
     makes it, unless a method says more.
 
-    Each of the ``models``, one for each device, is called from one thread only; its largest bucket
-    may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
+    Each of the ``models``, one for each device, is called from one thread only; with
+    ``has_second`` the first one from two at a time while requests of many rows wait. Its largest
+    bucket may lower ``max_batch_rows``. At most ``queue_rows`` rows may wait, those in a batch not
     counted, and a request has at most ``max_rows`` rows. Deadlines are times on ``clock``, in
     monotonic seconds. ``on_all_devices_lost`` and ``observe``, with what happened in a turn, are
     called on the event loop. Without ``memory`` the models are always open. ``exact``: as in the
@@ -77,6 +78,7 @@ class Scheduler:
         memory: ModelMemory | None = None,
         exact: bool = False,
         overlaps: bool = True,
+        has_second: bool = False,
     ) -> None:
         self._clock = clock
         self._exact = exact
@@ -92,10 +94,10 @@ class Scheduler:
             self._call_on_loop(partial(self._on_deliveries, lane))
 
         self._lanes = [
-            Lane(model, limit, clock, on_delivery, memory)
-            for model, limit in zip(models, self._admission.limits, strict=True)
+            Lane(models[each], self._admission.limits[each], clock, on_delivery, memory, each)
+            for each in [*range(len(models)), *([0] if has_second else [])]
         ]
-        self._former = BatchFormer(self._lanes, overlaps=overlaps)
+        self._former = BatchFormer(self._lanes, len(models), overlaps=overlaps)
         self._next_progress = 0.0
         # why the last device was lost, so that only a new process can use the model again
         self.device_error = ""
@@ -195,7 +197,14 @@ class Scheduler:
         if rejected:
             self._report.rejected += [error.error_code for error in rejected.values()]
             self._publish()
-        self._add([handle for handle in handles if handle not in rejected], on_events, now)
+        admitted = [handle for handle in handles if handle not in rejected]
+        self._open |= dict.fromkeys(admitted, on_events)
+        earliest = min([handle.expires for handle in admitted], default=math.inf)
+        if earliest < self._earliest:
+            self._set_timer(earliest, now)
+        if admitted and not self._arrivals:
+            self._loop.call_soon(self._flush_arrivals)
+        self._arrivals += admitted
         return [rejected.get(handle, handle) for handle in handles]
 
     def run(self, rows: FloatRows, params: SchedulingParams) -> "asyncio.Future[Result]":
@@ -211,32 +220,18 @@ class Scheduler:
         """End a request whose caller has gone; it has no further event. Does nothing after its last
         event.
         """
-        if self._open.pop(request, None) is None:
+        rows = request.open.rows
+        if self._open.pop(request, None) is None or not self._admission.close([request]):
             return
-        for closed, open_rows in self._admission.close([request]).items():
-            self._remove(closed)
-            self._report.cancelled.append(open_rows)
-            self._publish()
-            closed.ended("cancelled", self._clock())
-
-    def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
-        earliest = self._earliest
-        for request in requests:
-            self._open[request] = on_events
-            earliest = min(earliest, request.expires)
-        if earliest < self._earliest:
-            self._set_timer(earliest, now)
-        if requests and not self._arrivals:
-            self._loop.call_soon(self._flush_arrivals)
-        self._arrivals += requests
+        self._remove(request)
+        self._report.cancelled.append(rows)
+        self._publish()
+        request.ended("cancelled", self._clock())
 
     def _flush_arrivals(self) -> None:
         # If each request of a turn were queued at once, the first one would run alone.
-        arrivals = self._arrivals
+        self._former.push([each.begin() for each in self._arrivals if not each.closed])
         self._arrivals = []
-        for request in arrivals:
-            if not request.closed:
-                self._former.push([request.begin()])
         self._give_batches()
         if self._outbox:
             self._dispatch()
@@ -246,14 +241,8 @@ class Scheduler:
             now = self._clock()
             if self._earliest <= now:
                 self._expire(now)
-            former = self._former
-            while former.short.row_count or former.long.row_count:
-                lane = former.free_lane()
-                if lane is None or self._closed:
-                    return
-                batch = former.form(lane)
-                lane.give(batch)
-                if len(lane.batches) == 1:
+            if not self._closed:
+                for batch in self._former.give():
                     self._begin(batch, now)
         except Exception as exc:
             self._on_defect(exc)
@@ -291,23 +280,22 @@ class Scheduler:
 
     def _on_delivered(self, lane: Lane, batch: Batch) -> None:
         now = self._clock()
-        index = self._lanes.index(lane)
         lane.batches.popleft()
         self._report.calls += batch.calls
-        self._admission.on_batch_ended(batch)
         if lane.batches:
             self._begin(lane.batches[0], now)
-        if lane.limit != self._admission.limits[index] and not lane.is_lost:
-            self._admission.set_limit(index, lane.limit)
+        if lane.limit < self._admission.limits[lane.device]:
+            self._admission.set_limit(lane.device, lane.limit)
             self._report.limits.append(lane.limit)
         for piece in batch.slices:
             piece.batch = None
         if batch.death is not None:
-            self._on_death(lane, batch, batch.death)
+            self._on_death(batch, batch.death)
         elif batch.done:
             self._on_steps(batch, now)
         if batch.device_lost is not None:
-            self._on_device_lost(lane, batch, batch.device_lost)
+            self._on_device_lost(lane.device, batch.device_lost)
+        self._admission.on_batch_ended(batch)  # of the requests that go on
         self._former.push(batch.slices)
         if now >= self._next_progress:
             self._publish_progress(now)
@@ -333,20 +321,23 @@ class Scheduler:
                     finished[request] = request.result
         self._finish(finished)
 
-    def _on_device_lost(self, lane: Lane, batch: Batch, cause: DeviceLost) -> None:
+    def _on_device_lost(self, device: int, cause: DeviceLost) -> None:
         # Its rows are queued again for other devices; without any, all requests fail.
-        alive = self._former.lose(lane)
+        alive = self._former.lose(device)
         self._report.devices_lost += 1
-        text = "a device is lost: %s. It fails every call until this process is started anew%s"
-        logger.critical(text, cause, f"; others go on, {alive} of them" if alive else "")
+        logger.critical(
+            "a device is lost: %s. It fails every call until a new process starts; %d others go on",
+            cause,
+            alive,
+        )
         if alive:
-            self._admission.set_limit(self._lanes.index(lane), 0)
+            self._admission.set_limit(device, 0)
         else:
             self.device_error = str(cause) or type(cause).__name__
             self._fail_with(self._open, "the model failed on this row", cause)
             self._on_all_lost()
 
-    def _on_death(self, lane: Lane, batch: Batch, cause: BaseException) -> None:
+    def _on_death(self, batch: Batch, cause: BaseException) -> None:
         logger.critical("a worker's thread died; another one replaces it", exc_info=cause)
         batch.death = cause = cause.with_traceback(None)
         self._fail_with([piece.request for piece in batch.slices], "the model failed", cause)
@@ -363,8 +354,8 @@ class Scheduler:
 
     def _publish_progress(self, now: float) -> None:
         self._next_progress = now + _PROGRESS_S
-        streamed = [each for each in self._open if each.params.streamed]
-        self._emit([(each, each.progress()) for each in streamed if each.started is not None])
+        running = [each for each in self._open if each.params.streamed and each.started is not None]
+        self._emit([(each, each.progress()) for each in running])
 
     def _finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
         """Close requests with their outcomes, unless they are closed already."""
@@ -438,10 +429,9 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         # The first event of a streamed request ends its deadline.
-        timed = [each for each in self._open if each.expires < math.inf]
-        late = [each for each in timed if each.expires <= now + _TIMER_S]
+        late = [each for each in self._open if each.expires <= now + _TIMER_S]
         self._finish({each: DeadlineExceeded("the deadline passed") for each in late})
-        earliest = min((each.expires for each in timed if not each.closed), default=math.inf)
+        earliest = min((each.expires for each in self._open if not each.closed), default=math.inf)
         self._set_timer(earliest, now)
 
     def _fail_with(
@@ -461,6 +451,5 @@ def _set(end: "asyncio.Future[Result]", events: Events) -> None:
         return
     if isinstance(event, IgnError):
         end.set_exception(event)
-    else:
-        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
+    elif isinstance(event, Result):  # without `streamed` there is no other event
         end.set_result(event)

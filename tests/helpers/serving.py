@@ -157,21 +157,6 @@ def release(model: FakeModel) -> None:
     model.gate.set()
 
 
-async def behind(
-    scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]
-) -> list[Any]:
-    """The results or errors of calls that come together while the model is at a row of 0; its gate
-    is closed.
-    """
-    plug = scheduler.run(marked(0), params())
-    await until_running(model)
-    tasks = [scheduler.run(*call) for call in calls]
-    await until_queued(scheduler, *tasks)
-    release(model)
-    await plug
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def until_queued(scheduler: Scheduler, *calls: asyncio.Future[Result]) -> None:
     """Wait until the tasks have submitted their rows and the workers have got them."""
     await asyncio.sleep(0)  # the tasks begin

@@ -370,21 +370,29 @@ def _from_json(data: list[Any], shape: list[int]) -> FloatRows:
 _SLICE: Final = 4096  # numbers that become JSON in one call
 
 
+@lru_cache(maxsize=256)
+def _answer_head(
+    name: str, version: str, request_id: str | None, shape: tuple[int, ...], is_binary: bool
+) -> bytes:
+    tensor: Json = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape}
+    if is_binary:
+        tensor["parameters"] = {"binary_data_size": _bytes_of(shape)}
+    else:
+        tensor["data"] = []
+    answer: Json = {"model_name": name, "model_version": version}
+    if request_id is not None:
+        answer["id"] = request_id
+    return compact_json(answer | {"outputs": [tensor]})
+
+
 def write_response(
     request: InferRequest, card: Card, rows: FloatRows
 ) -> tuple[list[Piece], int | None]:
     """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends
     in a view of rows.
     """
-    tensor: Json = {"name": OUTPUT, "datatype": DATATYPE, "shape": rows.shape}
-    if request.is_binary:
-        tensor["parameters"] = {"binary_data_size": _bytes_of(rows.shape)}
-    else:
-        tensor["data"] = []
-    answer: Json = {"model_name": card.name, "model_version": card.version}
-    if request.id is not None:
-        answer["id"] = request.id
-    head = compact_json(answer | {"outputs": [tensor]})
+    answer_head = _answer_head if request.id is None else _answer_head.__wrapped__
+    head = answer_head(card.name, card.version, request.id, rows.shape, request.is_binary)
     values = np.ascontiguousarray(rows, _WIRE)
     if request.is_binary:
         return [head, values.data.cast("B")], len(head)

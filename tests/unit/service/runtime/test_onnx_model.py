@@ -71,18 +71,18 @@ def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
         OnnxModel(data, device="cpu")
 
 
-@pytest.mark.parametrize(("numbers", "device"), [(2**45, "cpu"), (2**61, "cpu"), (2**45, "cuda")])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_out_of_memory_has_its_own_error(
-    numbers: int, device: Literal["cpu", "cuda"], monkeypatch: pytest.MonkeyPatch
+    device: Literal["cpu", "cuda"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Buckets are given up until none is left, and no old session holds memory when a new one
-    starts.
+    """Buckets are given up until none is left, and no old session holds memory of a GPU when a
+    new one starts.
     """
     alive: list[weakref.ref[Any]] = []
     start = onnxruntime.InferenceSession
 
     def counted(*args: Any, **options: Any) -> Any:
-        assert not [session for session in alive if session() is not None]
+        assert device == "cpu" or not [each for each in alive if each() is not None]
         session = start(*args, **options)
         alive.append(weakref.ref(session))
         return session
@@ -90,7 +90,7 @@ def test_out_of_memory_has_its_own_error(
     cuda_on_the_cpu(monkeypatch)
     monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
     # one session at a time
-    model = OnnxModel(hungry(numbers, buckets=(64,)), device=device)
+    model = OnnxModel(hungry(2**45, buckets=(64,)), device=device)
     try:
         model.run(sample_rows(2))
     except DeviceOutOfMemory as exc:

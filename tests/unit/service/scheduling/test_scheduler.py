@@ -19,7 +19,6 @@ from tests.helpers.serving import (
     Clock,
     RecordingFunction,
     Reports,
-    behind,
     collect,
     marked,
     params,
@@ -94,13 +93,32 @@ def test_a_batch_has_the_smallest_bucket_that_fits(
     assert [call.reason for call in calls] == [reason] * (len(sizes) - 1) + ["drained"]
 
 
+def test_two_threads_run_large_requests_only() -> None:
+    used = set[int]()
+
+    def noted(batch: FloatRows) -> FloatRows:
+        used.add(threading.get_ident())
+        return batch
+
+    async def main(scheduler: Scheduler) -> None:
+        await asyncio.gather(*[scheduler.run(marked(*range(8)), params()) for _ in range(4)])
+        assert len(used) == 1
+        await scheduler.run(marked(*range(32)), params())
+        assert len(used) == 2
+
+    play(main, FakeModel(function=noted), max_batch_rows=16, has_second=True)
+
+
 def test_two_callers_share_the_batch_evenly() -> None:
     recorded = RecordingFunction()
-    model = FakeModel(function=recorded, gate=threading.Event())
-    calls = (marked(*[1] * 40), params(key="many")), (marked(*[2] * 6), params(key="few"))
-    play(lambda scheduler: behind(scheduler, model, *calls), model, max_batch_rows=4)
-    assert [sorted(rows) for rows in recorded.batches[1:4]] == [[1, 1, 2, 2]] * 3
-    assert [sorted(rows) for rows in recorded.batches[4:]] == [[1] * 4] * 8 + [[1] * 2]
+
+    async def main(scheduler: Scheduler) -> None:
+        many = scheduler.run(marked(*[1] * 40), params(key="many"))
+        await asyncio.gather(many, scheduler.run(marked(*[2] * 6), params(key="few")))
+
+    play(main, FakeModel(function=recorded), max_batch_rows=4)
+    assert [sorted(rows) for rows in recorded.batches[:3]] == [[1, 1, 2, 2]] * 3
+    assert [sorted(rows) for rows in recorded.batches[3:]] == [[1] * 4] * 8 + [[1] * 2]
 
 
 def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
