@@ -44,12 +44,12 @@ from service.domain.tiles import MAX_SIDE
 from service.images import untrusted
 from service.images.formats import (
     ORIENTATION,
+    TIFF_STARTS,
     TRANSPOSES,
     TiffPage,
     avif_still,
     exif_transpose,
     gif_first_frame,
-    is_tiff,
     tiff_pages,
 )
 from service.images.untrusted import Size
@@ -185,7 +185,7 @@ class ImageBytes:
         """Whether the file begins as a TIFF does, whose pages are images of their own."""
         data = self._data
         return (
-            is_tiff(data)
+            data.startswith(TIFF_STARTS)
             if isinstance(data, bytes)
             # base64 of II* and MM\0*, after white space, and `data:image/tiff;base64,`
             else re.search("SUkq|TU0A", data[:200]) is not None

@@ -50,6 +50,8 @@ TRANSPOSES: Final = {
 }
 """What makes an image with this orientation upright."""
 
+TIFF_STARTS: Final = (b"II*\0", b"MM\0*")
+"""How a TIFF file begins."""
 ORIENTATION = 274
 _REDUCED = 254
 # Also bits, their order, options of CCITT, predictor, palette, alpha, sample format, and JPEG's
@@ -124,11 +126,6 @@ class TiffPage(NamedTuple):
         )
 
 
-def is_tiff(data: bytes) -> bool:
-    """Whether a file begins as a TIFF does."""
-    return data.startswith((b"II*\0", b"MM\0*"))
-
-
 def tiff_pages(data: bytes) -> Iterator[TiffPage]:
     """The pages of a TIFF file, without reduced copies of others.
 
@@ -188,7 +185,7 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     # Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which
     # cannot be silenced for one thread. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
     tiff = exif.removeprefix(EXIF)
-    if not is_tiff(tiff):
+    if not tiff.startswith(TIFF_STARTS):
         return None
     with suppress(struct.error, ValueError):
         tags, _ = _directory(tiff, *_start(tiff), {ORIENTATION})

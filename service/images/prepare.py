@@ -36,14 +36,6 @@ def as_pixels(image: Image.Image) -> Pixels:
     return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
 
 
-def to_rows(pixels: Pixels, card: Card) -> FloatRows:
-    """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's
-    range.
-    """
-    channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
-    return levels.to_rows(np.ascontiguousarray(channels), *card.range)
-
-
 def background_levels(card: Card) -> tuple[int, ...]:
     """The background of the card as one 8-bit level per channel, by the formula of `to_uint8`."""
     lo, hi = card.range
@@ -102,7 +94,9 @@ def prepare_many(
         fitted.append(pixels)
         inverted.append(inverts)
         del picture  # the next image is decoded now, and each may take 60 MB
-    return to_rows(np.stack(fitted), card), inverted
+    pixels = np.stack(fitted)
+    channels = pixels[:, None] if card.shape[0] == 1 else np.moveaxis(pixels, -1, 1)
+    return levels.to_rows(np.ascontiguousarray(channels), *card.range), inverted
 
 
 def _fitted(

@@ -279,7 +279,7 @@ class NativeWork(RowWork):
         """Encode images, those of plain PNGs together."""
         results = {work: work.shown() for work in works}
         files: dict[Self, list[bytes]] = {}
-        plain = [work for work in works if _is_plain_png(work)]
+        plain = [work for work in works if _is_plain_png(work, results[work])]
         if plain:
             rows = np.concatenate([results[work].rows for work in plain])
             pngs = iter(encode_many(to_uint8(rows, works[0].model.card), "png"))
@@ -325,11 +325,13 @@ class NativeWork(RowWork):
         }
 
 
-def _is_plain_png(work: NativeWork) -> bool:
+def _is_plain_png(work: NativeWork, result: Result) -> bool:
     """Whether its images are PNGs that can be encoded together with those of others."""
     options = work.options
     media = work.api.media
-    if options.scale > 1 or work.is_tiled or work.inputs.chroma or work.shown_sizes != work.sizes:
+    if options.scale > 1 or work.is_tiled or work.inputs.chroma:
+        return False
+    if result.rows[0].shape != work.result.rows[0].shape:
         return False
     return (media is Media.JSON and options.format == "png") or (
         media is Media.PNG and len(work.labels) == 1

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from service.artifact.card import ModelCard
 from service.images.decode import ImageBytes, Picture
 from service.images.encode import to_uint8
-from service.images.prepare import Resize, keep_mask, prepare, to_mask, to_rows
+from service.images.prepare import Resize, keep_mask, prepare, prepare_many, to_mask
 from tests.helpers import pictures as make
 from tests.helpers.pictures import decode_picture
 
@@ -33,7 +33,7 @@ def picture(pixels: Levels) -> Picture:
 def test_every_level_survives_the_round_trip(bounds: tuple[float, float]) -> None:
     card = make.card((1, 16, 16), bounds=bounds)
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    rows = to_rows(pixels, card)
+    rows, _ = prepare_many([(pixels[0], "fit", False)], card)
     expected = np.float32(bounds[0] + np.arange(256.0) * (bounds[1] - bounds[0]) / 255)
     np.testing.assert_array_equal(rows, expected.reshape(1, 1, 16, 16), strict=True)
     assert np.array_equal(to_uint8(rows, card), pixels)
