@@ -74,9 +74,6 @@ class Host:
                 super().send_header("Access-Control-Allow-Origin", "*")  # as GitHub Pages sends it
                 super().end_headers()
 
-            def log_request(self, *_: object) -> None:
-                pass
-
         self._server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
         )
@@ -107,10 +104,7 @@ def build(out: Path, models: Path = MODELS, default: str = "mnist") -> Path:
         command, [str(out), "--models", str(models), "--default-model", default]
     )
     if "npm pack" in done.output:
-        pytest.skip(
-            f"the npm registry cannot be had, so the site was not tried: "
-            f"{done.output.splitlines()[-1]}"
-        )
+        pytest.skip(f"the npm registry cannot be had, so the site was not tried: {done.output}")
     assert done.exit_code == 0, done.output
     return out
 
@@ -348,9 +342,12 @@ def test_a_browser_that_cannot_run_models_says_so(browser: Browser, host: Host) 
 def test_axe_finds_nothing(
     browser: Browser, host: Host, width: int, height: int, scheme: str
 ) -> None:
-    size = {"width": width, "height": height}
     with visiting(
-        browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce"
+        browser,
+        host.url,
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+        reduced_motion="reduce",
     ) as visit:
         used(visit)
         assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
