@@ -256,6 +256,20 @@ def test_images_of_any_size_are_those_of_the_service(
         assert margin or np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50
 
 
+def test_several_workers_make_the_bytes_of_one(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    request = {"model": "scans", "image": b64(save(noise(40, 3000)))}
+    made = []
+    for most in (1, 3):
+        pool = shutil.copytree(folder, tmp_path / str(most)) / "page/pool.js"
+        pool.write_text(re.sub("const MOST =.*", f"const MOST = {most};", pool.read_text()))
+        with hosting(pool.parents[1]) as host, visiting(browser, host.url) as visit:
+            made += visit.page.evaluate(CALL, ["project", request])["images"]
+            assert len(visit.page.workers) == 1 + most
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
 def test_a_walk_is_an_animation_of_the_same_frames(
     visit: Visit, service: Service, loop: bool, scale: int
@@ -306,11 +320,11 @@ def test_a_model_that_cannot_run_is_said_and_the_others_go_on(
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100_000])
     else:
-        backend = broken / "page" / "backend.js"
+        runner = broken / "page" / "runner.js"
         create = "return InferenceSession.create("
         fail = 'throw new RangeError("Array buffer allocation failed");'
-        text = backend.read_text()
-        backend.write_text(
+        text = runner.read_text()
+        runner.write_text(
             text.replace(create, f'if (card.name === "fashion_mnist") {fail} {create}')
         )
     with hosting(broken) as host, visiting(browser, host.url, reduced_motion="reduce") as visit:
