@@ -14,7 +14,7 @@ const policy = globalThis.trustedTypes?.createPolicy("ign", trusted) ?? trusted;
 const ROOT = new URL("../", import.meta.url).href; // of the site, also for pages elsewhere
 const calls = new Map(); // id → {resolve, reject, onEvent}
 let last = 0; // id
-let worker = null; // a promise
+let worker = null;
 
 export const hasApiKey = () => false;
 export const setApiKey = () => {};
@@ -33,18 +33,17 @@ export const curlCommand = () => "";
 export async function callJson(path, { json, form, accept, signal, onEvent } = {}) {
   const runs = Boolean(json || form);
   if (runs && !canRun()) throw new Problem({ detail: UNABLE, retry: false });
-  const port = await (worker ??= startWorker());
   signal?.throwIfAborted();
+  const port = (worker ??= startWorker());
   const id = ++last;
   const result = await new Promise((resolve, reject) => {
-    const message = { id, path, options: json ?? Object.fromEntries(form ?? []), accept };
-    calls.set(id, { resolve, reject, onEvent, message });
+    calls.set(id, { resolve, reject, onEvent });
     signal?.addEventListener("abort", () => {
       port.postMessage({ id, abort: true });
       calls.delete(id);
       reject(signal.reason);
     });
-    port.postMessage(message);
+    port.postMessage({ id, path, options: json ?? Object.fromEntries(form ?? []), accept });
   });
   if (runs) keepPage();
   return result;
@@ -72,38 +71,33 @@ function canRun() {
   return typeof WebAssembly === "object" && WebAssembly.validate(Uint8Array.from(SIMD));
 }
 
-/** Start the worker from a Blob: only such a worker is under the content security policy of the page. */
+/** Start the worker, which starts those of `runner.js`; from a Blob: only such ones are under the page's policy. */
 function startWorker() {
   const url = (path) => JSON.stringify(new URL(path, ROOT).href);
   const script = `const trusted = { createScriptURL: (url) => url };
     const policy = globalThis.trustedTypes?.createPolicy("ign", trusted) ?? trusted;
     importScripts(policy.createScriptURL(${url("runtime/xz-decompress.min.js")}));
-    import(${url("page/worker.js")}).catch((error) => postMessage({ broken: String(error) }));`;
+    const startRunner = () => new Worker(policy.createScriptURL(location.href), { name: "runner" });
+    const program = import(name ? ${url("page/runner.js")} : ${url("page/worker.js")});
+    const fail = (error) => postMessage({ broken: String(error) });
+    onmessage = ({ data }) => program.then(({ answer }) => answer(data), fail);`;
   const address = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
   const started = new Worker(policy.createScriptURL(address));
-  return new Promise((resolve, reject) => {
-    const fail = () => {
-      worker = null; // the next call tries again
-      const problem = new Problem({ detail: "The program that runs the models could not be loaded.", status: 503 });
-      for (const call of [...calls.values(), { reject }]) call.reject(problem);
-      calls.clear();
-    };
-    const restart = () => {
-      started.terminate();
-      worker = startWorker();
-      worker.then((port) => calls.forEach(({ message }) => port.postMessage(message)), () => {});
-    };
-    started.addEventListener("error", fail);
-    started.addEventListener("message", ({ data: { id, ready, broken, event, result, problem } }) => {
-      if (ready) resolve(started);
-      else if (broken) fail();
-      else if (event) calls.get(id)?.onEvent?.(event);
-      else if (problem) calls.get(id)?.reject(new Problem(problem));
-      else calls.get(id)?.resolve(result);
-      if (result || problem) calls.delete(id);
-      if (problem?.fatal) restart();
-    });
+  const fail = () => {
+    worker = null; // the next call tries again
+    const problem = new Problem({ detail: "The program that runs the models could not be loaded.", status: 503 });
+    calls.forEach(({ reject }) => reject(problem));
+    calls.clear();
+  };
+  started.addEventListener("error", fail);
+  started.addEventListener("message", ({ data: { id, broken, event, result, problem } }) => {
+    if (broken) return fail();
+    if (event) return calls.get(id)?.onEvent?.(event);
+    if (problem) calls.get(id)?.reject(new Problem(problem));
+    else calls.get(id)?.resolve(result);
+    return calls.delete(id);
   });
+  return started;
 }
 
 let kept = false;

@@ -1,48 +1,19 @@
-// The endpoints of the API that the page uses, run by onnxruntime-web with one thread.
+// The endpoints of the API that the page uses; the models run in the workers of `pool.js`.
 
-import { readFile, readIndex } from "./files.js";
+import { readIndex } from "./files.js";
 import { coloured, fromBase64, sized, splitLuma, toBase64, toKeep, toPng, toRow } from "./images.js";
 import { latent, path } from "./latents.js";
+import { Pool } from "./pool.js";
 import { Tiling } from "./tiles.js";
 
 const LIMITS = { n: 64, images: 1, steps: 1000, frames: 256, body_bytes: 1 << 24, pixels: 16_000_000 };
 const ROWS = 4; // of a model call: a drawing does not wait longer
 
-/** Let messages arrive; timers would take 4 ms. */
-const turn = () =>
-  new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => resolve(port1.close());
-    port2.postMessage(null);
-  });
-
-/** Lets one task run at a time, urgent ones first. */
-class Turns {
-  #waiting = { urgent: [], other: [] };
-  #busy = false;
-
-  async run(urgent, task) {
-    if (this.#busy) await new Promise((resolve) => this.#waiting[urgent ? "urgent" : "other"].push(resolve));
-    this.#busy = true;
-    try {
-      await turn();
-      return await task();
-    } finally {
-      const next = this.#waiting.urgent.shift() ?? this.#waiting.other.shift();
-      if (next) next();
-      else this.#busy = false;
-    }
-  }
-}
-
-const mean = (values, map) => values.reduce((sum, value, i) => sum + map(value, i), 0) / values.length;
-const distance = (a, b) => mean(a, (value, i) => Math.abs(value - b[i]));
+const distance = (a, b) => a.reduce((sum, value, i) => sum + Math.abs(value - b[i]), 0) / a.length;
 
 export class Backend {
-  #index = null; // promises
-  #runtime = null;
-  #sessions = new Map();
-  #turns = new Turns();
+  #index = null; // a promise
+  #pool = new Pool();
 
   async call(path, options, context) {
     this.#index ??= readIndex();
@@ -71,18 +42,15 @@ export class Backend {
    * @param {Float32Array[]} rows
    * @returns {Promise<Float32Array[]>}
    */
-  async apply(card, rows, { signal, urgent = false }) {
+  async apply(card, rows, { signal, urgent }) {
+    const { runtime } = await this.#index;
     const made = [];
     for (let i = 0; i < rows.length; i += ROWS) {
       const some = rows.slice(i, i + ROWS);
-      const y = await this.#turns.run(urgent, async () => {
-        signal.throwIfAborted();
-        const session = await this.#session(card);
-        const x = new Float32Array(some.length * some[0].length);
-        some.forEach((row, at) => x.set(row, at * row.length));
-        const { Tensor } = await this.#runtime;
-        return (await session.run({ x: new Tensor("float32", x, [some.length, ...card.shape]) })).y.data;
-      });
+      const x = new Float32Array(some.length * some[0].length);
+      some.forEach((row, at) => x.set(row, at * row.length));
+      const task = { card, runtime, x, dims: [some.length, ...card.shape] };
+      const y = await this.#pool.run(task, { signal, urgent, beside: Boolean(card.tiles) });
       made.push(...some.map((row, at) => y.slice(at * row.length, (at + 1) * row.length)));
     }
     return made;
@@ -92,42 +60,6 @@ export class Backend {
     let made = rows;
     for (let step = 0; step < steps; step++) made = await this.apply(card, made, context);
     return made;
-  }
-
-  async #session(card) {
-    const { digest } = card;
-    if (!this.#sessions.has(digest)) this.#sessions.set(digest, this.#open(card));
-    try {
-      return await this.#sessions.get(digest);
-    } catch (error) {
-      this.#sessions.delete(digest);
-      const missing = error instanceof TypeError; // of fetch: not there, or not the file that was meant
-      const reason = missing ? "its file could not be loaded whole" : String(error.message ?? error).split("\n")[0];
-      const problem = new Error(`The model ${card.title || card.name} cannot run here: ${reason}.`);
-      const members = { retry: missing, status: missing ? 503 : 500 };
-      throw Object.assign(problem, members, { fatal: !missing }); // out of memory, the runtime is of no use
-    }
-  }
-
-  async #open(card) {
-    const [model, { InferenceSession }] = await Promise.all([readFile(card.file), this.#startRuntime()]);
-    return InferenceSession.create(model, { executionProviders: ["wasm"] });
-  }
-
-  #startRuntime() {
-    this.#runtime ??= this.#loadRuntime();
-    return this.#runtime.catch((error) => {
-      this.#runtime = null;
-      throw error;
-    });
-  }
-
-  async #loadRuntime() {
-    const { runtime } = await this.#index;
-    const [ort, wasmBinary] = await Promise.all([import("../runtime/ort.wasm.min.js"), readFile(runtime)]);
-    const mjs = new URL("../runtime/ort-wasm-simd-threaded.js", import.meta.url).href;
-    Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary, wasmPaths: { mjs } });
-    return ort;
   }
 }
 
@@ -159,10 +91,10 @@ async function project(card, options, { accept, emit, ...context }) {
   const { row: input, inverted } = await toRow(options.image, seen, options);
   const { luma: x, chroma } = card.color === "luma" ? splitLuma(input) : { luma: input };
   const keep = options.mask && (await toKeep(options.mask, whole, options));
-  const shown = (row) => (chroma ? chroma.map((value, i) => value + row[i % row.length]) : row);
+  const restored = (row) => (chroma ? chroma.map((value, i) => value + row[i % row.length]) : row);
   const picture = chroma ? seen : whole;
-  const encode = (row) => encoded(shown(blend(x, row, strength)), picture);
-  if (strength === 0 && accept === "image/png") return toFile([shown(x)], picture); // what f would see
+  const encode = (row) => encoded(restored(blend(x, row, strength)), picture);
+  if (strength === 0 && accept === "image/png") return toFile([restored(x)], picture); // what f would see
 
   const progress = { steps_done: 0, steps };
   const [f, tiles] = applied(whole, { ...context, card, urgent: steps < LIMITS.steps / 20 }, () => {
@@ -171,25 +103,28 @@ async function project(card, options, { accept, emit, ...context }) {
   if (card.tiles) Object.assign(progress, { rows_done: 0, rows: tiles * (steps + score) });
 
   const trajectory = [];
-  let [row, moved, last] = [x, 0, null];
+  let [row, moved, made, shown] = [x, 0, null, null];
   for (let step = 0; step <= steps; step++) {
     let change = null;
     if (step > 0) {
-      const next = await f(row);
+      const next = await made;
       if (step === 1) moved = distance(next, row);
       if (keep) x.forEach((value, i) => keep[i % keep.length] && (next[i] = value));
       [row, change] = [next, distance(next, row)];
     }
+    if (step < steps) made = f(row); // the runners work while this worker encodes
+    made?.catch(() => {}); // it is awaited later
     progress.steps_done = step;
     if (!record.includes(step) && step < steps) continue;
-    last = { step, data: (await encode(row)).data, change };
+    shown = await encode(row);
+    const last = { step, data: shown.data, change };
     if (record.includes(step)) trajectory.push(last);
     emit("step", last);
     emit("progress", { ...progress });
   }
   const drift = score ? distance(await f(row), row) : null;
   const measured = { steps, converged: false, distance: moved, drift };
-  const answer = { images: [{ index: 0, ...(await encode(row)), ...measured, trajectory, inverted }] };
+  const answer = { images: [{ index: 0, ...shown, ...measured, trajectory, inverted }] };
   emit("done", answer);
   return answer;
 }

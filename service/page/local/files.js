@@ -23,16 +23,20 @@ export async function readFile({ path, integrity, bytes, planes }) {
   return (planes ? joinPlanes(content) : content).subarray(0, bytes);
 }
 
-async function download(path, integrity) {
+/** One worker loads a file, and the others take it from the cache; both are there with HTTPS, or on this machine. */
+function download(path, integrity) {
   const url = new URL(`${path}?${encodeURIComponent(integrity)}`, ROOT);
-  const cache = await globalThis.caches?.open(KEPT); // only with HTTPS, or on this machine
-  const known = await cache?.match(url);
-  if (known) return known;
-  const response = await fetch(url, { integrity }); // the browser refuses other content
-  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
-  for (const old of (await cache?.keys()) ?? []) if (new URL(old.url).pathname === url.pathname) await cache.delete(old);
-  await cache?.put(url, response.clone()).catch(() => {}); // the disk may be full
-  return response;
+  const load = async () => {
+    const cache = await globalThis.caches?.open(KEPT);
+    const known = await cache?.match(url);
+    if (known) return known;
+    const response = await fetch(url, { integrity }); // the browser refuses other content
+    if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
+    for (const old of (await cache?.keys()) ?? []) if (new URL(old.url).pathname === url.pathname) await cache.delete(old);
+    await cache?.put(url, response.clone()).catch(() => {}); // the disk may be full
+    return response;
+  };
+  return navigator.locks ? navigator.locks.request(url.href, load) : load();
 }
 
 function joinPlanes(planes) {

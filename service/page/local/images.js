@@ -3,6 +3,7 @@
 const GREY_TYPE = 0; // colour types of PNG
 const RGB_TYPE = 2;
 const MID_GREY = 127.5;
+const PIECE = 1 << 15; // arguments of a call
 const SIGNATURE = Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10);
 
 /**
@@ -21,15 +22,18 @@ export async function toRow(blob, card, { invert = "auto", resize } = {}) {
   const area = width * height;
   const auto = invert === "auto" && card.polarity === "light-on-dark";
   const darkInk = auto && isDarkInk(data);
-  const level = (i, c) => {
+  const levels = new Uint8Array(channels * area);
+  for (let c = 0; c < channels; c++) {
     const ground = darkInk ? 255 : paper[c];
-    const ink = channels === 1 ? luma(data, 4 * i) : data[4 * i + c];
-    return Math.round(ground + ((ink - ground) * data[4 * i + 3]) / 255);
-  };
-  const levels = Uint8Array.from({ length: channels * area }, (_, i) => level(i % area, Math.floor(i / area)));
+    for (let i = 0; i < area; i++) {
+      const ink = channels === 1 ? luma(data, 4 * i) : data[4 * i + c];
+      levels[c * area + i] = Math.round(ground + ((ink - ground) * data[4 * i + 3]) / 255);
+    }
+  }
   const inverted = String(invert) === "true" || darkInk || (auto && ringMean(levels, width, height) > MID_GREY);
-  const placed = onCanvas(levels.map((value) => (inverted ? 255 - value : value)), picture, card, (c) => paper[c]);
-  return { row: Float32Array.from(placed, (value) => low + (value * (high - low)) / 255), inverted };
+  if (inverted) levels.forEach((value, i) => (levels[i] = 255 - value));
+  const row = new Float32Array(onCanvas(levels, picture, card, (c) => paper[c]));
+  return { row: row.map((value) => low + (value * (high - low)) / 255), inverted };
 }
 
 /** The card for a picture: with its size if the model takes any. */
@@ -110,9 +114,9 @@ export async function toKeep(blob, card, { resize }) {
 /** The 8-bit levels of a row, interleaved: H×W×C. The array clips and rounds, ties to even. */
 function toLevels(row, { range: [low, high], shape: [channels, height, width] }) {
   const area = height * width;
-  return Uint8ClampedArray.from({ length: row.length }, (_, i) => {
-    return ((row[(i % channels) * area + Math.floor(i / channels)] - low) * 255) / (high - low);
-  });
+  const levels = new Uint8ClampedArray(row.length);
+  row.forEach((value, i) => (levels[(i % area) * channels + Math.floor(i / area)] = ((value - low) * 255) / (high - low)));
+  return levels;
 }
 
 /**
@@ -142,10 +146,9 @@ function scanlines(levels, [channels, height, width], scale) {
   const length = width * scale * channels;
   const lines = new Uint8Array(height * scale * (1 + length));
   for (let y = 0; y < height * scale; y++) {
-    const from = Math.floor(y / scale) * width;
+    const line = levels.subarray(Math.floor(y / scale) * width * channels);
     for (let i = 0; i < length; i++) {
-      const x = Math.floor(i / channels / scale);
-      lines[y * (1 + length) + 1 + i] = levels[(from + x) * channels + (i % channels)];
+      lines[y * (1 + length) + 1 + i] = line[Math.floor(i / channels / scale) * channels + (i % channels)];
     }
   }
   return lines;
@@ -185,7 +188,9 @@ function crc32(bytes) {
 }
 
 export function toBase64(bytes) {
-  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+  let text = "";
+  for (let i = 0; i < bytes.length; i += PIECE) text += String.fromCharCode(...bytes.subarray(i, i + PIECE));
+  return btoa(text);
 }
 
 export const fromBase64 = (text) => new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);

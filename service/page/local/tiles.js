@@ -1,6 +1,7 @@
 // Cuts images of any size into tiles and puts the results together, as `service/domain/tiles.py`, which explains it.
 
 const BLEND = 16; // pixels in which the weights of two tiles change places
+const AT_A_TIME = 6; // tiles: more than there are runners, so that none waits
 
 /** Along one side: where tiles begin, the weights of their pixels, and the pixel that is seen at each place. */
 function axis(side, tile, { overlap, multiple, margin }) {
@@ -39,15 +40,25 @@ export class Tiling {
     this.count = this.down.starts.length * this.right.starts.length;
   }
 
-  /** f of an image, C×H×W, by `apply` of one tile after the other; `onTile` is called after each. */
+  /** f of an image, C×H×W, by `apply` of several tiles at a time; `onTile` is called after each. */
   async map(image, apply, onTile) {
     const made = new Float32Array(image.length);
+    const waiting = [];
+    // In the order of the tiles: another one would round differently.
+    const paste = async () => {
+      const { tile, row, column } = waiting.shift();
+      this.#paste(await tile, row, column, made);
+      onTile();
+    };
     for (let row = 0; row < this.down.starts.length; row++) {
       for (let column = 0; column < this.right.starts.length; column++) {
-        this.#paste(await apply(this.#cut(image, row, column)), row, column, made);
-        onTile();
+        if (waiting.length === AT_A_TIME) await paste();
+        const tile = apply(this.#cut(image, row, column));
+        tile.catch(() => {}); // it is awaited later
+        waiting.push({ tile, row, column });
       }
     }
+    while (waiting.length > 0) await paste();
     return made;
   }
 

@@ -251,11 +251,15 @@ def test_it_fits(browser: Browser, service: Service, width: int, height: int, mo
 
     Unless the address or the settings name a model, the scans come first.
     """
-    size = {"width": width, "height": height}
     titles = {"": "Scans", SHIPPED["mnist"]: "Digits", SHIPPED["avatars64"]: "Avatars"}
     look = {"color_scheme": "dark" if titles[model] == "Digits" else "light"}
     with visiting(
-        browser, service.url, model, viewport=size, reduced_motion="reduce", **look
+        browser,
+        service.url,
+        model,
+        viewport={"width": width, "height": height},
+        reduced_motion="reduce",
+        **look,
     ) as visit:
         visit.ready()
         visit.settled()
@@ -282,8 +286,9 @@ SMALL = """() => [...document.querySelectorAll("main :is(button, .button, summar
 
 
 def test_fingers_draw_and_do_not_scroll(browser: Browser, service: Service) -> None:
-    size = {"width": 390, "height": 800}
-    with visiting(browser, service.url, viewport=size, has_touch=True, is_mobile=True) as visit:
+    with visiting(
+        browser, service.url, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    ) as visit:
         visit.ready()
         visit.settled()
         empty = visit.canvas()

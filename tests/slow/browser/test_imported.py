@@ -51,15 +51,8 @@ def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> Non
             {"name": "page.png", "mimeType": "image/png", "buffer": save(image)}
         )
         visit.says("real", "Done.")
-        made = service.client.post(
-            "/project",
-            params={"invert": "false"},
-            content=save(image),
-            headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
-        )
         assert visit.picture("#made").shape == image.shape
         np.testing.assert_array_equal(visit.picture("#seen"), image)
-        assert made.status_code == 200
         assert not visit.one("#lasting").is_visible()
 
 

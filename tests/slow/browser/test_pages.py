@@ -22,8 +22,9 @@ def test_it_opens_with_a_page_and_what_the_model_makes_of_it(
     browser: Browser, service: Service, width: int
 ) -> None:
     asked: list[str] = []
-    viewport = {"width": width, "height": 800}
-    with visiting(browser, f"{service.url}/#", viewport=viewport, **QUIET) as visit:
+    with visiting(
+        browser, f"{service.url}/#", viewport={"width": width, "height": 800}, **QUIET
+    ) as visit:
         visit.page.on("request", lambda request: asked.append(request.url))
         visit.ready()
         visit.settled()
@@ -134,6 +135,7 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         visit.button("Drawn").click()
         visit.page.wait_for_function("location.hash.includes('d=')")
         visit.settled()
+        assert visit.button("Undo").is_enabled()  # it draws itself
         face = visit.canvas("RGB")
         verdict = visit.verdict()
         visit.choose("Digits")

@@ -74,9 +74,6 @@ class Host:
                 super().send_header("Access-Control-Allow-Origin", "*")  # as GitHub Pages sends it
                 super().end_headers()
 
-            def log_request(self, *_: object) -> None:
-                pass
-
         self._server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
         )
@@ -107,10 +104,7 @@ def build(out: Path, models: Path = MODELS, default: str = "mnist") -> Path:
         command, [str(out), "--models", str(models), "--default-model", default]
     )
     if "npm pack" in done.output:
-        pytest.skip(
-            f"the npm registry cannot be had, so the site was not tried: "
-            f"{done.output.splitlines()[-1]}"
-        )
+        pytest.skip(f"the npm registry cannot be had, so the site was not tried: {done.output}")
     assert done.exit_code == 0, done.output
     return out
 
@@ -262,6 +256,20 @@ def test_images_of_any_size_are_those_of_the_service(
         assert margin or np.ptp(visit.picture("#made", "RGB"), axis=2).mean() > 50
 
 
+def test_several_workers_make_the_bytes_of_one(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    request = {"model": "scans", "image": b64(save(noise(40, 3000)))}
+    made = []
+    for most in (1, 3):
+        pool = shutil.copytree(folder, tmp_path / str(most)) / "page/pool.js"
+        pool.write_text(re.sub("const MOST =.*", f"const MOST = {most};", pool.read_text()))
+        with hosting(pool.parents[1]) as host, visiting(browser, host.url) as visit:
+            made += visit.page.evaluate(CALL, ["project", request])["images"]
+            assert len(visit.page.workers) == 1 + most
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(("loop", "scale"), [(True, 1), (False, 3)])
 def test_a_walk_is_an_animation_of_the_same_frames(
     visit: Visit, service: Service, loop: bool, scale: int
@@ -312,11 +320,11 @@ def test_a_model_that_cannot_run_is_said_and_the_others_go_on(
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100_000])
     else:
-        backend = broken / "page" / "backend.js"
+        runner = broken / "page" / "runner.js"
         create = "return InferenceSession.create("
         fail = 'throw new RangeError("Array buffer allocation failed");'
-        text = backend.read_text()
-        backend.write_text(
+        text = runner.read_text()
+        runner.write_text(
             text.replace(create, f'if (card.name === "fashion_mnist") {fail} {create}')
         )
     with hosting(broken) as host, visiting(browser, host.url, reduced_motion="reduce") as visit:
@@ -348,9 +356,12 @@ def test_a_browser_that_cannot_run_models_says_so(browser: Browser, host: Host) 
 def test_axe_finds_nothing(
     browser: Browser, host: Host, width: int, height: int, scheme: str
 ) -> None:
-    size = {"width": width, "height": height}
     with visiting(
-        browser, host.url, viewport=size, color_scheme=scheme, reduced_motion="reduce"
+        browser,
+        host.url,
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+        reduced_motion="reduce",
     ) as visit:
         used(visit)
         assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
