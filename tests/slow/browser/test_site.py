@@ -74,6 +74,9 @@ class Host:
                 super().send_header("Access-Control-Allow-Origin", "*")  # as GitHub Pages sends it
                 super().end_headers()
 
+            def log_request(self, *_: object) -> None:
+                pass
+
         self._server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
         )
