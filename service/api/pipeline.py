@@ -91,8 +91,8 @@ class Work(ABC):
     """Whether encoding needs a thread of the codec pool."""
     must_open: bool = False
     """Whether the plan depends on the headers of uploaded files."""
-    headers: RawHeaders = field(default_factory=list)
-    """Headers of the response beside those of every one; `encode` adds some."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Headers of the response that are known before it runs."""
     caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
     """Headers for caches."""
 
@@ -102,7 +102,8 @@ class Work(ABC):
     events: Events | None = None
     result: Result = field(init=False)
 
-    # What `encode` makes.
+    # What `encode` makes, which may run again after an error of another work.
+    result_headers: Sequence[tuple[bytes, bytes]] = ()
     content: Sequence[Piece] = ()
     media_type: str = Media.JSON
 
@@ -151,7 +152,7 @@ class Work(ABC):
     def response_headers(self) -> RawHeaders:
         """Headers of every successful response."""
         model = (b"x-ign-model", self.model.tag.encode("latin-1"))
-        return [model, *self.caching, *self.headers]
+        return [model, *self.caching, *self.headers, *self.result_headers]
 
     async def run_tiles(self, on_event: Callable[[Any], None] = lambda _: None) -> Result:
         """Run the tiles of images; ``on_event`` gets what a stream sends before the result."""

@@ -385,7 +385,7 @@ class Scheduler:
     def _check_serving(self) -> None:
         if self._closed:
             raise Draining("the service is shutting down")
-        if not self._former.lanes:
+        if not self.healthy:
             raise NotReady("the model is not ready")
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:

@@ -290,7 +290,7 @@ class NativeWork(RowWork):
                 work.content = _json_pieces(_images(work, result, files.get(work)))
             else:
                 work.content = files.get(work) or [_raw(work, result)]
-                work.headers += row_headers(result)
+                work.result_headers = row_headers(result)
 
     def finish(self) -> None:
         """Complete the JSON."""

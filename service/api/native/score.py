@@ -91,7 +91,7 @@ class ScoreWork(NativeWork):
             work.media_type = work.api.media
             work.content = [work.scores() if work.media_type is Media.JSON else work.heat_map()]
             if work.media_type is not Media.JSON:
-                work.headers += row_headers(work.result)
+                work.result_headers = row_headers(work.result)
 
     def changes(self) -> Iterator[NDArray[np.float32]]:
         """|f(x) − x| of each image, as the mean (H, W) of its channels."""

@@ -183,7 +183,7 @@ class InferWork(Work):
             rows = np.asarray(work.result.rows)
             work.content, length = tensors.write_response(work.inference, work.model.card, rows)
             if length is not None:
-                work.headers = [(tensors.HEADER_FIELD, b"%d" % length)]
+                work.result_headers = [(tensors.HEADER_FIELD, b"%d" % length)]
                 work.media_type = BINARY_TENSORS
 
     def finish(self) -> None:
