@@ -156,18 +156,20 @@ def fit_to_canvas(
     if resize == "crop":
         # Crop first. The `box` argument of Pillow's `resize` would let the filter read pixels
         # outside the box.
-        width, height = _inscribed(target, image.size)
+        width, height = inscribed(target, image.size)
         left, top = _centred((width, height), image.size)
         image = image.crop((left, top, left + width, top + height))
-    size = _inscribed(image.size, target) if resize == "fit" else target
+    size = inscribed(image.size, target) if resize == "fit" else target
     canvas = Image.new(image.mode, target, fill)
     canvas.paste(image.resize(size, resample), _centred(size, target))
     return canvas
 
 
-def _inscribed(size: Size, frame: Size) -> Size:
-    # The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1. An
-    # image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
+def inscribed(size: Size, frame: Size) -> Size:
+    """The largest (width, height) with the aspect ratio of ``size`` inside ``frame``; each side is
+    at least 1. An image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to
+    even.
+    """
     width, height = size
     frame_width, frame_height = frame
     # Compare products of integers, because quotients of floats could decide wrongly for equal
