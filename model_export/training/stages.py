@@ -73,7 +73,7 @@ class Weights:
     fitting: float = _weight("crisp")
     # D(f(z), sg f(f(z))), in the last third of the stage
     second: float = _weight("crisp")
-    # share that f(corrupted x) lacks of each connected part of the ink, small ones too
+    # share that f(x), of a restorer f(corrupted x), lacks of each connected part of the ink
     marks: float = _weight(_EVERY)
     # the left of f(corrupted x) stays, and the right becomes x, when f is applied again
     again: float = _weight("restorer")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from service.api.native import responses
 from service.images.encode import enlarge
+from service.images.untrusted import png_chunk
 from tests.contract.data import PICTURE, Pixels, b64, frames, pixels, unb64
 from tests.contract.harness import (
     LIMIT_S,
@@ -228,6 +229,8 @@ def test_options_without_effect_are_refused(
 
 
 MOST = 60_000  # pixels
+# a PNG whose base64 has a part that begins as that of a TIFF does
+LIKE_TIFF = PICTURE[:33] + png_chunk(b"tEXt", b"key\0II*") + PICTURE[33:]
 BEYOND: list[tuple[str, dict[str, Any], str, str]] = [
     ("/generate", {"n": 15, "scale": 8}, "application/json", "scale"),
     ("/generate", {"n": 14, "scale": 8, "steps": 1, "record": [1]}, "application/json", "scale"),
@@ -235,6 +238,7 @@ BEYOND: list[tuple[str, dict[str, Any], str, str]] = [
     ("/generate", {"n": 15, "scale": 8}, "image/png", "scale"),
     ("/generate", {"n": 32, "gap": 64, "columns": 2}, "image/png", "gap"),
     ("/project", {"images": [b64(PICTURE)], "scale": 31}, "image/webp", "scale"),
+    ("/project", {"images": [b64(LIKE_TIFF)], "scale": 31}, "application/json", "scale"),
     ("/latent-interpolate", {"points": FOUR, "frames": 15, "scale": 8}, "image/gif", "scale"),
     ("/latent-arithmetic", {"terms": FOUR, "scale": 32}, "image/png", "scale"),
 ]

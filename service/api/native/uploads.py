@@ -147,7 +147,11 @@ def upload_work(
     and then `open_upload`, unless they are small.
     """
     is_tiled = model.card.tiles is not None
-    pages = upload.has_pages and [image for image in upload.images if image.may_have_pages]
+    # A small one is a PNG, whose base64 may look like that of a TIFF.
+    is_large = not _is_small(upload, model.card)
+    pages = (
+        is_large and upload.has_pages and [each for each in upload.images if each.may_have_pages]
+    )
     return make(
         api=api,
         model=model,
@@ -157,7 +161,7 @@ def upload_work(
         must_open=bool(is_tiled or pages),
         params=params,
         source=upload,
-        is_large=not _is_small(upload, model.card),
+        is_large=is_large,
         **more,
     )
 
