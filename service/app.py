@@ -192,7 +192,12 @@ async def running_services(settings: Settings, only: str | None = None) -> Async
         await _close(services, 86_400.0)  # a day: no server limits it
 
 
-def create_app(services: AppState, *, on_loaded: OnLoaded = lambda _: None) -> Application:
+def _log_error(error: StartupError | None) -> None:
+    if error is not None:
+        _LOG.error("%s", error.detail)
+
+
+def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Application:
     """The service as an ASGI application. Its lifespan loads the models, and answers 503 until
     then; it closes them.
 
