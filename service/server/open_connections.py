@@ -23,6 +23,11 @@ from service.domain.errors import HeadTooSlow, IgnError, StartupError
 
 _LOG = logging.getLogger("service")
 SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
+KEEP_ALIVE_S: Final = 75
+"""Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the
+server closed first, a proxy could send a POST on a closed connection, and it does not send a POST
+twice.
+"""
 # over which a client that reads must take `MIN_READ_RATE` of what is sent to it
 READ_WINDOW_S: Final = 30.0
 MIN_READ_RATE: Final = 4096  # bytes per second
@@ -159,13 +164,18 @@ class OpenConnections:
         self._check_files()
 
     def _check(self, connection: Connection, now: float) -> None:
-        """Close the connection if its client reads too slowly, or if a head is late."""
+        """Close the connection if its client reads too slowly, if a head is late, or if none has
+        begun for long.
+        """
         if self._reads_slowly(connection, now):
             self.metrics.closed_connections("send_timeout").inc()
             connection.transport.abort()
-        elif (
-            connection in self._idle and now - (connection.head_since or now) > self._head_timeout_s
-        ):
+        elif connection not in self._idle:
+            return
+        elif connection.head_since is None:
+            if now - connection.idle_since > KEEP_ALIVE_S:
+                connection.transport.close()
+        elif now - connection.head_since > self._head_timeout_s:
             self.metrics.closed_connections("head_timeout").inc()
             if connection.has_begun:
                 connection.reject(HeadTooSlow("the head of the request did not arrive in time"))

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with limits on what one connection may send and hold.
 
 made ──first byte──▶ head ──complete──▶ busy ──last response──▶ idle ──first byte──▶ head …
-  │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
+  │ head_timeout_s     │ head_timeout_s   │ limits of the         │ KEEP_ALIVE_S
   ▼ close              ▼ 408              ▼ application           ▼ close
 
 A connection that reaches max_connection_age_s closes with its next response: nothing that was sent
@@ -142,7 +142,6 @@ class HttpProtocol(Connection):
     def on_message_begin(self) -> None:
         """Begin the time of a head."""
         super().on_message_begin()
-        self._unset_keepalive_if_required()
         self.has_begun = True
         if self.head_since is None:
             self.head_since = self._connections.clock()
@@ -191,7 +190,11 @@ class HttpProtocol(Connection):
 
     def on_response_complete(self) -> None:
         """Begin the next request, or the time of an idle connection."""
-        super().on_response_complete()
+        # Not uvicorn's method, which sets a timer: `OpenConnections` closes idle connections.
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
         if self._is_idle():
             self._connections.on_idle(self)
 

@@ -27,11 +27,6 @@ from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
 from service.settings import Settings
 
-KEEP_ALIVE_S: Final = 75
-"""Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the
-server closed first, a proxy could send a POST on a closed connection, and it does not send a POST
-twice.
-"""
 _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 # a stopping server closes a connection on which nothing has arrived for this time
 _QUIET_S: Final = 0.5
@@ -224,7 +219,6 @@ def config(app: Callable[..., Any], connections: OpenConnections) -> Config:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
     )
 

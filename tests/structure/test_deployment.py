@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from service.server import uvicorn_server
+from service.server import open_connections
 from service.settings import load_settings
 from tests.helpers.live import ROOT
 
@@ -179,6 +179,6 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
 
 def test_idle_connections_are_closed_by_the_proxy_and_not_under_it() -> None:
     (proxy,) = re.findall(r"keepalive_timeout (\d+)s;", read("docker/nginx/nginx.conf"))
-    idle = uvicorn_server.KEEP_ALIVE_S
+    idle = open_connections.KEEP_ALIVE_S
     assert int(proxy) < idle
     assert re.findall(r"keep_alive_timeout_s: (\d+)", read(RAYSERVICE)) == [str(idle)]
