@@ -41,7 +41,7 @@ class Flow(FlowControl):
 
     def resume_reading(self) -> None:
         """Read on, unless requests wait."""
-        if not self._pipeline:
+        if self.read_paused and not self._pipeline:
             super().resume_reading()
 
 
@@ -165,9 +165,8 @@ class HttpProtocol(Connection):
         # RFC 9110, section 10.1.1
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        cast(dict[str, Any], self.scope)["extensions"] = {
-            WHOLE_RESPONSE: partial(_send_whole, self.cycle)
-        }
+        send_whole: Any = partial(_send_whole, self.cycle)
+        self.scope["extensions"] = {WHOLE_RESPONSE: send_whole}
         self.headers = []  # for trailers, which are no headers of the request
         if self.pipeline and self._last is not None and not self._last.response_started:
             self._last.keep_alive = True  # this request is the last one instead
@@ -282,16 +281,12 @@ def _send_whole(
         or len(body) > 1 << 18
     ):
         return False
-    parts = [STATUS_LINE[status]]
-    has_length = False
-    for name, value in (*cycle.default_headers, *headers):
-        if name == b"connection":
-            return False
-        has_length |= name == b"content-length"
-        parts += (name, b": ", value, b"\r\n")
-    if not has_length:
+    fields = [*cycle.default_headers, *headers]
+    names = dict(fields)
+    if b"connection" in names or b"content-length" not in names:
         return False
-    cycle.transport.write(b"".join([*parts, b"\r\n", body]))
+    lines = b"\r\n".join(map(b": ".join, fields))
+    cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
     cycle.response_started = cycle.response_complete = True
     cycle.message_event.set()
     cycle.on_response()
