@@ -7,7 +7,7 @@ The docstrings and descriptions of the schemas are part of the OpenAPI document.
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -99,12 +99,13 @@ class InferRequest(StrictModel):
         | None
     ) = None
 
-    @property
+    # Once for many requests: see `_read_cached`.
+    @cached_property
     def x(self) -> Input:
         """The input."""
         return self.inputs[0]
 
-    @property
+    @cached_property
     def is_binary(self) -> bool:
         """Whether the rows of the response follow its JSON as bytes."""
         wanted = self.outputs[0].parameters.binary_data if self.outputs else None
@@ -265,21 +266,22 @@ def read_rows(x: Input, body: bytes) -> FloatRows:
     """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are
     aligned in it.
 
-    Raises `InvalidInference`: no numbers, too many or too few of them, not finite or too large.
+    Raises `InvalidInference`: no numbers, too many or too few of them.
     """
     if x.data is not None:
-        rows = _from_json(x.data, x.shape)
-    else:
-        start = len(body) - _bytes_of(x.shape)
-        rows = np.frombuffer(body, _WIRE, offset=start).reshape(x.shape)
-        # numpy computes with unaligned values several times as slowly as it copies them
-        if not rows.flags.aligned:
-            rows = rows.copy()
+        return _from_json(x.data, x.shape)
+    start = len(body) - _bytes_of(x.shape)
+    rows = np.frombuffer(body, _WIRE, offset=start).reshape(x.shape)
+    # numpy computes with unaligned values several times as slowly as it copies them
+    return rows if rows.flags.aligned else rows.copy()
+
+
+def check_rows(rows: FloatRows) -> None:
+    """Raise `InvalidInference` for rows that are not finite or too large."""
     if not is_bounded(rows):
         raise InvalidInference(
             f"inputs.0: holds values that are not finite or beyond ±{MAX_MAGNITUDE:.0f}"
         )
-    return rows
 
 
 def _json_length(values: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.api.oip.tensors import InferRequest, Limits, read_head, read_rows
+from service.api.oip.tensors import InferRequest, Limits, check_rows, read_head, read_rows
 from service.artifact.card import ModelCard
 from service.domain.latents import MAX_MAGNITUDE, FloatRows
 from tests.helpers.onnx_models import make_card
@@ -32,7 +32,9 @@ def card_for(rows: FloatRows) -> ModelCard:
 def read(body: bytes, length: int | None, card: ModelCard) -> tuple[InferRequest, FloatRows]:
     lengths = [] if length is None else [str(length)]
     inference = read_head(body, lengths, Limits(card.shape, 4, 10, 10**6))
-    return inference, read_rows(inference.x, body)
+    rows = read_rows(inference.x, body)
+    check_rows(rows)
+    return inference, rows
 
 
 def request(rows: FloatRows, **members: Any) -> dict[str, Any]:
