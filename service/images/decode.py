@@ -202,13 +202,14 @@ class ImageBytes:
         Its pixels, (H, W) or (H, W, 3), if the file has so many ``channels`` and nothing but them.
         """
         content = self._bytes(_SMALL)
-        if untrusted.is_plain_png(content, channels):
-            # One call of a library in C, without Pillow's chunk reader, which is Python. It fails
-            # for a damaged file, about which Pillow decides.
-            with suppress(RuntimeError):
-                pixels: Pixels = pyspng.load(content)
-                return pixels
-        return self.open(_SMALL).decode()
+        if not untrusted.is_plain_png(content, channels):
+            return self.open(_SMALL).decode()
+        try:
+            # One call of a library in C, without Pillow's chunk reader, which is Python.
+            pixels: Pixels = pyspng.load(content)
+        except RuntimeError:  # a damaged file, about which Pillow decides
+            return self.open(_SMALL).decode()
+        return pixels
 
     def pages(self, limits: DecodeLimits, most: int) -> list[EncodedImage]:
         """The pages of a TIFF, at most one more than ``most``, or the one image of another file; as
