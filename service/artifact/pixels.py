@@ -40,9 +40,7 @@ def to_levels(rows: FloatRows, lo: float = -1.0, hi: float = 1.0) -> Levels:
     levels *= 255
     levels /= hi - lo
     np.rint(levels, out=levels)
-    np.maximum(levels, 0, out=levels)
-    np.minimum(levels, 255, out=levels)
-    return levels.astype(np.uint8)
+    return levels.clip(0, 255, out=levels).astype(np.uint8)
 
 
 def ring_mean(pixels: Levels) -> float:
