@@ -247,7 +247,7 @@ def step_params(
             "record", f"rows × recorded steps must be at most {MAX_PICTURES}"
         )
     # The schema has checked all but the order and the last of the recorded steps.
-    if [*record] != sorted(set(record)) or max(record, default=0) > steps:
+    if record and ([*record] != sorted(set(record)) or record[-1] > steps):
         raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}")
     return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
 
