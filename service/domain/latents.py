@@ -61,7 +61,9 @@ class NoiseSource:
         """
         out = np.empty((n, *self.shape), dtype=np.float32)
         for index, row in enumerate(out, offset):
-            _STREAM.start(seed, index).standard_normal(dtype=np.float32, out=row)
+            _STREAM.start["state"]["key"][:] = seed, index
+            _STREAM.bits.state = _STREAM.start
+            _STREAM.draw(dtype=np.float32, out=row)
         if scale != 1.0:
             out *= np.float32(scale)
         return out
@@ -71,15 +73,9 @@ class _Stream(threading.local):
     """The generator of a thread: to make one takes as long as to draw half of a small image."""
 
     def __init__(self) -> None:
-        self._bits = np.random.Philox(0)
-        self._start: Any = self._bits.state
-        self._generator = np.random.Generator(self._bits)
-
-    def start(self, *key: int) -> np.random.Generator:
-        """The generator at the start of the stream of a key."""
-        self._start["state"]["key"] = np.array(key, dtype=np.uint64)
-        self._bits.state = self._start
-        return self._generator
+        self.bits = np.random.Philox(0)
+        self.start: Any = self.bits.state  # at the start of a stream
+        self.draw = np.random.Generator(self.bits).standard_normal
 
 
 _STREAM: Final = _Stream()
