@@ -168,18 +168,12 @@ class InferWork(Work):
     def decode(cls, works: Sequence[Self]) -> None:
         """Read the rows of several requests."""
         start = time.perf_counter()
-        read = [tensors.read_rows(work.inference.x, work.body) for work in works]
-        # One check for all costs little more than one.
-        tensors.check_rows(read[0] if len(read) == 1 else np.concatenate(read))
-        for work, rows in zip(works, read, strict=True):
-            work.inputs = InputRows(rows=rows)
+        _read_rows(works)
         count_codec("decode", works, start)
 
     def decode_large(self) -> None:
         """Read the rows of one request."""
-        rows = tensors.read_rows(self.inference.x, self.body)
-        tensors.check_rows(rows)
-        self.inputs = InputRows(rows=rows)
+        _read_rows([self])
 
     @classmethod
     def encode(cls, works: Sequence[Self]) -> None:
@@ -195,6 +189,14 @@ class InferWork(Work):
         """Let the statistics count the tensors."""
         seconds = self.api.seconds
         self.model.statistics.tensors(seconds["decode"], seconds["encode"])
+
+
+def _read_rows(works: Sequence[InferWork]) -> None:
+    read = [tensors.read_rows(work.inference.x, work.body) for work in works]
+    # One check of all takes little longer than of one.
+    tensors.check_rows(read[0] if len(read) == 1 else np.concatenate(read))
+    for work, rows in zip(works, read, strict=True):
+        work.inputs = InputRows(rows=rows)
 
 
 def _row_shape(card: Card) -> tuple[int, int, int]:
