@@ -268,21 +268,22 @@ class Pipeline:
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        works = list[Work]()
+        small = list[Work]()
         count = 0
         size = 0
         while self._arrived and count < MAX_PER_TURN and size < _MAX_BYTES_PER_TURN:
             stages, request = self._arrived.popleft()
             count += 1
             size += 0 if request.work is not None else len(request.body)
-            if not request.is_over and (work := _parse_small(stages, request)) is not None:
-                works.append(work)
+            if request.is_over or (work := _parse_small(stages, request)) is None:
+                continue
+            if work.is_large:
+                request.advance()
+            else:
+                small.append(work)
         if self._arrived:
             asyncio.get_running_loop().call_soon(self._turn)
-        for work in works:
-            if work.is_large:
-                work.api.advance()
-        for decoded in _together("decode", [work for work in works if not work.is_large]):
+        for decoded in _together("decode", small):
             self._submit(decoded)
 
     def _submit(self, works: Sequence[Work]) -> None:
