@@ -463,9 +463,13 @@ def _raw(work: RowWork, result: Result) -> bytes:
 
 def row_headers(result: Result) -> RawHeaders:
     """Headers of a response that is no JSON: what the JSON says of each image."""
-    headers = [(b"x-ign-steps", ",".join(map(str, result.steps.tolist())).encode("ascii"))]
-    for name, values in ((b"x-ign-distance", result.distance), (b"x-ign-drift", result.drift)):
-        if values is not None:
-            text = ",".join([str(round(value, 6)) for value in values.tolist()])
-            headers.append((name, text.encode("ascii")))
-    return headers
+    named = (
+        (b"x-ign-steps", result.steps),
+        (b"x-ign-distance", result.distance),
+        (b"x-ign-drift", result.drift),
+    )
+    return [
+        (name, ",".join([str(round(value, 6)) for value in values.tolist()]).encode("ascii"))
+        for name, values in named
+        if values is not None
+    ]

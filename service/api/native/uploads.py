@@ -131,7 +131,7 @@ def _is_small(upload: Upload, card: Card) -> bool:
     if card.tiles or card.color or upload.masks or len(upload.images) > _MAX_INLINE:
         return False
     _, height, width = card.shape
-    return not [image for image in upload.images if not image.is_png_of((width, height))]
+    return all([image.is_png_of((width, height)) for image in upload.images])
 
 
 def upload_work(
@@ -210,9 +210,11 @@ def decode_small(uploads: Sequence[Upload], card: Card) -> list[InputRows]:
         for image in upload.images
     ]
     rows, inverted = prepare_many(decoded, card)
-    ends = accumulate([len(upload.images) for upload in uploads])
-    places = [slice(*pair) for pair in pairwise((0, *ends))]
-    return [InputRows(rows=rows[place], inverted=inverted[place]) for place in places]
+    ends = accumulate([len(upload.images) for upload in uploads], initial=0)
+    return [
+        InputRows(rows=rows[start:end], inverted=inverted[start:end])
+        for start, end in pairwise(ends)
+    ]
 
 
 def decode_large(api: ApiRequest, upload: Upload, opened: OpenUpload, card: Card) -> InputRows:
