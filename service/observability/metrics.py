@@ -434,9 +434,9 @@ class Metrics:
         self._row_steps(model).observe(steps)
         distances = [value for result in results for value in result.distance.tolist()]
         self._distance(model, endpoint).observe(distances)
-        drifts = [result.drift.tolist() for result in results if result.drift is not None]
+        drifts = [each.drift for each in results if each.drift is not None]
         if drifts:
-            self._drift(model, endpoint).observe([value for each in drifts for value in each])
+            self._drift(model, endpoint).observe(np.concatenate(drifts).tolist())
 
     def open_models(self, count: int, size: int) -> None:
         """Set the number of open models and their bytes."""

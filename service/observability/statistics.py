@@ -135,14 +135,14 @@ class ModelStatistics:
                 self._failed_s += request.queue_s + request.compute_s
         if not succeeded:
             return
-        compute = [request.compute_s for request in succeeded]
+        rows, _, queue, compute = zip(*succeeded, strict=True)
         metrics.scheduled_requests(model, "ok").inc(len(succeeded))
         metrics.compute_seconds(model).observe(compute)
         self._succeeded += len(succeeded)
-        self._rows += sum([request.rows for request in succeeded])
+        self._rows += sum(rows)
         self._last_ms = round(time.time() * 1e3)
         # perf_analyzer gives up if the parts of a request have different counts, so all have one.
-        self._seconds["queue"] += sum([request.queue_s for request in succeeded])
+        self._seconds["queue"] += sum(queue)
         self._seconds["compute_infer"] += sum(compute)
 
 
