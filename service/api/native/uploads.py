@@ -131,7 +131,7 @@ def _is_small(upload: Upload, card: Card) -> bool:
     if card.tiles or card.color or upload.masks or len(upload.images) > _MAX_INLINE:
         return False
     _, height, width = card.shape
-    return all([image.is_png_of((width, height)) for image in upload.images])
+    return not [image for image in upload.images if not image.is_png_of((width, height))]
 
 
 def upload_work(
