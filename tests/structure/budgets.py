@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 75_950,
     ("sdk",): 19_550,
     ("benchmarks",): 37_200,
-    ("tests",): 235_950,
+    ("tests",): 236_050,
     ("plugins",): 1_150,
-    (".",): 493_000,
+    (".",): 493_150,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
@@ -35,8 +35,8 @@ GENERATED = ROOT / "docs" / "models"
 # Of a warm request: files that it enters, and calls. Of /generate, 19 and 150 are aimed at, of
 # /project 22 and 185.
 REQUESTS = {
-    "POST /generate -> PNG": (25, 175),
-    "POST /project, multipart -> PNG": (27, 190),
+    "POST /generate -> PNG": (25, 174),
+    "POST /project, multipart -> PNG": (27, 189),
 }
 # Rule → the function that follows it, which exactly one place may call, besides tests and the
 # function itself. A dotted name is the end of the called expression, without leading underscores:
