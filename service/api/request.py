@@ -382,17 +382,15 @@ class ApiRequest(RequestRecord):
         if self.complete and is_paced:
             self.held = message
             return
-        if self.complete and not self.started:
-            headers = self._head.get("headers", [])
-            if self.send_whole(self.status, headers, body):
-                return
         await self._send_on(message)
 
     async def _send_on(self, message: Message) -> None:
         if not self.started:
+            headers = self._head.get("headers", [])
+            if self.complete and self.send_whole(self.status, headers, message.get("body", b"")):
+                return
             self.started = True
-            headers = [*self._head.get("headers", ()), *self.added]
-            await self._send({**self._head, "headers": headers})
+            await self._send({**self._head, "headers": [*headers, *self.added]})
         await self._send(message)
 
     async def send_held(self) -> None:
