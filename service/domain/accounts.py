@@ -43,7 +43,7 @@ from service.domain.errors import (
 _SECONDS: Final = {"s": 1.0, "m": 60.0}
 _ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
 _WAYS: Final = 8  # entries of a bucket, one of which a caller takes
-_BUCKET_BYTES: Final = _WAYS * _ENTRY.size
+_BUCKET: Final = struct.Struct(f"<{'Qd' * _WAYS}")
 _ROUNDING: Final = 1e-9  # seconds; sums of intervals have rounding errors
 # To count a request, in at least 25 ms: whoever holds the lock for longer is stopped.
 _TRIES: Final = 500
@@ -274,7 +274,7 @@ class Rates:
         self._lock = threading.Lock()  # that of the file is of the process, not of a thread
         self._buckets = max(1, callers // _WAYS)
         self._file = -1
-        size = self._buckets * _BUCKET_BYTES
+        size = self._buckets * _BUCKET.size
         if path is not None:
             try:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -308,29 +308,29 @@ class Rates:
         count. One that counts as n has the rate `Rate(count / n, seconds)`.
         """
         digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little") or 1
-        start = digest % self._buckets * _BUCKET_BYTES
+        start = digest % self._buckets * _BUCKET.size
         with self._lock:
             if self._file < 0:
                 return self._count(start, digest, rate, patience_s)
             for _ in range(_TRIES):
                 with contextlib.suppress(OSError):
-                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, start)
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET.size, start)
                     try:
                         return self._count(start, digest, rate, patience_s)
                     finally:
-                        fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+                        fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET.size, start)
                 time.sleep(_PAUSE_S)
             return 0.0
 
     def _count(self, start: int, key: int, rate: Rate, patience_s: float) -> float:
         now = self._clock()
-        places = range(start, start + _BUCKET_BYTES, _ENTRY.size)
-        entries = {place: _ENTRY.unpack_from(self._entries, place) for place in places}
+        bucket = _BUCKET.unpack_from(self._entries, start)
+        keys, dues = bucket[::2], bucket[1::2]
+        is_known = key in keys
         # Its own entry, else an empty one, else that of the caller that has been quiet longest.
-        place = min(places, key=lambda each: (entries[each][0] != key, entries[each][1]))
-        known, due = entries[place]
-        due = (max(due, now) if known == key else now) + rate.interval
+        way = keys.index(key) if is_known else dues.index(min(dues))
+        due = (max(dues[way], now) if is_known else now) + rate.interval
         wait = due - now - rate.seconds
         if wait <= max(patience_s, _ROUNDING):
-            _ENTRY.pack_into(self._entries, place, key, due)
+            _ENTRY.pack_into(self._entries, start + way * _ENTRY.size, key, due)
         return wait if wait > _ROUNDING else 0.0
