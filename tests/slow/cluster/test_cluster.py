@@ -40,6 +40,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         IGN_MAX_STEPS="1000000000",
         IGN_DRAIN_S="60",
         RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
+        # Ray kills a proxy that is not ready in 5 s, which a busy machine needs to import all.
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
         RAY_USAGE_STATS_ENABLED="0",
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
