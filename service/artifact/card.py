@@ -62,8 +62,8 @@ class Tiles(_Section):
     overlap: Annotated[int, Field(ge=0, le=2048)]
     # where tiles may begin: by how much f reduces images inside
     multiple: Annotated[int, Field(ge=1, le=1024)] = 1
-    # Sides of smaller tiles, ascending: a side of an image that one of them holds is not mirrored
-    # to the others.
+    # Sides of smaller tiles, ascending. Tiles have those sides with which they have the fewest
+    # pixels.
     smaller: Annotated[tuple[int, ...], Field(max_length=3)] = ()
     # pixels by which an image is mirrored beyond its edges
     margin: Annotated[int, Field(ge=0, le=2048)] = 0
@@ -217,14 +217,7 @@ class Card(_Section):
         """
         if self.tiles is None:
             raise ValueError(f"{self.ref} takes images of one size")
-        # Each side of a tile is the least that holds the image, or the largest. A narrow image has
-        # narrow tiles.
-        margins = 2 * self.tiles.margin
-        height, width = (
-            next((each for each in self.tiles.smaller if side + margins <= each), largest)
-            for side, largest in zip(size, self.shape[1:], strict=True)
-        )
-        return Tiling(size, (height, width), **self.tiles.model_dump(exclude={"smaller"}))
+        return Tiling(size, self.shape[1:], **self.tiles.model_dump())
 
     def batch_rows(self, most: int) -> int:
         """Rows of the largest batch: ``most``, but of tiles, which are large, at most those of the

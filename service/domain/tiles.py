@@ -15,6 +15,7 @@ A tiling is arithmetic on two sides. It holds no array before the first result i
 caller's sizes cost nothing before pixels are there.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
 
@@ -41,11 +42,12 @@ class _Axis:
         self.length = max(tile, -(-(side + 2 * margin) // multiple) * multiple)
         self.blend = max(0, min(_BLEND, (tile - 2 * overlap) // 2))
         self.stride = (tile - 2 * overlap - self.blend) // multiple * multiple
-        # A single tile has no inner edge, and may be smaller than the overlap, which gives a stride
-        # below 1.
-        self.count = 1
-        if self.length > tile:
-            self.count += -(-(self.length - tile) // self.stride)
+
+    @cached_property
+    def count(self) -> int:
+        """Tiles along the side."""
+        rest = self.length - self.tile
+        return 1 + (-(-rest // self.stride) if rest else 0)
 
     def start(self, index: int) -> int:
         """Where a tile begins."""
@@ -98,16 +100,34 @@ class Tiling:
     """The tiles of an image, row by row. Overlap and margin are in pixels.
 
     Tiles begin at multiples of ``multiple``, and have more than twice the ``overlap`` where there
-    are several.
+    are several. Each side of `tile`, which is (H, W), is that of ``largest`` or one of ``smaller``:
+    the one with which the tiles have the fewest pixels. Raises ValueError if none lets them
+    reach the end of the image.
     """
 
     def __init__(
-        self, size: Size, tile: Size, *, overlap: int, multiple: int = 1, margin: int = 0
+        self,
+        size: Size,
+        largest: Size,
+        *,
+        overlap: int,
+        multiple: int = 1,
+        margin: int = 0,
+        smaller: Sequence[int] = (),
     ) -> None:
+        def axis(side: int, largest: int) -> _Axis:
+            # In this order the largest of several with as few pixels.
+            axes = [
+                _Axis(side, tile, overlap, multiple, margin) for tile in (largest, *smaller[::-1])
+            ]
+            # A single tile has no inner edge, and may be smaller than the overlap, which gives a
+            # stride below 1.
+            possible = [each for each in axes if each.length == each.tile or each.stride > 0]
+            return min(possible, key=lambda each: each.count * each.tile)
+
         self.size = size
-        self.tile = tile
-        self._down = _Axis(size[0], tile[0], overlap, multiple, margin)
-        self._right = _Axis(size[1], tile[1], overlap, multiple, margin)
+        self._down, self._right = map(axis, size, largest)
+        self.tile = (self._down.tile, self._right.tile)
         self.count = self._down.count * self._right.count
 
     def cut(self, image: FloatRow, index: int, out: FloatRow) -> None:

@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 75_950,
     ("sdk",): 19_550,
     ("benchmarks",): 37_200,
-    ("tests",): 236_050,
+    ("tests",): 236_350,
     ("plugins",): 1_150,
-    (".",): 493_150,
+    (".",): 493_450,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`

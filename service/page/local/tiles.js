@@ -3,11 +3,24 @@
 const BLEND = 16; // pixels in which the weights of two tiles change places
 const AT_A_TIME = 6; // tiles: more than there are runners, so that none waits
 
-/** Along one side: where tiles begin, the weights of their pixels, and the pixel that is seen at each place. */
-function axis(side, tile, { overlap, multiple, margin }) {
+function measured(side, tile, { overlap, multiple, margin }) {
   const length = Math.max(tile, Math.ceil((side + 2 * margin) / multiple) * multiple);
-  const blend = Math.min(BLEND, Math.floor((tile - 2 * overlap) / 2));
+  const blend = Math.max(0, Math.min(BLEND, Math.floor((tile - 2 * overlap) / 2)));
   const stride = Math.floor((tile - 2 * overlap - blend) / multiple) * multiple;
+  const pixels = length === tile ? tile : stride > 0 ? tile * (1 + Math.ceil((length - tile) / stride)) : Infinity;
+  return { tile, length, blend, stride, pixels };
+}
+
+/** That of these sides, ascending, with which tiles have the fewest pixels; the largest of several. */
+function sideOfTiles(side, sides, tiles) {
+  const all = sides.map((each) => measured(side, each, tiles));
+  return all.reduce((best, each) => (each.pixels <= best.pixels ? each : best)).tile;
+}
+
+/** Along one side: where tiles begin, the weights of their pixels, and the pixel that is seen at each place. */
+function axis(side, tile, tiles) {
+  const { overlap, margin } = tiles;
+  const { length, blend, stride } = measured(side, tile, tiles);
   const starts = [];
   for (let start = 0; start < length - tile; start += stride) starts.push(start);
   starts.push(length - tile);
@@ -33,8 +46,8 @@ export class Tiling {
    * @param {{shape: number[], tiles: object}} card
    */
   constructor([channels, height, width], { shape: [, ...largest], tiles }) {
-    const least = (side, k) => tiles.smaller.find((each) => side + 2 * tiles.margin <= each) ?? largest[k];
-    const [tileHeight, tileWidth] = [height, width].map(least);
+    const best = (side, k) => sideOfTiles(side, [...tiles.smaller, largest[k]], tiles);
+    const [tileHeight, tileWidth] = [height, width].map(best);
     Object.assign(this, { channels, height, width, margin: tiles.margin, shape: [channels, tileHeight, tileWidth] });
     [this.down, this.right] = [axis(height, tileHeight, tiles), axis(width, tileWidth, tiles)];
     this.count = this.down.starts.length * this.right.starts.length;

@@ -4,6 +4,7 @@ refuses.
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from service.artifact.golden import Golden, check_golden, read_golden
 from service.artifact.onnx_file import DOMAIN, EXTERNAL, NESTED, check_self_contained
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
+from service.domain.tiles import Tiling
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import graph, make_card, model_bytes, npy, sample_rows, serialise
 
@@ -297,3 +299,27 @@ def test_no_way_to_a_tensor_or_an_operator_is_left_out() -> None:
         assert getattr(onnx, name).DESCRIPTOR.fields_by_name["domain"].number == number
     fields = TensorProto.DESCRIPTOR.fields_by_name
     assert {fields["external_data"].number, fields["data_location"].number} == EXTERNAL
+
+
+@given(
+    st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    st.sets(st.integers(1, 15), max_size=3),
+    st.integers(0, 15),
+    st.integers(0, 4),
+)
+def test_tiles_have_the_fewest_pixels(
+    size: tuple[int, int], smaller: set[int], overlap: int, margin: int
+) -> None:
+    options: dict[str, Any] = {"overlap": overlap, "multiple": 4, "margin": 4 * margin}
+    sides = [4 * side for side in sorted(smaller)]
+    card = make_card(shape=(1, 64, 64), tiles=options | {"smaller": sides})
+    others = list[Tiling]()
+    for height in (*sides, 64):
+        for width in (*sides, 64):
+            with suppress(ValueError):  # tiles of these sides do not reach the end of the image
+                others.append(Tiling(size, (height, width), **options))
+    assert _pixels(card.tiling(size)) == min(map(_pixels, others))
+
+
+def _pixels(tiling: Tiling) -> int:
+    return tiling.count * math.prod(tiling.tile)
