@@ -25,8 +25,6 @@ from tests.contract.data import CALLS, b64, npy
 from tests.contract.harness import Service, bearer, serving, settings, write_keys
 from tests.helpers.pictures import noise, save
 
-pytestmark = pytest.mark.slow
-
 EXAMPLES = 60  # of each operation in the fuzzing phase, valid or not
 MORE = {"/project": 250, "/score": 120}  # where a body can have any of five forms
 FORMS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
