@@ -78,7 +78,8 @@ def test_a_scrape_shows_what_all_replicas_have_counted(day: dict[str, Any]) -> N
 def test_a_node_that_is_killed_takes_only_its_requests_in_flight(day: dict[str, Any]) -> None:
     assert set(day["client"]) == {"done"}, "the client's retries hide it"
     lost = {outcome: count for outcome, count in day["bare"].items() if outcome != "200"}
-    assert set(lost) <= {"503 not_ready"}
+    # One whose head was sent ends early: HTTP has no way to take the head back.
+    assert all(outcome.startswith(("503 not_ready", "RemoteProtocolError")) for outcome in lost)
     assert sum(lost.values()) <= 2 * 4, (
         "a node and a process were killed, with four such requests in flight at most"
     )
