@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from schemathesis.hooks import GLOBAL_HOOK_DISPATCHER
 from schemathesis.schemas import BaseSchema
 
 from tests.contract.data import CALLS, b64, npy
-from tests.contract.harness import Service, bearer, serving, settings, write_keys
+from tests.contract.harness import Service, bearer, serving, settings, write_keys, write_models
 from tests.helpers.pictures import noise, save
 
 EXAMPLES = 60  # of each operation in the fuzzing phase, valid or not
@@ -90,10 +89,11 @@ def config(examples: int, **more: Any) -> schemathesis.Config:
 
 
 @pytest.fixture(scope="module")
-def fuzzed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service of its own, since models are unloaded, with keys, and with limits that keep every
     request small.
     """
+    models = write_models(tmp_path_factory.mktemp("models"))
     keys = write_keys(tmp_path_factory.mktemp("keys"), {"fuzzer": "infer admin"})
     with serving(settings(models, api_keys_file=keys, max_images=4, max_steps=8)) as service:
         yield service
