@@ -90,9 +90,8 @@ def traffic(url: str) -> None:
         post(422, "/generate", {"n": 0})
         post(404, "/nothing")
         post(504, "/generate", ENDLESS, headers={"X-Request-Timeout": "0.5"})
-        # a full batch, and half of the queue
-        assert [stream(rows) for rows in (64, 32)] == [200, 200]
-        post(429, "/generate", {"model": "fashion_mnist", "n": 64})
+        # More than two batches of 64 rows and the queue hold, and not so many that it is full.
+        assert 429 in [stream(40) for _ in range(5)]
         assert 429 in [stream(1) for _ in range(8)]  # more requests than may be in flight
 
 
