@@ -147,7 +147,9 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
         }
     if not models:
         raise StartupError(f"{folder}: no model of it can be used")
-    first = next((ref for ref in models if default in (ref, ref.split("/")[0])), next(iter(models)))
+    # As in the service, a name stands for its highest version.
+    wanted = (ref for ref in reversed(models) if default in (ref, ref.split("/")[0]))
+    first = next(wanted, next(iter(models)))
     return index | {"models": list(models.values()), "default": first}
 
 

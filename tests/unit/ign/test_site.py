@@ -122,11 +122,12 @@ def test_models_are_packed_and_nearly_as_they_were(
 ) -> None:
     out = tmp_path / "out"
     (models / "toy" / "1" / "golden.npz").write_bytes(b"damaged")
-    write_model(models, "toy", "2", scale=1.2)
+    for version in ("2", "10"):
+        write_model(models, "toy", version, scale=1.2)
     monkeypatch.setattr(site, "_MANTISSA_BITS", bits)
     done = make(out, models)
     index = json.loads((out / "models.json").read_bytes())
-    assert index["default"] == "toy/2"
+    assert index["default"] == "toy/10"
     assert f"toy/1: left out: {index['failures'][0]['reason']}" in done.output
     assert unpacked(out, **index["runtime"]) == WASM
     for card in index["models"]:
