@@ -31,7 +31,7 @@ def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
 
 def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
     body = {"seed": seed, "offset": index, **options}
-    data: str = service.post("/generate", body).json()["images"][0]["data"]
+    data: str = service.images("/generate", body)[0]["data"]
     return data
 
 
@@ -137,9 +137,8 @@ def test_a_grid_is_its_corners_and_what_lies_between(
 
 def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:
     points = [{"image": b64(PICTURE)}, {"image": b64(LIGHT)}]
-    projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()[
-        "images"
-    ][0]["data"]
+    body = {"images": [b64(PICTURE)], "steps": STEPS}
+    projection = service.images("/project", body)[0]["data"]
     assert [image.data for image in interpolated(service, points=points, frames=2).images] == [
         projection
     ] * 2
