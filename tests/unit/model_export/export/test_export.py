@@ -22,7 +22,8 @@ from model_export.training.restorer import build_network
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import NoiseSource
-from tests.helpers.tiny_training import TinyModel, contents
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import TinyModel
 
 
 def altered_run(run: Path, out: Path, **changes: object) -> Path:

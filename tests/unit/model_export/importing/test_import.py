@@ -22,6 +22,7 @@ from service.models.loaded import LoadedModel
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers import foreign_torch
+from tests.helpers.folders import contents
 from tests.helpers.foreign import (
     Network,
     autoencoder,
@@ -33,7 +34,6 @@ from tests.helpers.foreign import (
     two_inputs,
 )
 from tests.helpers.foreign_torch import Net
-from tests.helpers.tiny_training import contents
 
 in_a_child = command._in_child
 

@@ -34,8 +34,8 @@ from model_export.training.presets import (
 )
 from model_export.training.restorer import build_network
 from service.artifact.files import NAME_PATTERN
+from tests.helpers.folders import contents
 from tests.helpers.live import GENERATORS, MODELS, ROOT
-from tests.helpers.tiny_training import contents
 
 
 def example(step: int = 3) -> Checkpoint:

@@ -23,7 +23,7 @@ from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, crisp_stages, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
-from tests.helpers.tiny_training import contents
+from tests.helpers.folders import contents
 
 TINY = PRESETS["tiny"]
 # Checkpoints after 8 steps of a stage, stops at every fourth step.
