@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageSequence
 
 from service.api.native.answers import InterpolateAnswer
 from service.domain.latents import FloatRow, lerp, slerp
@@ -207,12 +208,10 @@ def test_animations(service: Service, accept: str, fps: int) -> None:
 
 
 def duration(data: bytes) -> float:
-    image = opened(data)
     total = 0.0
-    for i in range(getattr(image, "n_frames", 1)):
-        image.seek(i)
-        image.load()
-        total += float(image.info["duration"])
+    for frame in ImageSequence.Iterator(opened(data)):
+        frame.load()
+        total += float(frame.info["duration"])
     return total
 
 

@@ -15,6 +15,10 @@ from tests.helpers.folders import contents
 from tests.helpers.tiny_training import SIZE, TinyModel, tiny_model
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
     """One thread, because the workers of pytest-xdist share the cores; little to train and to

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -31,6 +30,7 @@ from tests.helpers.foreign import (
     endless,
     fixed_batch,
     keras,
+    plain,
     two_inputs,
 )
 from tests.helpers.foreign_torch import Net
@@ -58,11 +58,6 @@ def loaded(ref: str = "net/1") -> LoadedModel:
         Path("models"), lambda data: [OnnxModel(data, device="cpu")], default="net"
     )
     return repository.load(ref)
-
-
-def plain(path: str, values: Any) -> Any:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: values})[0]
 
 
 def in_one_line(capsys: pytest.CaptureFixture[str], status: int, *words: str) -> None:

@@ -95,7 +95,6 @@ def run(
     *,
     seed: int = 0,
     bf16: bool | None = None,
-    command: str = "test",
     **more: Any,
 ) -> Run:
     return Run(
@@ -105,7 +104,7 @@ def run(
         seed=seed,
         device=torch.device("cpu"),
         bf16=preset.name == "bf16" if bf16 is None else bf16,
-        provenance={"command": command},
+        provenance={"command": "test", "sources": "test"},
         **more,
     )
 
