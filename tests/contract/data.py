@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from service.artifact.files import read_npy
 from service.domain.latents import FloatRows, NoiseSource
@@ -46,11 +46,7 @@ def pixels(data: bytes, mode: str | None = None) -> Pixels:
 
 def frames(data: bytes, mode: str = "L") -> list[Pixels]:
     with Image.open(io.BytesIO(data)) as image:
-        shown = []
-        for i in range(getattr(image, "n_frames", 1)):
-            image.seek(i)
-            shown.append(np.asarray(image.convert(mode)))
-        return shown
+        return [np.asarray(frame.convert(mode)) for frame in ImageSequence.Iterator(image)]
 
 
 def array(data: bytes) -> FloatRows:

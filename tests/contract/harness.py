@@ -28,7 +28,6 @@ from pydantic import BaseModel
 from service.api.app_state import AppState
 from service.api.native.answers import ProblemDocument
 from service.app import build_services, create_app
-from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.observability.logs import JsonFormatter
 from service.runtime.onnx_model import OnnxModel
@@ -130,7 +129,6 @@ class Service:
     url: str
     client: httpx.Client
     services: AppState
-    refusals: list[StartupError]
     loop: Callable[[], asyncio.AbstractEventLoop]
     clock: Clock
     errors: list[logging.LogRecord] = field(default_factory=list)
@@ -146,12 +144,18 @@ class Service:
     def post(
         self, path: str, json: Any = None, *, accept: str | None = None, **options: Any
     ) -> httpx.Response:
-        headers = dict(options.pop("headers", {}))
+        headers = httpx.Headers(options.pop("headers", {}))
         if accept is not None:
             headers["Accept"] = accept
         if json is not None:
             options["json"] = json
         return self.client.post(path, headers=headers, **options)
+
+    def images(self, path: str, body: Any) -> Any:
+        """The images of an answer in JSON."""
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        return response.json()["images"]
 
     def rows(self, path: str, **options: Any) -> FloatRows:
         """The rows of an answer as an array."""
@@ -292,15 +296,9 @@ def serving(
     """Run the service in a thread of its own; nothing may be logged as an error that the test did
     not expect.
     """
-    refusals: list[StartupError] = []
     clock = Clock()
     services = build_services(settings, clock=clock)
-
-    def on_loaded(error: StartupError | None) -> None:
-        if error is not None:
-            refusals.append(error)
-
-    app = create_app(services, on_loaded=on_loaded)
+    app = create_app(services)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     how = config(app, OpenConnections(services))
@@ -317,7 +315,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, services, refusals, lambda: server.loop, clock, errors)
+            service = Service(url, client, services, lambda: server.loop, clock, errors)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
                 watchdog.slow.clear()  # of the start
@@ -366,12 +364,7 @@ def later(
     service: Service, pool: ThreadPoolExecutor, body: dict[str, Any]
 ) -> Callable[[], httpx.Response]:
     """A `/generate` request on a connection of its own; call the result for its response."""
-
-    def send() -> httpx.Response:
-        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
-            return client.post("/generate", json=body)
-
-    return pool.submit(send).result
+    return pool.submit(service.post, "/generate", body).result
 
 
 @contextmanager
@@ -461,7 +454,7 @@ def send(
     service: Service, path: str, content: bytes, kind: str = "application/json", **options: Any
 ) -> httpx.Response:
     headers = {"Content-Type": kind} | options.pop("headers", {})
-    return service.client.post(path, content=content, headers=headers, **options)
+    return service.post(path, content=content, headers=headers, **options)
 
 
 def checked(response: httpx.Response, schema: type[Model]) -> Model:

@@ -48,7 +48,7 @@ def infer(
 ) -> httpx.Response:
     """Send a body as it is, with no Content-Type unless one is given."""
     own = {} if length is None else {LENGTH: str(length)}
-    return service.client.post(path, content=content, headers=own | dict(headers))
+    return service.post(path, content=content, headers=own | dict(headers))
 
 
 def rows_of(response: httpx.Response) -> FloatRows:

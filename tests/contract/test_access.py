@@ -2,7 +2,6 @@ from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service.api.application import EXPOSED_HEADERS
@@ -10,10 +9,10 @@ from service.domain.accounts import Rate
 from tests.contract.conftest import ORIGIN
 from tests.contract.data import CALLS
 from tests.contract.harness import (
-    PATIENCE_S,
     Service,
     bearer,
     problem,
+    send,
     serving,
     settings,
     write_keys,
@@ -58,7 +57,7 @@ def test_a_key_opens_the_service(guarded: Service, path: str) -> None:
     ],
 )
 def test_without_a_key_it_is_401(guarded: Service, path: str, values: list[str]) -> None:
-    response = guarded.client.post(
+    response = guarded.post(
         path, json={"n": 0}, headers=[("Authorization", value) for value in values]
     )
     assert "alice" not in problem(response, 401, "unauthorized").detail
@@ -145,9 +144,7 @@ def test_other_origins_get_no_permission(service: Service) -> None:
 
 
 def test_a_large_body_without_a_key_is_not_received(guarded: Service) -> None:
-    response = guarded.client.post(
-        "/project", content=bytes(8 << 20), headers={"Content-Type": "image/png"}
-    )
+    response = send(guarded, "/project", bytes(8 << 20), "image/png")
     problem(response, 401, "unauthorized")
     assert response.headers["connection"] == "close"
 
@@ -176,8 +173,7 @@ def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Pat
     file = write_keys(tmp_path, dict.fromkeys(("alice", "bob", "carol"), "infer"), alice="1/m")
 
     def passed(service: Service, key: str) -> int:
-        with httpx.Client(base_url=service.url, headers=bearer(key), timeout=PATIENCE_S) as client:
-            statuses = [client.get("/models").status_code for _ in range(5)]
+        statuses = [service.get("/models", headers=bearer(key)).status_code for _ in range(5)]
         assert set(statuses[statuses.index(429) :] if 429 in statuses else []) <= {429}
         return statuses.count(200)
 

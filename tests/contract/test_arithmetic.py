@@ -53,20 +53,17 @@ def test_a_single_term_has_only_a_direction(weight: float, service: Service) -> 
 
 def test_terms_of_every_kind(service: Service) -> None:
     latent = latents(9)[0]
-    terms: list[dict[str, Any]] = [
-        {"seed": 1},
-        {"image": b64(PICTURE), "weight": -2},
-        {"latent": b64(npy(latent)), "weight": 0.25},
-    ]
     x = pixels(PICTURE).astype(np.float64)[None, None] * 2 / 255 - 1
     z = latents(1).astype(np.float64) - 2 * x.astype(np.float32) + 0.25 * latent[None]
-    np.testing.assert_allclose(
-        service.rows(PATH, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5
-    )
-    terms[1]["image"] = b64(LIGHT)  # inverted like any other
-    np.testing.assert_allclose(
-        service.rows(PATH, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5
-    )
+    for image in (PICTURE, LIGHT):  # which is inverted like any other
+        terms: list[dict[str, Any]] = [
+            {"seed": 1},
+            {"image": b64(image), "weight": -2},
+            {"latent": b64(npy(latent)), "weight": 0.25},
+        ]
+        np.testing.assert_allclose(
+            service.rows(PATH, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5
+        )
     assert service.rows(PATH, terms=[{"seed": seed} for seed in range(16)]).shape == (1, 1, 8, 8)
 
 

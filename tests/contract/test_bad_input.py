@@ -223,7 +223,7 @@ def test_json_that_no_field_can_hold_is_422(
 )
 def test_other_content_types_are_415(service: Service, path: str, kind: str) -> None:
     problem(send(service, path, b"{}", kind), 415, "unsupported_media_type", "Content-Type")
-    problem(service.client.post(path, content=b"{}"), 415, "unsupported_media_type", "Content-Type")
+    problem(service.post(path, content=b"{}"), 415, "unsupported_media_type", "Content-Type")
     if "images" not in BASES[path]:
         problem(
             send(service, path, PICTURE, "image/png"), 415, "unsupported_media_type", "Content-Type"

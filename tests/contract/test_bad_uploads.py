@@ -37,8 +37,8 @@ def refused(service: Service, content: bytes, status: int, code: str) -> None:
         problem(service.post(path, body), status, code, field)
     problem(send(service, "/project", content, "image/png"), status, code, "body")
     files = [("image", ("x.png", each, "image/png")) for each in (PICTURE, content)]
-    problem(service.client.post("/project", files=files), status, code, "image.1")
-    problem(service.client.post("/project", files=files[1:]), status, code, "image")
+    problem(service.post("/project", files=files), status, code, "image.1")
+    problem(service.post("/project", files=files[1:]), status, code, "image")
 
 
 def test_undecodable_pictures(service: Service) -> None:
@@ -156,7 +156,7 @@ OPTIONS_AS_TEXT = {
 @pytest.mark.parametrize("path", ["/project", "/score"])
 def test_options_as_text(service: Service, path: str, name: str, value: str) -> None:
     for response in (
-        service.client.post(path, files=FILE, data={name: value}),
+        service.post(path, files=FILE, data={name: value}),
         send(service, path, PICTURE, "image/png", params={name: value}),
     ):
         field = response.json()["errors"][0]["field"]
@@ -165,7 +165,7 @@ def test_options_as_text(service: Service, path: str, name: str, value: str) -> 
 
 
 def test_an_empty_field_is_not_given(service: Service) -> None:
-    assert service.client.post("/project", files=FILE, data={"model": ""}).status_code == 200
+    assert service.post("/project", files=FILE, data={"model": ""}).status_code == 200
 
 
 def test_a_raw_body_has_no_mask(service: Service) -> None:
@@ -184,11 +184,11 @@ def test_options_given_twice(service: Service) -> None:
         ("mask", ("m.png", PICTURE)),
         ("mask", ("m.png", PICTURE)),
     ]
-    problem(service.client.post("/project", files=files), 422, "invalid_value", "mask")
-    response = service.client.post("/project", files=files[:1], data={"steps": ["1", "2"]})
+    problem(service.post("/project", files=files), 422, "invalid_value", "mask")
+    response = service.post("/project", files=files[:1], data={"steps": ["1", "2"]})
     problem(response, 422, "invalid_value", "steps")
     # a form has no query
-    response = service.client.post("/project", files=files[:1], params={"steps": "1"})
+    response = service.post("/project", files=files[:1], params={"steps": "1"})
     problem(response, 422, "invalid_value", "steps")
 
 

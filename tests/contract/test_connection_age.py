@@ -9,20 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load_generator.messages import post
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.connection import Connection
 
 GET = b"GET /models HTTP/1.1\r\nHost: ign\r\n\r\n"
-GENERATE = (
-    b"POST /generate HTTP/1.1\r\nHost: ign\r\nContent-Type: "
-    b"application/json\r\nContent-Length: %d\r\n\r\n%s"
-)
 AGE_S = 50.0  # below the time after which an idle connection is closed
 
 
-def generate(**options: object) -> bytes:
-    body = json.dumps({"seed": 1, "n": 1} | options).encode()
-    return GENERATE % (len(body), body)
+GENERATE = post("/generate", {"seed": 1})
 
 
 @pytest.fixture
@@ -44,7 +39,9 @@ def old(aged: Service) -> Iterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    "request_", [GET, generate(), generate(n=64)], ids=["get", "small", "large"]
+    "request_",
+    [GET, GENERATE, post("/generate", {"seed": 1, "n": 64})],
+    ids=["get", "small", "large"],
 )
 def test_an_old_connection_ends_after_a_whole_response_that_says_so(
     aged: Service, old: Connection, request_: bytes
@@ -57,7 +54,7 @@ def test_an_old_connection_ends_after_a_whole_response_that_says_so(
 
 
 def test_pipelined_requests_are_all_answered_before_it_ends(old: Connection) -> None:
-    old.send(generate() + GET * 2)
+    old.send(GENERATE + GET * 2)
     answers = [old.answer() for _ in range(3)]
     assert [status for status, _, _ in answers] == [200] * 3
     assert ["connection" in headers for _, headers, _ in answers] == [False, False, True]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -52,16 +51,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def images(response: httpx.Response) -> Any:
-    assert response.status_code == 200, response.text
-    return response.json()["images"]
-
-
 @pytest.mark.parametrize(("path", "body", "defaults"), CASES)
 def test_options(
     service: Service, path: str, body: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
-    assert images(service.post(path, body)) == images(service.post(path, body | defaults))
+    assert service.images(path, body) == service.images(path, body | defaults)
 
 
 def test_animations_have_twelve_frames_a_second(service: Service) -> None:
@@ -110,24 +104,19 @@ def test_settings() -> None:
 
 def test_the_longest_side_there_may_be(service: Service) -> None:
     line = b64(save(np.zeros((1, 16_384), np.uint8)))
-    assert len(images(service.post("/project", {"images": [line]}))) == 1
+    assert len(service.images("/project", {"images": [line]})) == 1
 
 
 def test_as_many_pictures_as_one_answer_may_hold(service: Service) -> None:
-    found = images(service.post("/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}))
+    found = service.images("/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))})
     assert sum(len(image["trajectory"]) for image in found) == 1024
-    pictures = [WIDE] * 64
-    found = images(
-        service.post("/project", {"images": pictures, "steps": 16, "record": list(range(16))})
-    )
+    body = {"images": [WIDE] * 64, "steps": 16}
+    found = service.images("/project", body | {"record": list(range(16))})
     assert sum(len(image["trajectory"]) for image in found) == 1024
-    too_many = service.post(
-        "/project", {"images": pictures, "steps": 16, "record": list(range(17))}
-    )
-    assert too_many.status_code == 422
+    assert service.post("/project", body | {"record": list(range(17))}).status_code == 422
 
 
 def test_as_many_steps_as_may_be_recorded(service: Service) -> None:
-    found = images(service.post("/generate", {"steps": 100, "record": list(range(64))}))
-    assert [step["step"] for step in found[0]["trajectory"]] == list(range(64))
+    (image,) = service.images("/generate", {"steps": 100, "record": list(range(64))})
+    assert [step["step"] for step in image["trajectory"]] == list(range(64))
     assert service.post("/generate", {"steps": 100, "record": list(range(65))}).status_code == 422

@@ -14,7 +14,16 @@ import pytest
 from service.api import request
 from service.domain import accounts
 from service.domain.accounts import Rate
-from tests.contract.harness import PATIENCE_S, Service, held, later, problem, serving, settings
+from tests.contract.harness import (
+    PATIENCE_S,
+    Service,
+    held,
+    later,
+    problem,
+    send,
+    serving,
+    settings,
+)
 from tests.helpers.connection import Connection
 
 Patch = pytest.MonkeyPatch
@@ -83,8 +92,7 @@ def test_a_response_counts_before_a_row_runs(
     with held(monkeypatch, settings(models, **chosen)) as (service, gate):
         with Connection(service.address).send(JSON % (len(body), body)) as first:
             service.until_bytes(lambda size: size > 30_000)
-            kind = {"Content-Type": "application/json"}
-            problem(service.client.post("/generate", content=body, headers=kind), 429, "over_share")
+            problem(send(service, "/generate", body), 429, "over_share")
             too_large = problem(service.post("/generate", {"n": 4, "scale": 30}), 413, "too_large")
             assert "IGN_MAX_INFLIGHT_BYTES" in too_large.detail
             gate.opened.set()
@@ -153,9 +161,5 @@ def test_an_error_waits_for_earlier_ones_of_its_caller_and_nothing_else_does(
 
 def test_a_head_has_little_that_can_be_long(service: Service) -> None:
     kind = "multipart/form-data" + ";" * 300 + "boundary=a"
-    problem(
-        service.client.post("/project", content=b"", headers={"Content-Type": kind}),
-        415,
-        "unsupported_media_type",
-    )
-    problem(service.client.post(f"/project?{'a=1&' * 1100}", content=b""), 431, "head_too_large")
+    problem(send(service, "/project", b"", kind), 415, "unsupported_media_type")
+    problem(service.post(f"/project?{'a=1&' * 1100}", content=b""), 431, "head_too_large")

@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 from service.api.native.answers import ProjectAnswer
 from tests.contract.data import FILE, b64, pixels, unb64
 from tests.contract.harness import Service, checked, problem
+from tests.contract.test_project import projected
 from tests.helpers.pictures import noise, save
 
 PIXELS = [np.pad(noise(6, 6, seed=seed), 1) for seed in range(3)]  # 8×8, its border black
@@ -30,24 +31,15 @@ OTHERS = {
 }
 
 
-def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer:
-    return checked(
-        service.post("/project", {"images": [b64(image) for image in images], **options}),
-        ProjectAnswer,
-    )
-
-
 def raw(service: Service, image: bytes, path: str = "/project", kind: str | None = None) -> Any:
-    return service.client.post(
-        path, content=image, headers={} if kind is None else {"Content-Type": kind}
-    )
+    return service.post(path, content=image, headers={} if kind is None else {"Content-Type": kind})
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, name: str) -> None:
     expected = projected(service, FILES[0]).images
     assert projected(service, OTHERS[name]).images == expected
-    form = service.client.post("/project", files={"image": ("scan", OTHERS[name])})
+    form = service.post("/project", files={"image": ("scan", OTHERS[name])})
     assert checked(form, ProjectAnswer).images == expected
     for kind in (None, f"image/{name.lower()}" if " " not in name else "image/tiff"):
         assert checked(raw(service, OTHERS[name], kind=kind), ProjectAnswer).images == expected
@@ -58,7 +50,7 @@ def test_every_page_of_a_tiff_is_an_image(service: Service, how: str) -> None:
     if how == "JSON":
         response = service.post("/project", {"images": [b64(PAGES)]})
     elif how == "form":
-        response = service.client.post("/project", files={"image": ("scan.tif", PAGES)})
+        response = service.post("/project", files={"image": ("scan.tif", PAGES)})
     else:
         response = raw(service, PAGES)
     answer = checked(response, ProjectAnswer)
@@ -137,12 +129,10 @@ def test_an_answer_as_tiff_has_a_page_for_each_row_and_16_bits_of_grey(service: 
     np.testing.assert_array_equal(pages(answer), expected)
     assert len(projected(service, answer.content).images) == 3
     colour = body | {"model": "colour"}
-    for page, image in zip(
-        pages(service.post("/generate", colour, accept="image/tiff")),
-        generated(service, colour),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(page, image)
+    made = [pixels(unb64(image["data"])) for image in service.images("/generate", colour)]
+    np.testing.assert_array_equal(
+        pages(service.post("/generate", colour, accept="image/tiff")), made
+    )
     for option in ("scale", "gap", "columns"):
         problem(
             service.post("/generate", body | {option: 2}, accept="image/tiff"),
@@ -150,9 +140,3 @@ def test_an_answer_as_tiff_has_a_page_for_each_row_and_16_bits_of_grey(service: 
             "invalid_value",
             option,
         )
-
-
-def generated(service: Service, body: dict[str, Any]) -> list[Any]:
-    return [
-        pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]
-    ]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.contract.data import CALLS, FILE, PICTURE, array, frames, latents
-from tests.contract.harness import Service, problem
+from tests.contract.harness import Service, problem, send
 from tests.contract.oip import INFER, as_json
 from tests.helpers.pictures import opened
 
@@ -99,7 +99,7 @@ def test_a_bad_accept_is_400(service: Service, accept: str) -> None:
 
 
 def test_several_accept_headers_are_one(service: Service) -> None:
-    response = service.client.post(
+    response = service.post(
         "/generate", json={}, headers=[("Accept", "image/png;q=0.1"), ("Accept", "image/webp")]
     )
     assert response.headers["Content-Type"] == "image/webp"
@@ -189,11 +189,8 @@ def test_every_call_is_answered_by_the_model_it_names(
     name = model.partition("/")[0]
     responses = [service.post(path, CALLS[path] | {"model": model})]
     if "images" in CALLS[path]:
-        responses.append(service.client.post(path, files=FILE, data={"model": model}))
-        kind = {"Content-Type": "image/png"}
-        responses.append(
-            service.client.post(path, content=PICTURE, headers=kind, params={"model": model})
-        )
+        responses.append(service.post(path, files=FILE, data={"model": model}))
+        responses.append(send(service, path, PICTURE, "image/png", params={"model": model}))
     for response in responses:
         found = response.json()["model"]
         assert (found["name"], found["version"]) == (name, version)

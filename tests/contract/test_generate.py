@@ -34,7 +34,7 @@ def generated(service: Service, **options: object) -> GenerateAnswer:
     ],
 )
 def test_everything_is_optional(service: Service, body: dict[str, Any]) -> None:
-    response = service.client.post("/generate", **body)
+    response = service.post("/generate", **body)
     answer = checked(response, GenerateAnswer)
     assert 0 <= answer.seed < 2**32
     assert generated(service).seed != answer.seed
@@ -214,10 +214,8 @@ def test_png_is_compressed_fast(service: Service) -> None:
 # Same seed, same bytes: whatever `n`, batch or neighbours
 
 
-def pictures(client: httpx.Client, body: dict[str, Any]) -> list[str]:
-    response = client.post("/generate", json=body)
-    assert response.status_code == 200, response.text
-    return [image["data"] for image in response.json()["images"]]
+def pictures(service: Service, **body: Any) -> list[str]:
+    return [image["data"] for image in service.images("/generate", body)]
 
 
 @pytest.mark.parametrize(
@@ -226,8 +224,8 @@ def pictures(client: httpx.Client, body: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("form", ["png", "npy"])
 def test_one_by_one_as_in_sixty_four(service: Service, options: dict[str, Any], form: str) -> None:
     options = options | {"seed": 42, "format": form}
-    together = pictures(service.client, options | {"n": 64})
+    together = pictures(service, n=64, **options)
     assert len(set(together)) == 64
-    assert [pictures(service.client, options | {"offset": i})[0] for i in range(64)] == together
-    assert pictures(service.client, options | {"offset": 10, "n": 17}) == together[10:27]
-    assert pictures(service.client, options | {"n": 64}) == together
+    assert [pictures(service, offset=i, **options)[0] for i in range(64)] == together
+    assert pictures(service, offset=10, n=17, **options) == together[10:27]
+    assert pictures(service, n=64, **options) == together

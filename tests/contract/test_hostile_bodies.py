@@ -71,12 +71,12 @@ def test_after_the_deadline_no_further_picture_is_decoded(
     decoder = Decoder()
     monkeypatch.setattr(EncodedImage, "decode", lambda *each: decoder(*each))
     with serving(settings(models, request_timeout_s=LIMIT_S), loop="asyncio") as service:
-        response = service.overdue(lambda: service.client.post(path, **body), decoder.wait)
+        response = service.overdue(lambda: service.post(path, **body), decoder.wait)
         problem(response, 504, "deadline_exceeded")
         decoder.free.set()
         with busy_codec(service):  # when it has every thread, no other job runs
             assert decoder.calls == 1
-        assert service.client.post(path, **body).status_code == 200
+        assert service.post(path, **body).status_code == 200
 
 
 def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
@@ -118,7 +118,7 @@ def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -
             ("/latent-interpolate", {"json": {"points": [{"image": one}] * 5}}, "points.4.image"),
             ("/latent-arithmetic", {"json": {"terms": [{"image": one}] * 5}}, "terms.4.image"),
         ):
-            problem(service.client.post(path, **body), 413, "image_too_large", field)
+            problem(service.post(path, **body), 413, "image_too_large", field)
         assert decoded == []
         assert service.post("/project", {"images": [one] * 4}).status_code == 200
         assert service.post("/project", {"images": [one] * 3, "mask": one}).status_code == 200
@@ -141,7 +141,7 @@ def test_bytes_in_flight_are_bounded(models: Path) -> None:
         with Connection(service.address).send(head + b"\0" * 50_000):
             service.until_bytes(lambda size: size > 45_000)  # the last 4 KiB may not count
             for content in (b"\0" * 60_000, (b"\0" * 6_000 for _ in range(10))):
-                response = service.client.post(
+                response = service.post(
                     "/project", content=content, headers={"Content-Type": "image/png"}
                 )
                 problem(response, 429, "over_share")

@@ -144,8 +144,10 @@ def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_th
         Connection(quick.address) as used,
         Connection(quick.address) as silent,
         Connection(quick.address) as empty,
+        Connection(quick.address) as idle,
     ):
         empty.send(b"\r\n")
+        assert idle.send(HEALTH).answer()[0] == 200
         while not (silent.is_readable() and empty.is_readable()):
             assert used.send(HEALTH).answer()[0] == 200
             quick.skip(10.0)
@@ -153,6 +155,7 @@ def test_a_silent_connection_is_closed_and_on_a_used_one_the_time_begins_with_th
         assert empty.is_over()
         quick.until_readable(used.send(HEALTH[:-2]))
         rejected(used.answer(), 408, "head_too_slow")
+        assert idle.is_over()
 
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
@@ -198,15 +201,19 @@ def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.M
 
 
 def test_beyond_the_limit_the_oldest_idle_connection_makes_room(models: Path) -> None:
-    with serving(settings(models, max_open_connections=4)) as service, ExitStack() as stack:
-        assert service.metric("ign_open_connections_limit") == 4
+    """Of the address that has the most."""
+    with serving(settings(models, max_open_connections=5)) as service, ExitStack() as stack:
+        assert service.metric("ign_open_connections_limit") == 5
+        other = stack.enter_context(Connection(service.address, "127.0.0.2"))
+        assert other.send(HEALTH).answer()[0] == 200
         connections = [stack.enter_context(Connection(service.address)) for _ in range(4)]
         for connection in connections[1:]:
             assert connection.send(HEALTH).answer()[0] == 200
         newest = stack.enter_context(Connection(service.address))
         assert newest.send(HEALTH).answer()[0] == 200
+        for connection in (connections[-1], other):
+            assert connection.send(HEALTH).answer()[0] == 200
         assert connections[0].is_over()
-        assert connections[-1].send(HEALTH).answer()[0] == 200
         assert service.metric("ign_closed_connections_total", reason="limit") >= 1
 
 
@@ -403,7 +410,7 @@ CHANGES: list[Asked] = [
 def asked(service: Service, request_: Asked, headers: dict[str, str]) -> httpx.Response:
     """What a browser sends without asking first, because it is simple."""
     path, options = request_
-    return service.client.post(path, **options | {"headers": options.get("headers", {}) | headers})
+    return service.post(path, **options | {"headers": options.get("headers", {}) | headers})
 
 
 def test_other_sites_may_neither_run_nor_change_models_without_keys(service: Service) -> None:

@@ -98,6 +98,6 @@ def test_health(service: Service) -> None:
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
         response = service.client.head(path)
         assert (response.status_code, response.content) == (200, b"")
-        refused = service.client.post(path)
+        refused = service.post(path)
         assert refused.status_code == 405
         assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}

@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageSequence
 
 from service.api.native.answers import InterpolateAnswer
 from service.domain.latents import FloatRow, lerp, slerp
@@ -31,7 +32,7 @@ def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
 
 def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
     body = {"seed": seed, "offset": index, **options}
-    data: str = service.post("/generate", body).json()["images"][0]["data"]
+    data: str = service.images("/generate", body)[0]["data"]
     return data
 
 
@@ -137,9 +138,8 @@ def test_a_grid_is_its_corners_and_what_lies_between(
 
 def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:
     points = [{"image": b64(PICTURE)}, {"image": b64(LIGHT)}]
-    projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()[
-        "images"
-    ][0]["data"]
+    body = {"images": [b64(PICTURE)], "steps": STEPS}
+    projection = service.images("/project", body)[0]["data"]
     assert [image.data for image in interpolated(service, points=points, frames=2).images] == [
         projection
     ] * 2
@@ -208,12 +208,10 @@ def test_animations(service: Service, accept: str, fps: int) -> None:
 
 
 def duration(data: bytes) -> float:
-    image = opened(data)
     total = 0.0
-    for i in range(getattr(image, "n_frames", 1)):
-        image.seek(i)
-        image.load()
-        total += float(image.info["duration"])
+    for frame in ImageSequence.Iterator(opened(data)):
+        frame.load()
+        total += float(frame.info["duration"])
     return total
 
 

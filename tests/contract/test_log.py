@@ -32,7 +32,7 @@ def test_a_line_says_who_asked_what_of_which_model(guarded: Service) -> None:
         "traceparent": TRACEPARENT,
     } | bearer("alice")
     with guarded.access_log() as lines:
-        response = guarded.client.post("/generate", content=content, headers=headers)
+        response = guarded.post("/generate", content=content, headers=headers)
         assert response.status_code == 200
         guarded.until(lambda: bool(lines))
     (line,) = lines
@@ -64,7 +64,7 @@ def test_probes_and_scrapes_are_not_logged_unless_they_fail(
 ) -> None:
     for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
         assert service.get(path).status_code == 200
-    assert service.client.post("/healthz").status_code == 405
+    assert service.post("/healthz").status_code == 405
     assert service.get("/models").status_code == 200
     service.until(lambda: len(lines) >= 2)
     assert [(line["route"], line["status"]) for line in lines] == [
@@ -101,7 +101,7 @@ def test_a_trace_is_passed_on(service: Service, method: str, path: str) -> None:
 )
 def test_what_is_no_position_in_a_trace_is_ignored(service: Service, given: str) -> None:
     for headers in ([("traceparent", given)], [("traceparent", TRACEPARENT)] * 2):
-        response = service.client.post("/generate", headers=headers)
+        response = service.post("/generate", headers=headers)
         assert response.status_code == 200
         assert "traceparent" not in response.headers
 

@@ -37,14 +37,10 @@ def test_the_card_says_what_is_unknown_and_where_the_network_came_from(service: 
 
 def test_everything_else_works(service: Service) -> None:
     image = save(noise(8, 8))
-    answer = service.post("/project", {"images": [b64(image)], "steps": 3, "score": True}).json()[
-        "images"
-    ][0]
+    images = {"images": [b64(image)]}
+    (answer,) = service.images("/project", images | {"steps": 3, "score": True})
     assert answer["drift"] is not None
-    assert (
-        service.post("/score", {"images": [b64(image)]}).json()["images"][0]["distance"]
-        == answer["distance"]
-    )
+    assert service.images("/score", images)[0]["distance"] == answer["distance"]
     rows = sample_rows(3)
     np.testing.assert_allclose(
         rows_of(infer(service, *as_binary(rows))), reference(rows), atol=1e-6

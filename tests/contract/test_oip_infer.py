@@ -202,9 +202,7 @@ def test_a_length_that_is_no_number_or_given_twice_is_400(
     service: Service, values: list[str]
 ) -> None:
     content, _ = as_binary(X)
-    response = service.client.post(
-        INFER, content=content, headers=[(LENGTH, value) for value in values]
-    )
+    response = service.post(INFER, content=content, headers=[(LENGTH, value) for value in values])
     assert LENGTH in problem(response, 400, "invalid_inference").detail
 
 

@@ -2,14 +2,13 @@
 version, wholly.
 """
 
-import base64
 import gc
 import hashlib
-import json
 import shutil
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ import numpy as np
 import pytest
 
 from service.api.info.routes import ModelList
-from service.domain.latents import FloatRows
 from service.models.registry import ModelRegistry, ServedModel
-from tests.contract.data import GREY, array, latents, step_params
+from tests.contract.data import GREY, array, latents, step_params, unb64
 from tests.contract.harness import Service, checked, problem, serving, settings, write_models
 from tests.contract.oip import encoded, infer
+from tests.contract.test_streaming import parsed
 from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
+ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
 X = latents(1)
 
 
@@ -80,9 +80,10 @@ def damage(models: Path, ref: str) -> None:
     shutil.rmtree(models.parent / "staging")
 
 
-def f(service: Service, model: str | None = "grey") -> FloatRows:
-    """f of latent 0 of seed 1."""
-    return service.rows("/generate", model=model, seed=1, steps=1)
+def check_f(service: Service, model: str | None = "grey", *, scale: float = 1.0) -> None:
+    """The model gives f of this scale."""
+    found = service.rows("/generate", model=model, seed=1, steps=1)
+    np.testing.assert_allclose(found, step_params(X, 1, scale=scale), atol=1e-6)
 
 
 def running(service: Service) -> list[ServedModel]:
@@ -100,8 +101,8 @@ def test_a_new_version_takes_over_and_the_others_stay(service: Service, models: 
     assert index(service)["grey/11"] == ("UNAVAILABLE", "not loaded")
     assert load(service, "grey").json() == {}
     assert index(service)["grey/11"] == ("READY", "")
-    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
-    np.testing.assert_allclose(f(service, "grey/10"), step_params(X, 1), atol=1e-6)
+    check_f(service, scale=0.5)
+    check_f(service, "grey/10")
     assert service.get("/models").json()["default"] == "grey/11"
     assert service.get("/models/grey").json()["digest"] == f"sha256:{digest}"
     assert service.get("/v2/models/grey").json()["versions"] == ["2", "10", "11"]
@@ -122,7 +123,7 @@ def test_a_new_model_comes(service: Service, models: Path) -> None:
         "other/1",
     ]
     assert service.get("/v2/models/other/ready").status_code == 200
-    np.testing.assert_allclose(f(service, "other"), step_params(X, 1, scale=0.25), atol=1e-6)
+    check_f(service, "other", scale=0.25)
 
 
 def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(
@@ -133,7 +134,7 @@ def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(
     assert {model.ref: model for model in running(service)} == before
     digest = replace(models, "grey/10", scale=0.5)
     assert load(service, "grey").status_code == 200
-    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
+    check_f(service, scale=0.5)
     service.until(lambda: len(running(service)) == 3 and service.get("/healthz").is_success)
     after = {model.ref: model for model in running(service)}
     assert {ref for ref in after if after[ref] is not before[ref]} == {"grey/10"}
@@ -152,7 +153,7 @@ def test_a_version_whose_folder_is_gone_leaves_but_the_last_stays_until_it_is_un
     problem(service.get("/v2/models/grey/versions/10/ready"), 404, "unknown_model")
     assert service.get("/models").json()["default"] == "grey/2"
     assert "grey/10" not in index(service, ready=True)
-    np.testing.assert_allclose(f(service), step_params(X, 1, scale=1.5), atol=1e-6)
+    check_f(service, scale=1.5)
     problem(load(service, "colour"), 404, "unknown_model")
     assert service.get("/v2/models/colour/ready").status_code == 200
     assert unload(service, "colour").status_code == 200
@@ -188,14 +189,14 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(
         {"name": "grey", "version": "10", "reason": why}
     ]
     assert service.get("/readyz").status_code == service.get("/v2/health/ready").status_code == 200
-    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
+    check_f(service)
     assert service.get("/models/grey/10").json()["digest"] == f"sha256:{digest}"
     # Once its files are sound it takes over, and nothing is left of the failure.
     replace(models, "grey/10", scale=0.5)
     assert load(service, "grey").status_code == 200
     assert index(service)["grey/10"] == ("READY", "")
     assert service.get("/models").json()["failures"] == []
-    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
+    check_f(service, scale=0.5)
 
 
 def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, models: Path) -> None:
@@ -209,7 +210,7 @@ def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, model
         "UNAVAILABLE",
     ]
     assert "its files are gone" in found["grey/2"][1]
-    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
+    check_f(service)
 
 
 # Unload
@@ -254,8 +255,8 @@ def test_neither_the_default_nor_what_does_not_serve_can_be_unloaded(service: Se
 
 def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
     for content in (b"", b"{}", b'{"ready": true}', b'{"ready": false}'):
-        assert len(service.client.post(INDEX, content=content).json()) == 3
-    problem(service.client.post(INDEX, content=b'{"ready": "yes"}'), 400, "invalid_inference")
+        assert len(service.post(INDEX, content=content).json()) == 3
+    problem(service.post(INDEX, content=b'{"ready": "yes"}'), 400, "invalid_inference")
     for body in (
         '{"parameters": {"config": "{}"}}',
         '{"parameters": {"unload_dependents": 1}}',
@@ -264,7 +265,7 @@ def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
     ):
         for call in ("load", "unload"):
             problem(
-                service.client.post(f"/v2/repository/models/colour/{call}", content=body),
+                service.post(f"/v2/repository/models/colour/{call}", content=body),
                 400,
                 "invalid_inference",
             )
@@ -279,44 +280,34 @@ def test_a_stream_under_way_is_finished_by_the_version_that_began_it(
 ) -> None:
     old = digest_of(models, "grey/10")
     options = {"seed": 1, "steps": 3000, "record": [1], "format": "npy"}
-    with service.client.stream(
-        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
-    ) as response:
-        lines = response.iter_lines()
-        first = next(line for line in lines if line.startswith("data:"))
+    with service.stream(options) as (response, lines):
         new = replace(models, "grey/10", scale=0.5)
         assert load(service, "grey").status_code == 200
         assert service.get("/models/grey/10").json()["digest"] == f"sha256:{new}"
-        np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
-        events = [
-            json.loads(line.removeprefix("data:"))
-            for line in (first, *lines)
-            if line.startswith("data:")
-        ]
+        check_f(service, scale=0.5)
+        events = parsed("\n".join(["event: step", *lines]))
     assert response.headers["X-IGN-Model"] == f"grey/10@sha256:{old}"
-    assert events[-1]["model"]["digest"] == f"sha256:{old}"
-    step = next(event for event in events if event.get("step") == 1)
-    np.testing.assert_allclose(
-        array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6
-    )
+    assert events[-1][1]["model"]["digest"] == f"sha256:{old}"
+    first = array(unb64(events[0][1]["data"]))
+    np.testing.assert_allclose(first[None], step_params(X, 1), atol=1e-6)
     service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
 
 
-def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
+def test_an_unloaded_model_finishes_what_it_has(service: Service, models: Path) -> None:
     (colour,) = [model for model in running(service) if model.ref == "colour/1"]
-    options = {"model": "colour", "seed": 1, "steps": 300_000}
-    with service.client.stream(
-        "POST", "/generate", json=options, headers={"Accept": "text/event-stream"}
-    ) as response:
-        lines = response.iter_lines()
-        assert next(lines)
-        assert unload(service, "colour").status_code == 200
-        assert index(service)["colour/1"] == ("UNLOADING", "finishes what it has")
-        assert colour in running(service)
-        assert next(line for line in lines if line == "event: progress")
-        # A second life beside the first.
-        assert load(service, "colour").status_code == 200
-        assert index(service)["colour/1"] == ("READY", "")
-        assert service.post("/generate", {"model": "colour"}).status_code == 200
-    service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
+    with ExitStack() as later:
+        with service.stream(ENDLESS | {"model": "colour"}) as (_, lines):
+            replace(models, "grey/2", scale=0.5)
+            assert load(service, "grey").status_code == 200  # the old one waits for the stream, too
+            assert unload(service, "colour").status_code == 200
+            assert index(service)["colour/1"] == ("UNLOADING", "finishes what it has")
+            later.enter_context(service.stream(ENDLESS))
+            assert colour in running(service)
+            assert next(line for line in lines if line == "event: progress")
+            # A second life beside the first.
+            assert load(service, "colour").status_code == 200
+            assert index(service)["colour/1"] == ("READY", "")
+            assert service.post("/generate", {"model": "colour"}).status_code == 200
+        service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
+        service.until_in_flight(1)  # it has waited for no later request
     assert service.post("/generate", {"model": "colour"}).status_code == 200

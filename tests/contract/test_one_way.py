@@ -109,7 +109,7 @@ def seen(service: Service, name: str, headers: dict[str, str]) -> tuple[Any, ...
         {LENGTH: str(TENSOR_HEAD)} if path == INFER else {}
     )
     with service.access_log() as lines:
-        response = service.client.post(path, content=body, headers=own | headers)
+        response = service.post(path, content=body, headers=own | headers)
         service.until(lambda: bool(lines) and service.get("/healthz").is_success)
     (line,) = lines
     assert line["response_bytes"] == len(response.content)
@@ -315,9 +315,7 @@ def sent(data: bytes) -> Ending:
 def post(
     path: str, key: str = "alice", headers: dict[str, str] | None = None, **options: Any
 ) -> Callable[[Service, Gate], httpx.Response]:
-    return lambda service, _: service.client.post(
-        path, headers=(headers or {}) | bearer(key), **options
-    )
+    return lambda service, _: service.post(path, headers=(headers or {}) | bearer(key), **options)
 
 
 def stuck(end: Ending) -> Ending:

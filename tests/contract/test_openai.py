@@ -28,9 +28,7 @@ def edit(
 ) -> httpx.Response:
     files = [("image[]" if len(images) > 1 else "image", ("upload", data)) for data in images]
     files += [] if mask is None else [("mask", ("upload", mask))]
-    return service.client.post(
-        EDITS, data={"prompt": "x"} | fields, files=files or {"x": ("", b"")}
-    )
+    return service.post(EDITS, data={"prompt": "x"} | fields, files=files or {"x": ("", b"")})
 
 
 def error(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
@@ -77,7 +75,7 @@ def test_a_prompt_is_a_text_seed(
         | {"seed": SEED_OF_ALICE}
         | native
     )
-    expected = service.post("/generate", same).json()["images"]
+    expected = service.images("/generate", same)
     assert [image["b64_json"] for image in answer["data"]] == [image["data"] for image in expected]
     assert all(f"seed {SEED_OF_ALICE} " in image["revised_prompt"] for image in answer["data"])
     assert answer["size"] == f"{expected[0]['width']}x{expected[0]['height']}"
@@ -95,7 +93,7 @@ def test_an_edit_projects_and_fills_what_is_transparent(service: Service, count:
             "scale": 2,
             "steps": 2,
         }
-        expected = service.post("/project", body).json()["images"]
+        expected = service.images("/project", body)
         assert [image["b64_json"] for image in answer.json()["data"]] == [
             image["data"] for image in expected
         ]
@@ -176,7 +174,7 @@ def test_partial_images_are_recorded_steps(
     }
     found = parsed(service.post(GENERATIONS, body).text)
     native = {"seed": SEED_OF_ALICE, "steps": steps, "record": [*shown, steps], "scale": 2}
-    expected = service.post("/generate", native).json()["images"][0]["trajectory"]
+    expected = service.images("/generate", native)[0]["trajectory"]
     assert [data["b64_json"] for _, data in found] == [step["data"] for step in expected]
     kinds = ["image_generation.partial_image"] * len(shown) + ["image_generation.completed"]
     assert [name for name, _ in found] == [data["type"] for _, data in found] == kinds

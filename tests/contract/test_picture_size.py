@@ -67,8 +67,8 @@ def test_every_picture_is_enlarged(
 ) -> None:
     """In a sheet too, each by itself."""
     body = BODIES[path] | {"model": model}
-    plain = service.post(path, body).json()["images"]
-    enlarged = service.post(path, body | {"scale": 5, "resample": resample}).json()["images"]
+    plain = service.images(path, body)
+    enlarged = service.images(path, body | {"scale": 5, "resample": resample})
     assert len(enlarged) == len(plain)
     pictures = []
     for before, after in zip(plain, enlarged, strict=True):
@@ -94,7 +94,7 @@ def test_trajectories_and_streams_are_enlarged(
 ) -> None:
     body = BODIES[path] | {"steps": 2, "record": [0, 1]}
     options = {"scale": 4, "resample": resample}
-    plain, enlarged = (service.post(path, body | extra).json()["images"] for extra in ({}, options))
+    plain, enlarged = (service.images(path, body | extra) for extra in ({}, options))
     for before, after in zip(plain, enlarged, strict=True):
         for step, step_after in zip(before["trajectory"], after["trajectory"], strict=True):
             np.testing.assert_array_equal(
@@ -126,7 +126,7 @@ def test_animations_are_enlarged(service: Service, accept: str) -> None:
             image = opened(
                 service.post("/latent-interpolate", body | options, accept=accept).content
             )
-            exact = service.post("/latent-interpolate", body | options).json()["images"][0]["data"]
+            exact = service.images("/latent-interpolate", body | options)[0]["data"]
             assert (
                 np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels(unb64(exact))).mean()
                 < slack
@@ -154,9 +154,7 @@ def test_columns_and_gaps(
     model: str,
 ) -> None:
     body = {"seed": 1, "n": 5, "scale": scale, "model": model}
-    pictures = [
-        pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]
-    ]
+    pictures = [pixels(unb64(image["data"])) for image in service.images("/generate", body)]
     sheet = pixels(
         service.post(
             "/generate", body | options | ({"gap": gap} if gap else {}), accept="image/png"

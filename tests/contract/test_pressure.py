@@ -316,6 +316,6 @@ def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
             ("/project", "image/png", long),
         ):
             headers = {"Content-Type": kind}
-            response = service.client.post(path, content=content, headers=headers)
+            response = service.post(path, content=content, headers=headers)
             problem(response, 413, "too_large")
         assert service.post("/generate", {}).status_code == 200

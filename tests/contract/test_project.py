@@ -9,7 +9,7 @@ from PIL import ImageCms
 from service.api.native.answers import ProjectAnswer
 from service.domain.latents import FloatRows
 from tests.contract.data import Pixels, array, b64, pixels, quantised, step_params, unb64
-from tests.contract.harness import Service, checked
+from tests.contract.harness import Service, checked, send
 from tests.helpers.pictures import exif, noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
@@ -43,13 +43,11 @@ def form(
     files = [("image", (f"{i}.png", image, "image/png")) for i, image in enumerate(images)]
     if mask is not None:
         files.append(("mask", ("mask.png", mask, "image/png")))
-    return service.client.post("/project", files=files, data=options)
+    return service.post("/project", files=files, data=options)
 
 
 def raw(service: Service, image: bytes, kind: str = "image/png", **query: Any) -> httpx.Response:
-    return service.client.post(
-        "/project", content=image, headers={"Content-Type": kind}, params=query
-    )
+    return send(service, "/project", image, kind, params=query)
 
 
 def test_defaults(service: Service) -> None:
@@ -208,7 +206,7 @@ def test_masks_arrive_in_every_form(service: Service) -> None:
     )
     assert checked(form(service, PICTURE, LIGHT, steps="2"), ProjectAnswer).images != images
     files = [("image", ("a.png", PICTURE, "image/png")), ("image", ("b.png", LIGHT, "image/png"))]
-    response = service.client.post("/project", files=files, data={"steps": "2", "mask": b64(MASK)})
+    response = service.post("/project", files=files, data={"steps": "2", "mask": b64(MASK)})
     assert checked(response, ProjectAnswer).images == images
     other = b64(save(LEFT.T.copy()))
     both = rows(service, PICTURE, PICTURE, masks=[b64(MASK), other], steps=2)  # one each
@@ -233,7 +231,7 @@ def test_colour_profiles_are_ignored(service: Service) -> None:
     "kind", ["text/plain", "image/gif", "application/octet-stream", "nonsense"]
 )
 def test_only_the_requests_own_content_type_matters(service: Service, kind: str) -> None:
-    response = service.client.post("/project", files={"image": ("x", PICTURE, kind)})
+    response = service.post("/project", files={"image": ("x", PICTURE, kind)})
     assert checked(response, ProjectAnswer).images == projected(service).images
     text = f"data:image/gif;base64,{b64(PICTURE)}"
     assert (

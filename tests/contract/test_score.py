@@ -6,7 +6,7 @@ import pytest
 
 from service.api.native.score import ScoreAnswer
 from tests.contract.data import b64, pixels, step_params
-from tests.contract.harness import Service, checked, problem, serving, settings
+from tests.contract.harness import Service, checked, problem, send, serving, settings
 from tests.contract.test_project import PICTURE, prepared
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
@@ -47,13 +47,11 @@ def test_scores_in_the_order_the_pictures_came(service: Service) -> None:
 def test_pictures_are_prepared_as_for_projection(options: dict[str, Any], service: Service) -> None:
     [score] = scored(service, WIDE, **options).images
     body = {"images": [b64(WIDE)], "steps": 1, "score": True, **options}
-    projected = service.post("/project", body).json()["images"][0]
+    projected = service.images("/project", body)[0]
     assert (score.distance, score.drift) == (projected["distance"], projected["drift"])
     query = {name: str(value).lower() for name, value in options.items()}
-    raw = service.client.post(
-        "/score", content=WIDE, headers={"Content-Type": "image/png"}, params=query
-    )
-    form = service.client.post("/score", files={"image": ("x.png", WIDE, "image/png")}, data=query)
+    raw = send(service, "/score", WIDE, "image/png", params=query)
+    form = service.post("/score", files={"image": ("x.png", WIDE, "image/png")}, data=query)
     assert checked(raw, ScoreAnswer).images == checked(form, ScoreAnswer).images == [score]
     assert (scored(service, WIDE).images == [score]) == ("resize" not in options)
 

@@ -41,10 +41,10 @@ def check(service: Service, answers: dict[str, Any]) -> None:
         "edited": ("/project", {"images": [b64(PICTURE)], "mask": b64(OUR_MASK)}),
     }
     for name, (path, body) in calls.items():
-        expected = [image["data"] for image in service.post(path, body).json()["images"]]
+        expected = [image["data"] for image in service.images(path, body)]
         assert [image["b64_json"] for image in answers[name]] == expected
     native = {"seed": SEED_OF_ALICE, "steps": 3, "record": [1, 2, 3]}
-    steps = service.post("/generate", native).json()["images"][0]["trajectory"]
+    steps = service.images("/generate", native)[0]["trajectory"]
     assert [event["b64_json"] for event in answers["events"]] == [step["data"] for step in steps]
     kinds = [event["type"].partition(".")[2] for event in answers["events"]]
     assert kinds == ["partial_image", "partial_image", "completed"]
@@ -106,7 +106,7 @@ def test_the_client_of_hugging_face(service: Service, tmp_path: Path) -> None:
     ]
     for query, image, more, native in calls:
         client = hub.InferenceClient(model=f"{service.url}/project{query}")
-        (expected,) = service.post("/project", {"images": [b64(PICTURE)]} | native).json()["images"]
+        (expected,) = service.images("/project", {"images": [b64(PICTURE)]} | native)
         assert np.array_equal(
             np.asarray(client.image_to_image(image, **more)), pixels(unb64(expected["data"]))
         )

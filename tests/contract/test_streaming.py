@@ -72,7 +72,7 @@ def test_recorded_and_last_steps_then_the_answer(service: Service) -> None:
 def test_the_last_step_is_always_sent(service: Service, options: dict[str, Any]) -> None:
     body = {"seed": 3} | options
     events = streamed(service, "/generate", body)
-    image = service.post("/generate", body).json()["images"][0]
+    image = service.images("/generate", body)[0]
     assert image["converged"] == events[-1][1]["images"][0]["converged"] == bool(options)
     assert [step["step"] for step in of(events, "step")] == [1] * bool(options) + [image["steps"]]
     assert of(events, "step")[-1]["data"] == image["data"]

@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.harness.processes import listening_sockets, serving_processes
 from tests.contract.harness import PATIENCE_S, problem
-from tests.helpers.live import free_port
+from tests.helpers.live import environment, free_port
 from tests.helpers.onnx_models import write_model
 
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
@@ -101,10 +101,9 @@ def started(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
         "IGN_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
     } | ONE
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
     popen = subprocess.Popen(
         command or (sys.executable, "-m", "service"),
-        env=theirs | ours | dict(environ),
+        env=environment(**ours | dict(environ)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

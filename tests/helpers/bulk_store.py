@@ -12,9 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+from tests.helpers.folders import write
 from tests.helpers.live import environment, free_port, processes, run, until
 from tests.helpers.object_store import ACCESS, Bucket, Proxy
-from tests.unit.service.bulk.conftest import picture, write
+from tests.unit.service.bulk.conftest import picture
 
 LIST: Final = """
 import pathlib, re, tempfile

@@ -9,8 +9,8 @@ PATIENCE_S = 300.0  # nothing takes a hundredth of it, unless the machine is bus
 class Connection:
     """One connection with a minimal HTTP client."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, PATIENCE_S)
+    def __init__(self, address: tuple[str, int], source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(address, PATIENCE_S, (source, 0))
         self.stream = self.socket.makefile("rb")
 
     def __enter__(self) -> "Connection":

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 Dims = Sequence[str | int]
@@ -56,6 +57,12 @@ class Network:
     def write(self, path: Path, dims: Dims | None = None, **options: Any) -> Path:
         path.write_bytes(self.model(dims, **options).SerializeToString())
         return path
+
+
+def plain(file: str | Path, rows: Any) -> Any:
+    """What plain onnxruntime makes of a batch."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: rows})[0]
 
 
 def dncnn() -> Network:

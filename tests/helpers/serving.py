@@ -128,9 +128,16 @@ def params(
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
+    streamed: bool = False,
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(step_params=step_params, key=key, deadline=deadline)
+    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, streamed=streamed)
+
+
+def scheduled(n: int = 1, steps: int = 1, **options: Any) -> ScheduledRequest:
+    """A request of rows of zeros; ``options`` of `params`."""
+    rows = np.zeros((n, 1, 1, 1), np.float32)
+    return ScheduledRequest(rows, params(steps, **options), arrived=0.0)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:

@@ -102,12 +102,3 @@ def train_arguments(data: Path, run: Path, *more: str) -> list[str]:
         "fp32",
         *more,
     ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too, by its relative path."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }

@@ -18,7 +18,7 @@ def generate(visit: Visit, seed: int) -> None:
 
 def test_sixteen_pictures_of_a_seed(visit: Visit, service: Service) -> None:
     generate(visit, 11)
-    answer = service.post("/generate", {"seed": 11, "n": 16}).json()["images"]
+    answer = service.images("/generate", {"seed": 11, "n": 16})
     assert visit.one("#tiles img").count() == 16
     for i in (0, 15):
         assert (
@@ -76,7 +76,7 @@ def test_a_walk_is_saved_at_a_size_worth_showing(
     assert saved.name == "walk.webp"
     shown = frames(saved.read_bytes())
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
-    walk = service.post("/latent-interpolate", {"points": points, "frames": count}).json()["images"]
+    walk = service.images("/latent-interpolate", {"points": points, "frames": count})
     # WebP shows a frame longer in place of the same frame twice, which an exact f makes.
     distinct = [
         pixels(unb64(data), "L") for data, _ in itertools.groupby(image["data"] for image in walk)

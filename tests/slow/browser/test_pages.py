@@ -38,11 +38,11 @@ def test_it_opens_with_a_page_and_what_the_model_makes_of_it(
         assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
         visit.accessible()
     assert not any(url.endswith("/project") for url in asked)
-    answer = service.client.post(
+    answer = service.post(
         "/project",
         data={"model": "scans"},
         files={"image": EXAMPLE.read_bytes()},
-        headers={"Accept": "image/png"},
+        accept="image/png",
     )
     expected = pixels(answer.content, "L").astype(float)
     assert np.abs(expected - made).mean() < 2  # but for what WebP loses

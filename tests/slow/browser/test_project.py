@@ -178,11 +178,11 @@ GIVE = """([kind, encoded]) => {
 def test_a_picture_is_taken_from_elsewhere(visit: Visit, service: Service, kind: str) -> None:
     visit.page.evaluate(GIVE, [kind, b64(DRAWN.read_bytes())])
     visit.one("#invitation").wait_for(state="hidden")
-    prepared = service.client.post(
+    prepared = service.post(
         "/project",
         data={"strength": "0"},
         files={"image": DRAWN.read_bytes()},
-        headers={"Accept": "image/png"},
+        accept="image/png",
     )
     assert (visit.canvas() == np.kron(pixels(prepared.content), np.ones((16, 16), np.uint8))).all()
 
@@ -214,7 +214,7 @@ def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service)
     fields = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-F")
     assert fields.pop("image") == f"@{drawing.name}"
     image = drawing.read_bytes()
-    answer = service.client.post(
+    answer = service.post(
         "/project",
         data=fields,
         files={"image": image},

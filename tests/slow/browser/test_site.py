@@ -5,7 +5,6 @@ models.
 import base64
 import functools
 import http.server
-import io
 import re
 import shutil
 import threading
@@ -17,19 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image, ImageSequence
 
 from ign.site import site as command
 from model_export import cli
 from service.artifact.card import Tiles
 from service.domain.latents import NoiseSource
-from tests.contract.data import Pixels, b64, pixels
+from tests.contract.data import Pixels, b64, frames, pixels
 from tests.contract.harness import Service, serving, settings
 from tests.docs.test_site import build_site
 from tests.helpers.foreign import Network
 from tests.helpers.live import MODELS, SHIPPED
 from tests.helpers.onnx_models import write_model
-from tests.helpers.pictures import noise, save
+from tests.helpers.pictures import noise, opened, save
 from tests.slow.browser.test_access import FAILED, used
 from tests.slow.browser.visit import SEVEN, Browser, Visit, visiting
 
@@ -250,7 +248,7 @@ def test_images_of_any_size_are_those_of_the_service(
             ]
             compare(
                 [made],
-                service.post("/project", {"images": [image], **masks, **options}).json()["images"],
+                service.images("/project", {"images": [image], **masks, **options}),
             )
         visit.one("#file").set_input_files(
             {"name": "a.png", "mimeType": "image/png", "buffer": save(noise(70, 99, 3))}
@@ -288,18 +286,12 @@ def test_a_walk_is_an_animation_of_the_same_frames(
         "fps": 12,
         "scale": scale,
     }
-    remote = service.client.post(
-        "/latent-interpolate", json=request, headers={"Accept": "image/apng"}
-    ).content
-    shown = []
-    for file in (bytes(visit.page.evaluate(WALK, request)), remote):
-        with Image.open(io.BytesIO(file)) as animation:
-            assert animation.info["loop"] == 0 or file is remote
-            shown.append(
-                [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(animation)]
-            )
-    assert len(shown[0]) == len(shown[1]) == 5
-    for ours, theirs in zip(*shown, strict=True):
+    remote = service.post("/latent-interpolate", request, accept="image/apng").content
+    local = bytes(visit.page.evaluate(WALK, request))
+    assert opened(local).info["loop"] == 0
+    shown = frames(local)
+    assert len(shown) == 5
+    for ours, theirs in zip(shown, frames(remote), strict=True):
         assert share_within_a_level(ours, theirs) >= 0.999
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from service.bulk.__main__ import main
 from tests.contract.harness import write_models
+from tests.helpers.folders import write
 from tests.helpers.live import ROOT, run
 from tests.helpers.object_store import WEED
 from tests.slow.cluster.space import own_namespace
-from tests.unit.service.bulk.conftest import output_files, picture, service_environment, write
+from tests.unit.service.bulk.conftest import output_files, picture, service_environment
 
 # Ray runs in namespaces of its own, so this is a program.
 KILLED = """

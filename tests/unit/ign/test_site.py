@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from ign import site
 from ign.__main__ import main
 from service.artifact.onnx_file import read_metadata
+from tests.helpers.folders import contents
 from tests.helpers.onnx_models import write_model
 
 WASM = b"\0asm" + bytes(range(250))
@@ -74,14 +75,6 @@ def make(out: Path, models: Path, *options: str) -> Result:
     )
 
 
-def content(out: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
-
-
 def unpacked(out: Path, path: str, integrity: str, planes: bool, **sizes: int) -> bytes:
     """What the page makes of a file that `models.json` names."""
     packed = (out / path).read_bytes()
@@ -94,7 +87,7 @@ def unpacked(out: Path, path: str, integrity: str, planes: bool, **sizes: int) -
 def test_the_site_has_all_it_names_and_names_no_other_host(tmp_path: Path, models: Path) -> None:
     out = tmp_path / "out"
     assert make(out, models).exit_code == 0
-    files = content(out)
+    files = contents(out)
     page = files["index.html"].decode()
     assert files.keys() >= set(re.findall(r'(?:src|href)="(page/[^"]+)"', page))
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
@@ -144,11 +137,11 @@ def test_an_earlier_site_is_replaced_and_other_files_stay(
 ) -> None:
     out = tmp_path / "deep" / "out"
     make(out, models, "--runtime", str(packages))
-    before = content(out)
+    before = contents(out)
     (out / "CNAME").write_text("a.example")
     (models / "other").rename(tmp_path / "gone")
     make(out, models, "--runtime", str(packages))
-    changed = {name for name, data in content(out).items() if before.get(name) != data}
+    changed = {name for name, data in contents(out).items() if before.get(name) != data}
     # From the worker browsers know that there is something new.
     assert changed == {"CNAME", "models.json", "service-worker.js"}
 

@@ -11,7 +11,12 @@ from model_export.data.datasets import Dataset, load_dataset
 from model_export.evaluation import classifier
 from model_export.export import export
 from model_export.export.artifact import publish
-from tests.helpers.tiny_training import SIZE, TinyModel, contents, tiny_model
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import SIZE, TinyModel, tiny_model
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session", autouse=True)

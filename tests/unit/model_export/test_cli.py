@@ -17,7 +17,8 @@ from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, train
 from service.artifact.files import METRICS_FILE, MODEL_FILES
-from tests.helpers.tiny_training import TinyModel, contents, patterns, train_arguments
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import TinyModel, patterns, train_arguments
 
 
 def test_train_export_verify_evaluate(

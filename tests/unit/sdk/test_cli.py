@@ -21,6 +21,7 @@ from ign_client._cli import main
 from ign_client._errors import TooManyRequests
 from tests.contract.data import pixels
 from tests.contract.harness import Service
+from tests.helpers.folders import contents
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.clients import CARD, SCORE, Answer, Canned, answer, limited, problem
@@ -82,9 +83,7 @@ def canned(
 
 
 def names(folder: str) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()
-    )
+    return sorted(contents(folder))
 
 
 def test_generate_into_a_folder(shell: Shell, service: Service) -> None:

@@ -8,14 +8,11 @@ from torch import Tensor
 
 from model_export.data import corruptions
 from model_export.data.corruptions import CorruptionName
+from tests.unit.model_export.conftest import seeded
 
 BATCH = 60
 SIDE = 28
 SHAPE = (3, SIDE, SIDE)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import io
 import re
 import zipfile
 from collections.abc import Callable
@@ -17,15 +16,11 @@ from model_export.data.datasets import load_dataset
 from model_export.data.known_sets import KNOWN_SETS, KnownSet
 from model_export.data.picture_files import Inspection, inspect_pictures
 from model_export.errors import UserError
+from tests.helpers.folders import write
+from tests.helpers.pictures import save
 from tests.helpers.tiny_training import patterns, train_arguments
 
 Picture = NDArray[np.uint8]
-
-
-def png(array: Picture) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def numbered(count: int, shape: tuple[int, ...] = (8, 8)) -> list[Picture]:
@@ -33,20 +28,12 @@ def numbered(count: int, shape: tuple[int, ...] = (8, 8)) -> list[Picture]:
     return [np.full(shape, 10 * i, np.uint8) for i in range(count)]
 
 
-def write(folder: Path, pictures: dict[str, bytes]) -> Path:
-    for name, content in pictures.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
-
-
 def values(images: torch.Tensor) -> list[int]:
     return [int(image[0, 0, 0]) for image in images]
 
 
 def test_every_tenth_picture_of_a_folder_is_held_out(tmp_path: Path) -> None:
-    write(tmp_path, {f"{i:02}.png": png(picture) for i, picture in enumerate(numbered(20))})
+    write(tmp_path, {f"{i:02}.png": save(picture) for i, picture in enumerate(numbered(20))})
     junk = {
         "__MACOSX/._1.png": b"x",
         ".hidden/2.png": b"x",
@@ -61,7 +48,7 @@ def test_every_tenth_picture_of_a_folder_is_held_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_the_split_of_a_folder_or_zip_counts(tmp_path: Path, held_out: str) -> None:
-    a, b, c = map(png, numbered(3))
+    a, b, c = map(save, numbered(3))
     write(tmp_path, {"train/x/0.png": a, "train/1.png": b, f"{held_out}/2.png": c})
     data = load_dataset(str(tmp_path), size=8, channels=1)
     assert (values(data.train), values(data.held_out)) == ([10, 0], [20])
@@ -76,7 +63,7 @@ def test_the_split_of_a_folder_or_zip_counts(tmp_path: Path, held_out: str) -> N
 def test_pictures_are_brought_to_size_and_channels(tmp_path: Path) -> None:
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = (255, 0, 0)  # the centre square
-    write(tmp_path, {f"{i}.png": png(wide) for i in range(10)})
+    write(tmp_path, {f"{i}.png": save(wide) for i in range(10)})
     data = load_dataset(str(tmp_path), size=8, channels=3)
     assert data.train.shape == (9, 3, 8, 8)
     assert (data.train[:, 0] > 230).all()  # but for what Lanczos fetches from beyond the edge
@@ -86,12 +73,11 @@ def test_pictures_are_brought_to_size_and_channels(tmp_path: Path) -> None:
 
 
 def test_16_bit_is_scaled_and_alpha_falls_on_black(tmp_path: Path) -> None:
-    pictures = {f"{i}.png": png(picture) for i, picture in enumerate(numbered(9))}
-    deep = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(deep, "png")
+    pictures = {f"{i}.png": save(picture) for i, picture in enumerate(numbered(9))}
+    deep = Image.fromarray(np.full((8, 8), 100 * 257, np.uint16))
     clear = np.full((8, 8, 2), 200, np.uint8)
     clear[..., 1] = 0
-    pictures |= {"a.png": deep.getvalue(), "b.png": png(clear)}
+    pictures |= {"a.png": save(deep), "b.png": save(clear)}
     data = load_dataset(str(write(tmp_path, pictures)), size=8, channels=1)
     found = values(torch.cat([data.train, data.held_out]))
     assert sorted(found) == sorted([*(10 * i for i in range(9)), 100, 0])
@@ -136,11 +122,11 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
         (file("data.zip", b"no archive"), "not a readable .zip"),
         (file("data.tar", b"something else"), "expected an .npz, a .zip or a folder"),
         (folder(notes_txt=b"no picture"), "no pictures in it"),
-        (folder(**{f"{i}_png": png(X[0]) for i in range(9)}), "needs both training and held-out"),
+        (folder(**{f"{i}_png": save(X[0]) for i in range(9)}), "needs both training and held-out"),
         (folder(**{f"{i}_png": b"no picture" for i in range(10)}), "none of the 10 files"),
         (
             folder(
-                **{f"{i}_png": png(X[0]) if i else b"no picture" for i in range(8)},
+                **{f"{i}_png": save(X[0]) if i else b"no picture" for i in range(8)},
                 a_jpg=b"",
                 b_webp=b"RIFF",
             ),
@@ -165,9 +151,9 @@ def test_members_of_a_zip_are_read_up_to_a_size(tmp_path: Path) -> None:
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for i, picture in enumerate(numbered(20)):
-            archive.writestr(f"{i:02}.png", png(picture))
+            archive.writestr(f"{i:02}.png", save(picture))
         archive.writestr("98.png", bytes(65 << 20))
-        archive.writestr("99.png", png(numbered(1)[0]), zipfile.ZIP_STORED)
+        archive.writestr("99.png", save(numbered(1)[0]), zipfile.ZIP_STORED)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"IEND", b"IENx"))  # of the last one, which is not compressed
     data = load_dataset(str(path), size=8, channels=1, skip_bad=True)

@@ -21,15 +21,16 @@ from model_export.data.drawings import (
 )
 from model_export.data.pens import draw_pens
 from model_export.errors import UserError
+from tests.unit.model_export.conftest import seeded
 
 GROUNDS = [(1, (-1.0,)), (1, (0.9,)), (3, (-1.0,)), (3, (0.6, -0.2, 1.0))]
 # of the pens
-COLOURS = torch.rand((4, 3, 28, 28), generator=torch.Generator().manual_seed(0)) * 2 - 1
+COLOURS = torch.rand((4, 3, 28, 28), generator=seeded(0)) * 2 - 1
 
 
 def sketched(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Tensor:
     source = RandomDrawings(COLOURS[:, : pictures.shape[1]], background, 5)
-    return source.draw(pictures, torch.Generator().manual_seed(seed))
+    return source.draw(pictures, seeded(seed))
 
 
 @pytest.mark.parametrize(("channels", "background"), GROUNDS)

@@ -18,7 +18,8 @@ from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE, MODEL_
 from service.artifact.golden import digest_of
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
-from tests.helpers.tiny_training import CLASSES, SAMPLES, TinyModel, contents, patterns
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import CLASSES, SAMPLES, TinyModel, patterns
 
 
 def measured(

@@ -21,6 +21,7 @@ from model_export.training.blocks import Blocks
 from service.artifact.pixels import to_rows
 from service.domain.latents import FloatRows
 from tests.helpers.tiny_training import patterns
+from tests.unit.model_export.conftest import seeded
 
 Rows = NDArray[np.float32]
 
@@ -107,7 +108,7 @@ def test_damaged_weights_are_trained_again(
 @pytest.fixture(scope="module")
 def lit() -> Dataset:
     """Pictures with light from above or below, and with 0 to 2 dark columns."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     pictures = torch.randint(60, 140, (160, 1, 8, 8), dtype=torch.uint8, generator=generator)
     below, columns = (torch.randint(n, (160,), generator=generator) for n in (2, 3))
     for picture, low, dark in zip(pictures, below.tolist(), columns.tolist(), strict=True):

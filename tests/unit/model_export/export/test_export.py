@@ -22,7 +22,9 @@ from model_export.training.restorer import build_network
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import NoiseSource
-from tests.helpers.tiny_training import TinyModel, contents
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import TinyModel
+from tests.unit.model_export.conftest import seeded
 
 
 def altered_run(run: Path, out: Path, **changes: object) -> Path:
@@ -160,7 +162,7 @@ def test_every_architecture_is_exported(config: NetworkConfig) -> None:
         parameter.data += 0.05 * torch.randn_like(parameter)
     blocks = network.blocks if isinstance(network, Autoencoder) else None
     if blocks is not None:
-        blocks.fit(torch.from_numpy(rows).clip(-1, 1), 3, 8, torch.Generator().manual_seed(0))
+        blocks.fit(torch.from_numpy(rows).clip(-1, 1), 3, 8, seeded(0))
     with torch.inference_mode():
         expected = network(torch.from_numpy(rows)).numpy()
     data = to_onnx(network, shape)
@@ -218,14 +220,6 @@ def exported(tiny: TinyModel) -> Path:
     return tiny.models_fp16 / "tiny" / "1"
 
 
-@pytest.fixture
-def both(exported: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be written to."""
-    folder = tmp_path / "models" / "tiny" / "1"
-    publish(folder, contents(exported))
-    return folder
-
-
 def test_half_precision_is_inside_and_float32_outside(exported: Path) -> None:
     assert set(contents(exported)) == {*MODEL_FILES.values(), GOLDEN_FILE}
     single = contents(exported)[MODEL_FILE]
@@ -255,10 +249,13 @@ def change_weights(file: Path, factor: float) -> None:
 @pytest.mark.parametrize(
     ("file", "says"), [(MODEL_FILE, "tiny/1: .* differ by"), (HALF, "fp16: .* differ by")]
 )
-def test_verify_compares_every_file(file: str, says: str, both: Path, tiny_run: Path) -> None:
-    assert list(verify(tiny_run, both, threads=1)) == list(MODEL_FILES.values())
-    change_weights(both / file, 2.0)
-    before = contents(both)
+def test_verify_compares_every_file(
+    file: str, says: str, exported: Path, folder: Path, tiny_run: Path
+) -> None:
+    publish(folder, contents(exported))
+    assert list(verify(tiny_run, folder, threads=1)) == list(MODEL_FILES.values())
+    change_weights(folder / file, 2.0)
+    before = contents(folder)
     with pytest.raises(UserError, match=says):
-        verify(tiny_run, both, threads=1)
-    assert contents(both) == before
+        verify(tiny_run, folder, threads=1)
+    assert contents(folder) == before

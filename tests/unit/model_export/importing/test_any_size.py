@@ -2,15 +2,12 @@
 on the whole.
 """
 
-import io
 import json
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,10 +16,10 @@ from model_export import cli
 from service.artifact.card import from_metadata
 from service.artifact.onnx_file import read_metadata
 from service.domain.latents import NoiseSource
-from tests.contract.data import b64
-from tests.contract.harness import Service, problem, serving, settings
+from tests.contract.data import array, b64, pixels, unb64
+from tests.contract.harness import Service, problem, send, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
-from tests.helpers.foreign import Network
+from tests.helpers.foreign import Network, plain
 from tests.helpers.pictures import noise, save
 
 BRIGHTER = 25.5  # levels
@@ -80,7 +77,6 @@ def whole(
     """f of a whole image, levels (H, W) or (H, W, 3), by plain onnxruntime; it is mirrored to at
     least a ``tile``.
     """
-    session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
     rows = np.moveaxis(np.atleast_3d(x), 2, 0)[None].astype(np.float32) / 255
     height, width = x.shape[:2]
     multiple = 8 if name == "reducing" else 1
@@ -89,7 +85,7 @@ def whole(
         for each, least in zip((height, width), tile, strict=True)
     ]
     rows = np.pad(rows, [(0, 0), (0, 0), *beyond], mode="symmetric")
-    y = session.run(None, {"data": rows})[0]
+    y = plain(folder / name, rows)
     y = y if name == "reducing" else rows - y
     made: NDArray[np.float64] = 255 * np.moveaxis(y[0, :, :height, :width], 0, 2).astype(
         np.float64
@@ -98,18 +94,10 @@ def whole(
 
 
 def project(service: Service, image: NDArray[Any], **options: Any) -> NDArray[np.float64]:
-    response = service.client.post(
-        "/project",
-        params=options,
-        content=save(image),
-        headers={"Content-Type": "image/png", "Accept": "image/png"},
-    )
+    png = {"Accept": "image/png"}
+    response = send(service, "/project", save(image), "image/png", params=options, headers=png)
     assert response.status_code == 200, response.text
-    return opened(response.content)
-
-
-def opened(content: bytes) -> NDArray[np.float64]:
-    return np.asarray(Image.open(io.BytesIO(content)), np.float64)
+    return pixels(response.content).astype(np.float64)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 90), (150, 57), (200, 256)])
@@ -150,10 +138,10 @@ def test_images_of_one_request_use_tiles_of_their_own(service: Service, folder: 
         noise(4, 4, seed=16),
     ]
     body = {"images": [b64(save(image)) for image in images], "steps": 2, "score": True}
-    answer = service.post("/project", body).json()["images"]
+    answer = service.images("/project", body)
     for made, image, tile in zip(answer, images, ((8, 8), (0, 0), (16, 8), (8, 8)), strict=True):
         expected = whole(folder, "grey", whole(folder, "grey", image, tile), tile)
-        assert np.abs(opened(b64decode(made["data"])) - expected).max() <= 1
+        assert np.abs(pixels(unb64(made["data"])) - expected).max() <= 1
 
 
 def test_a_deep_network_gets_the_tiles_that_are_asked_for(tmp_path: Path) -> None:
@@ -186,8 +174,8 @@ def test_steps_are_passes_over_the_whole_image(service: Service, folder: Path) -
         "score": True,
         "format": "npy",
     }
-    (made,) = service.post("/project", body).json()["images"]
-    steps = [np.load(io.BytesIO(b64decode(each["data"])))[0] for each in made["trajectory"]]
+    (made,) = service.images("/project", body)
+    steps = [array(unb64(each["data"]))[0] for each in made["trajectory"]]
     assert (made["width"], made["height"], made["steps"]) == (61, 70, 3)
     np.testing.assert_allclose(steps[0] * 255, image, atol=1e-4)
     x = image.astype(np.float64)
@@ -208,7 +196,7 @@ def test_a_mask_and_strength_are_of_the_image(service: Service, folder: Path) ->
     mask = np.zeros((40, 90), np.uint8)
     mask[:, 50:] = 255
     body = {"images": [b64(save(image))], "mask": b64(save(mask)), "strength": 0.5}
-    made = opened(service.post("/project", body, accept="image/png").content)
+    made = pixels(service.post("/project", body, accept="image/png").content)
     np.testing.assert_array_equal(made[:, :50], image[:, :50])
     expected = (image + whole(folder, "grey", image)) / 2
     assert np.abs(made - expected)[:, 50:].max() <= 1
@@ -217,9 +205,9 @@ def test_a_mask_and_strength_are_of_the_image(service: Service, folder: Path) ->
 def test_images_of_several_sizes(service: Service, folder: Path) -> None:
     images = [noise(20, 90, seed=6), noise(64, 40, seed=7)]
     body = {"images": [b64(save(image)) for image in images]}
-    answer = service.post("/project", body).json()["images"]
+    answer = service.images("/project", body)
     assert [(each["width"], each["height"]) for each in answer] == [(90, 20), (40, 64)]
-    sheet = opened(service.post("/project", body, accept="image/png").content)
+    sheet = pixels(service.post("/project", body, accept="image/png").content)
     assert sheet.shape == (64, 180)
     assert np.abs(sheet[:, 90:130] - whole(folder, "grey", images[1])).max() <= 1
     problem(
@@ -244,28 +232,26 @@ def test_a_stream_counts_tiles(service: Service, folder: Path) -> None:
     )
     step = json.loads(events[-2][1])
     expected = whole(folder, "grey", whole(folder, "grey", image.astype(np.float64)))
-    assert np.abs(opened(b64decode(step["data"])) - expected).max() <= 1
+    assert np.abs(pixels(unb64(step["data"])) - expected).max() <= 1
 
 
 def test_a_score_says_where(service: Service, folder: Path) -> None:
     image = np.full((100, 140), 128, np.uint8)
     image[60:80, 90:110] = noise(20, 20, seed=9)
-    (score,) = service.post("/score", {"images": [b64(save(image))]}).json()["images"]
+    (score,) = service.images("/score", {"images": [b64(save(image))]})
     box = score["worst"]
     assert box["x"] <= 95 <= box["x"] + box["width"]
     assert box["y"] <= 65 <= box["y"] + box["height"]
     heat = service.post("/score", {"images": [b64(save(image))]}, accept="image/png")
-    assert Image.open(io.BytesIO(heat.content)).size == (140, 100)
+    assert pixels(heat.content).shape == (100, 140)
 
 
 def test_infer_takes_any_size_as_a_row(service: Service, folder: Path) -> None:
     assert service.get("/v2/models/grey").json()["inputs"][0]["shape"] == [-1, 1, -1, -1]
     rows = np.random.default_rng(1).random((2, 1, 45, 130)).astype(np.float32)
     made = rows_of(infer(service, *as_binary(rows), path="/v2/models/grey/infer"))
-    session = onnxruntime.InferenceSession(folder / "grey", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(
-        made, (rows - session.run(None, {"data": rows})[0]).clip(0, 1), atol=1e-6
-    )
+    expected = (rows - plain(folder / "grey", rows)).clip(0, 1)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
     for shape in ((1, 3, 8, 8), (1, 1, 600, 600)):
         assert (
             infer(
@@ -277,13 +263,11 @@ def test_infer_takes_any_size_as_a_row(service: Service, folder: Path) -> None:
 
 def test_noise_of_any_size(service: Service, folder: Path) -> None:
     body = {"model": "colour", "seed": 3, "n": 2, "width": 50, "height": 40}
-    made = np.load(io.BytesIO(service.post("/generate", body, accept="application/x-npy").content))
+    made = service.rows("/generate", **body)
     z = NoiseSource((3, 40, 50)).rows(3, 0, 2)
-    session = onnxruntime.InferenceSession(folder / "colour", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(made, (z - session.run(None, {"data": z})[0]).clip(0, 1), atol=1e-5)
-    assert (
-        service.post("/generate", {"model": "colour", "seed": 3}).json()["images"][0]["width"] == 32
-    )
+    expected = (z - plain(folder / "colour", z)).clip(0, 1)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    assert service.images("/generate", {"model": "colour", "seed": 3})[0]["width"] == 32
     problem(
         service.post("/generate", body | {"n": 64, "width": 400}), 422, "image_too_large", "width"
     )
@@ -325,9 +309,9 @@ def test_grey_images_are_answered_in_grey(service: Service) -> None:
 def test_images_of_one_request_have_their_own_colours(service: Service) -> None:
     images = [noise(20, 30, seed=3) // 2, colours(20, 30, seed=4)]
     body = {"images": [b64(save(image)) for image in images], "model": "brighter"}
-    for made, image in zip(service.post("/project", body).json()["images"], images, strict=True):
-        np.testing.assert_allclose(opened(b64decode(made["data"])), image + BRIGHTER, atol=1)
-    sheet = opened(
+    for made, image in zip(service.images("/project", body), images, strict=True):
+        np.testing.assert_allclose(pixels(unb64(made["data"])), image + BRIGHTER, atol=1)
+    sheet = pixels(
         service.post("/project", body | {"columns": 2, "gap": 1}, accept="image/png").content
     )
     np.testing.assert_allclose(sheet[:, :30], np.dstack([images[0]] * 3) + BRIGHTER, atol=1)
@@ -346,12 +330,10 @@ def test_a_mask_strength_and_steps_are_of_the_luma(service: Service) -> None:
         "record": [0, 2],
     }
     body["model"] = "brighter"
-    (made,) = service.post("/project", body).json()["images"]
-    first, last = (opened(b64decode(each["data"])) for each in made["trajectory"])
+    (made,) = service.images("/project", body)
+    first, last = (pixels(unb64(each["data"])) for each in made["trajectory"])
     np.testing.assert_array_equal(first, image)
     np.testing.assert_array_equal(last[:, :20], image[:, :20])
     np.testing.assert_allclose(last[:, 20:], image[:, 20:] + BRIGHTER, atol=1)
-    (score,) = service.post("/score", {"images": body["images"], "model": "brighter"}).json()[
-        "images"
-    ]
+    (score,) = service.images("/score", {"images": body["images"], "model": "brighter"})
     assert made["distance"] == score["distance"] == pytest.approx(BRIGHTER / 255, abs=1e-5)

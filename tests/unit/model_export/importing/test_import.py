@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from service.models.loaded import LoadedModel
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers import foreign_torch
+from tests.helpers.folders import contents
 from tests.helpers.foreign import (
     Network,
     autoencoder,
@@ -30,10 +30,10 @@ from tests.helpers.foreign import (
     endless,
     fixed_batch,
     keras,
+    plain,
     two_inputs,
 )
 from tests.helpers.foreign_torch import Net
-from tests.helpers.tiny_training import contents
 
 in_a_child = command._in_child
 
@@ -58,11 +58,6 @@ def loaded(ref: str = "net/1") -> LoadedModel:
         Path("models"), lambda data: [OnnxModel(data, device="cpu")], default="net"
     )
     return repository.load(ref)
-
-
-def plain(path: str, values: Any) -> Any:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: values})[0]
 
 
 def in_one_line(capsys: pytest.CaptureFixture[str], status: int, *words: str) -> None:

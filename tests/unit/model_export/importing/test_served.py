@@ -1,32 +1,29 @@
 """Imported networks over HTTP, beside plain onnxruntime (or torch) with Pillow."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from model_export import cli
 from service.domain.latents import NoiseSource
 from tests.contract.harness import Service, serving, settings
 from tests.contract.oip import as_binary, infer, rows_of
-from tests.helpers.foreign import autoencoder, dncnn, fixed_batch, keras
+from tests.helpers.foreign import autoencoder, dncnn, fixed_batch, keras, plain
 from tests.helpers.foreign_torch import Net
-from tests.helpers.pictures import noise, save
+from tests.helpers.pictures import noise
+from tests.unit.model_export.importing.test_any_size import project
 
 SIZES = {"dncnn": (20, 28), "ae": (32, 32, 3), "keras": (16, 24, 3), "one": (8, 8), "ign": (12, 8)}
 
 
 def run(path: Path, values: NDArray[Any]) -> Any:
-    """The first row of what plain onnxruntime makes of one."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: values.astype(np.float32)[None]})[0][0]
+    """What plain onnxruntime makes of a row."""
+    return plain(path, values.astype(np.float32)[None])[0]
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +94,7 @@ def test_project_is_within_a_level_of_plain_onnxruntime(
     service: Service, folder: Path, name: str
 ) -> None:
     image = noise(*SIZES[name], seed=4)
-    options = {"model": name, "invert": "false"}
-    answer = service.client.post(
-        "/project",
-        params=options,
-        content=save(image),
-        headers={"Content-Type": "image/png", "Accept": "image/png"},
-    )
-    made = np.asarray(Image.open(io.BytesIO(answer.content)), np.float64)
+    made = project(service, image, model=name, invert="false")
     assert np.abs(made - expected(folder, name, image.astype(np.float64))).max() <= 1
 
 
@@ -119,9 +109,7 @@ def test_infer_gives_the_bits_of_onnxruntime(service: Service, folder: Path, nam
 
 
 def test_generate_is_what_torch_makes_of_the_noise(service: Service, folder: Path) -> None:
-    answer = service.post(
-        "/generate", {"model": "ign", "seed": 3, "n": 4}, accept="application/x-npy"
-    )
+    made = service.rows("/generate", model="ign", seed=3, n=4)
     z = NoiseSource((1, 12, 8)).rows(3, 0, 4)
-    np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), ign(folder, z), atol=1e-5)
+    np.testing.assert_allclose(made, ign(folder, z), atol=1e-5)
     assert service.post("/generate", {"model": "dncnn"}).json()["code"] == "no_noise"

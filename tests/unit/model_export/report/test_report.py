@@ -12,7 +12,8 @@ from model_export.export.artifact import Artifact
 from model_export.report.figures import FIGURES, file_name
 from model_export.report.model_card import page
 from service.artifact.pixels import to_levels, to_rows
-from tests.helpers.tiny_training import TinyModel, contents
+from tests.helpers.folders import contents
+from tests.helpers.tiny_training import TinyModel
 
 GREY = {file_name(name, 1) for name in FIGURES if name not in ("grey", "sketch_3.5", "pages")}
 

@@ -14,6 +14,7 @@ from model_export.training.drifting import drifting_loss
 from model_export.training.network import Dense, NetworkConfig
 from model_export.training.perceptual import PerceptualNetwork, fit, new_network
 from model_export.training.stages import crisp_stages
+from tests.unit.model_export.conftest import seeded
 
 SMALL = {"size": 16, "channels": 3, "widths": (8, 16), "bottleneck": 6, "palette": 5}
 
@@ -61,12 +62,8 @@ def test_the_numbers_of_normal_noise_are_normal() -> None:
 AUTOENCODER, DRIFTING, JOINT = crisp_stages(1, 1, 1)
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def pictures(count: int, seed: int) -> Tensor:
-    noise = torch.randn((count, 3, 16, 16), generator=generator(seed))
+    noise = torch.randn((count, 3, 16, 16), generator=seeded(seed))
     return torch.tanh(4 * torch.nn.functional.avg_pool2d(noise, 5, 1, 2))
 
 
@@ -92,13 +89,13 @@ def batch() -> TrainingBatch:
         drawn=pictures(2, 5),
         fitting=torch.stack([pictures(3, 6), pictures(3, 7)]),
         sketched=torch.arange(12) >= 8,
-        generator=generator(8),
+        generator=seeded(8),
     )
 
 
 @pytest.fixture
 def joint(network: Crisp, reader: PerceptualNetwork) -> CrispObjective:
-    adversary = new_adversary(network, reader, pictures(40, 9), generator(10))
+    adversary = new_adversary(network, reader, pictures(40, 9), seeded(10))
     trainer = CriticTrainer(adversary)
     return CrispObjective(
         network=network, stage=JOINT, kind="mse_edges", perceptual=reader, trainer=trainer
@@ -161,7 +158,7 @@ def test_the_joint_stage_trains_everything_and_its_critics(
 
 
 def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
-    codes, pictures = (torch.randn((6, 2, 3, 3), generator=generator(seed)) for seed in (0, 1))
+    codes, pictures = (torch.randn((6, 2, 3, 3), generator=seeded(seed)) for seed in (0, 1))
     total = torch.zeros(())
     for side, weight in ((3, 1.0), (2, 1.0), (1, 0.5)):
         places = range(4 - side)
@@ -174,7 +171,7 @@ def test_squares_of_a_code_overlap_where_they_do_not_fill_it() -> None:
 
 
 def normal(count: int, seed: int, width: int = 6) -> Tensor:
-    return torch.randn((count, width), generator=torch.Generator().manual_seed(seed))
+    return torch.randn((count, width), generator=seeded(seed))
 
 
 def test_the_frechet_loss_moves_samples_to_the_distribution_of_pictures() -> None:
@@ -195,7 +192,7 @@ def test_the_frechet_loss_moves_samples_to_the_distribution_of_pictures() -> Non
 
 @pytest.fixture
 def examples() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     shapes = ((3, 32, 32), (40, 8, 8), (6,))
     return [torch.randn((24, *shape), generator=generator) for shape in shapes]
 
@@ -225,7 +222,7 @@ def corners(count: int) -> Dataset:
     """Noisy pictures 16×16 with a bright square of 5 pixels in one of four corners, which is the
     label.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     pictures = torch.randint(0, 60, (count, 1, 16, 16), generator=generator, dtype=torch.uint8)
     corner = torch.arange(count) % 4
     for picture, place in zip(pictures, corner, strict=True):

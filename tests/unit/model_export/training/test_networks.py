@@ -27,8 +27,9 @@ from model_export.training.restorer import (
     space_to_depth_convolution,
 )
 from model_export.training.stages import restoring_stages
-from model_export.training.train import Run
 from service.artifact.card import from_metadata
+from tests.unit.model_export.conftest import seeded
+from tests.unit.model_export.training.test_train import run
 
 SMALL = {"widths": (8, 16), "bottleneck": 12}
 
@@ -66,7 +67,7 @@ def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
 
 
 CONFIG = NetworkConfig(size=28, channels=1, widths=(8, 16), bottleneck=32, blocks=2)
-LATENTS = torch.randn((64, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+LATENTS = torch.randn((64, 1, 28, 28), generator=seeded(0))
 ROWS = {
     "latents": LATENTS,
     "noise": 10 * LATENTS,
@@ -123,7 +124,7 @@ def test_until_they_are_fitted_the_blocks_return_the_picture_of_the_autoencoder(
     x = torch.rand(2, 3, 8, 8)
     y = torch.rand(2, 3, 8, 8)
     assert torch.equal(blocks(x, y), y)
-    blocks.fit(torch.rand(9, 3, 8, 8) * 2 - 1, 3, 4, torch.Generator().manual_seed(0))
+    blocks.fit(torch.rand(9, 3, 8, 8) * 2 - 1, 3, 4, seeded(0))
     assert torch.equal(blocks(x, y), blocks(blocks(x, y), x))
 
 
@@ -167,18 +168,6 @@ def pairs() -> Dataset:
         train=clean,
         held_out=clean,
         damaged=damaged,
-    )
-
-
-def restorer_run(data: Dataset, out: Path) -> Run:
-    return Run(
-        PRESET,
-        data,
-        out,
-        seed=0,
-        device=torch.device("cpu"),
-        bf16=False,
-        provenance={"command": "c", "sources": "s"},
     )
 
 
@@ -259,15 +248,7 @@ def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
 
 def test_training_learns_to_restore(pairs: Dataset, tmp_path: Path) -> None:
     longer = dataclasses.replace(PRESET, stages=(dataclasses.replace(PRESET.stages[1], steps=120),))
-    whole = Run(
-        longer,
-        pairs,
-        tmp_path / "long",
-        seed=0,
-        device=torch.device("cpu"),
-        bf16=False,
-        provenance={},
-    )
+    whole = run(longer, pairs, tmp_path)
     terms = [whole.step_once() for _ in range(120)]
     for name in ("project", "again"):
         values = [float(each[name]) for each in terms]
@@ -277,7 +258,7 @@ def test_training_learns_to_restore(pairs: Dataset, tmp_path: Path) -> None:
 def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows_what_ocr_reads(
     pairs: Dataset, tmp_path: Path
 ) -> None:
-    restorer_run(pairs, tmp_path / "runs" / "pages").train()
+    run(PRESET, pairs, tmp_path / "runs" / "pages").train()
     exported, verifications = export(
         tmp_path / "runs" / "pages", tmp_path / "models", fp16=True, threads=1
     )

@@ -12,6 +12,7 @@ from model_export.training.drifting import drifting_loss, feature_groups, normal
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective
 from model_export.training.stages import Distance, Stage, Weights
+from tests.unit.model_export.conftest import seeded
 
 FEATURE_TERMS = ["drifting", "features", "project_any"]
 TERMS = [
@@ -22,9 +23,7 @@ TERMS = [
 
 
 def rows(seed: int) -> Tensor:
-    return torch.randn(
-        (3, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn((3, 1, 8, 8), generator=seeded(seed), dtype=torch.float64)
 
 
 @pytest.fixture
@@ -210,9 +209,7 @@ def test_distances_by_hand(kind: Distance, share: tuple[float, float]) -> None:
 
 
 def points(count: int, seed: int, width: int = 6) -> Tensor:
-    return torch.randn(
-        (count, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn((count, width), generator=seeded(seed), dtype=torch.float64)
 
 
 def test_no_sample_repels_itself() -> None:

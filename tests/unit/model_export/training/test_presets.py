@@ -34,8 +34,9 @@ from model_export.training.presets import (
 )
 from model_export.training.restorer import build_network
 from service.artifact.files import NAME_PATTERN
+from tests.helpers.folders import contents
 from tests.helpers.live import GENERATORS, MODELS, ROOT
-from tests.helpers.tiny_training import contents
+from tests.unit.model_export.conftest import seeded
 
 
 def example(step: int = 3) -> Checkpoint:
@@ -140,10 +141,6 @@ def test_what_lies_past_the_checkpoint_is_dropped(tmp_path: Path) -> None:
 
 def f(z: Tensor) -> Tensor:
     return torch.tanh(z)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def latents(count: int, seed: int = 1) -> Tensor:

@@ -23,7 +23,7 @@ from model_export.training.network import NetworkConfig
 from model_export.training.presets import PRESETS, Choices, Preset, with_overrides
 from model_export.training.stages import Stage, Weights, crisp_stages, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
-from tests.helpers.tiny_training import contents
+from tests.helpers.folders import contents
 
 TINY = PRESETS["tiny"]
 # Checkpoints after 8 steps of a stage, stops at every fourth step.
@@ -95,7 +95,6 @@ def run(
     *,
     seed: int = 0,
     bf16: bool | None = None,
-    command: str = "test",
     **more: Any,
 ) -> Run:
     return Run(
@@ -105,7 +104,7 @@ def run(
         seed=seed,
         device=torch.device("cpu"),
         bf16=preset.name == "bf16" if bf16 is None else bf16,
-        provenance={"command": command},
+        provenance={"command": "test", "sources": "test"},
         **more,
     )
 

@@ -11,6 +11,7 @@ import pytest
 from service.bulk.__main__ import main
 from tests.contract.conftest import models as models
 from tests.contract.conftest import service as service
+from tests.helpers.folders import contents, write
 from tests.helpers.pictures import noise, save
 
 
@@ -90,13 +91,6 @@ def pictures(tmp_path: Path) -> dict[str, bytes]:
     return files
 
 
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 def zipped(file: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
@@ -123,8 +117,4 @@ def output_images(output: str = "out") -> list[bytes]:
 
 def output_files(output: str | Path = "out") -> dict[str, bytes]:
     """All files of a run."""
-    return {
-        str(file.relative_to(output)): file.read_bytes()
-        for file in Path(output).rglob("*")
-        if file.is_file()
-    }
+    return contents(output)

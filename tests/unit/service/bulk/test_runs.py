@@ -17,6 +17,7 @@ from service.bulk.output import Output
 from service.bulk.run import Shards
 from tests.contract.data import b64, unb64
 from tests.contract.harness import Service
+from tests.helpers.folders import write
 from tests.helpers.onnx_models import write_model
 from tests.unit.service.bulk.conftest import (
     Run,
@@ -24,7 +25,6 @@ from tests.unit.service.bulk.conftest import (
     output_files,
     output_images,
     picture,
-    write,
 )
 
 MEASURES = ("steps", "converged", "inverted", "distance", "drift", "percentile", "in_distribution")

@@ -18,6 +18,7 @@ from service.bulk.sources import Files, Listing, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
+from tests.helpers.folders import write
 from tests.helpers.pictures import save
 from tests.unit.service.bulk.conftest import (
     Run,
@@ -26,7 +27,6 @@ from tests.unit.service.bulk.conftest import (
     output_files,
     output_images,
     picture,
-    write,
     zipped,
 )
 

@@ -1,33 +1,15 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import QueueFull, WouldMissDeadline
-from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
 from service.scheduling.report import ModelCall
 from service.scheduling.request import Batch, Counters, ScheduledRequest
-
-
-def request(
-    n: int = 1,
-    *,
-    steps: int = 1,
-    deadline: float | None = None,
-    key: str = "",
-    tolerance: float | None = None,
-    score: bool = False,
-    streamed: bool = False,
-) -> ScheduledRequest:
-    step_params = StepParams(steps=steps, tolerance=tolerance, score=score)
-    params = SchedulingParams(
-        step_params=step_params, deadline=deadline, key=key, streamed=streamed
-    )
-    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
+from tests.helpers.serving import scheduled
 
 
 def admit(admission: Admission, one: ScheduledRequest, now: float = 0.0) -> str:
@@ -94,12 +76,12 @@ def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
 
 def test_queue_limit_counts_waiting_rows_only() -> None:
     admission = Admission(4, 8)
-    assert admit(admission, request(8)) == "queue_full"
-    running = request(3)
+    assert admit(admission, scheduled(8)) == "queue_full"
+    running = scheduled(3)
     began(admission, running)
-    assert admit(admission, request(4)) == ""
+    assert admit(admission, scheduled(4)) == ""
     assert admission.total.waiting == 4
-    assert 1.0 <= retry_after(admission, request(1), QueueFull) <= 60.0
+    assert 1.0 <= retry_after(admission, scheduled(1), QueueFull) <= 60.0
     admission.close([running])
     assert admission.total.waiting == 4
 
@@ -116,9 +98,9 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
     ],
 )
 def test_unreachable_even_on_an_idle_service(options: dict[str, Any], seconds: float) -> None:
-    assert admit(with_measured_calls(), request(**options, deadline=seconds * 1.01)) == ""
+    assert admit(with_measured_calls(), scheduled(**options, deadline=seconds * 1.01)) == ""
     assert (
-        admit(with_measured_calls(), request(**options, deadline=seconds * 0.99))
+        admit(with_measured_calls(), scheduled(**options, deadline=seconds * 0.99))
         == "deadline_unreachable"
     )
 
@@ -134,7 +116,7 @@ def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
         (1, 1.109, "deadline_unreachable"),
         (8, 1.179, "deadline_unreachable"),
     ):
-        assert admit(admission, request(n, steps=10, deadline=deadline), 1.0) == code
+        assert admit(admission, scheduled(n, steps=10, deadline=deadline), 1.0) == code
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -145,38 +127,38 @@ def test_a_row_takes_as_long_on_several_devices_and_many_rows_their_share(device
     # of 100 steps, at least
     for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):
         assert (
-            admit(admission, request(n, steps=100, deadline=seconds * 0.99))
+            admit(admission, scheduled(n, steps=100, deadline=seconds * 0.99))
             == "deadline_unreachable"
         )
-        one = request(n, steps=100, deadline=seconds * 1.01)
+        one = scheduled(n, steps=100, deadline=seconds * 1.01)
         assert admit(admission, one) == ""
         admission.close([one])
 
 
 def test_the_queue_in_the_way_rejects_with_retry_after() -> None:
     admission = with_measured_calls()
-    admit(admission, request(8 * 1000))  # 1000 model calls of 18 ms
-    assert 8.0 <= retry_after(admission, request(deadline=10.0), WouldMissDeadline) <= 10.1
-    assert admit(admission, request(deadline=18.1)) == ""
+    admit(admission, scheduled(8 * 1000))  # 1000 model calls of 18 ms
+    assert 8.0 <= retry_after(admission, scheduled(deadline=10.0), WouldMissDeadline) <= 10.1
+    assert admit(admission, scheduled(deadline=18.1)) == ""
 
 
 def test_the_running_model_call_counts_as_work_ahead() -> None:
     admission = with_measured_calls()
-    began(admission, request(8))
-    assert admit(admission, request(key="b", deadline=0.028)) == "would_miss_deadline"
-    assert admit(admission, request(key="b", deadline=0.030)) == ""
-    assert admit(admission, request(key="c", deadline=0.028 + 0.010), 0.010) == ""
+    began(admission, scheduled(8))
+    assert admit(admission, scheduled(key="b", deadline=0.028)) == "would_miss_deadline"
+    assert admit(admission, scheduled(key="b", deadline=0.030)) == ""
+    assert admit(admission, scheduled(key="c", deadline=0.028 + 0.010), 0.010) == ""
 
 
 def test_others_are_in_the_way_only_for_their_share() -> None:
     admission = with_measured_calls()
-    admit(admission, request(8 * 1000, key="a"))
-    assert admit(admission, request(key="b", deadline=0.1)) == ""
+    admit(admission, scheduled(8 * 1000, key="a"))
+    assert admit(admission, scheduled(key="b", deadline=0.1)) == ""
     admission = with_measured_calls()
-    admit(admission, request(8, steps=100_000))
-    assert admit(admission, request(deadline=0.1)) == ""
+    admit(admission, scheduled(8, steps=100_000))
+    assert admit(admission, scheduled(deadline=0.1)) == ""
     # alone 0.55 s, beside the others 0.95 s
-    assert admit(admission, request(steps=50, deadline=0.8)) == "would_miss_deadline"
+    assert admit(admission, scheduled(steps=50, deadline=0.8)) == "would_miss_deadline"
 
 
 @pytest.mark.parametrize(
@@ -190,14 +172,14 @@ def test_retry_after_follows_the_measured_drain_rate(
     admission = Admission(1000, 8)
     for _ in range(8):
         measure(admission, 8, seconds)
-    admit(admission, request(1000, steps=steps))
-    waits = [retry_after(admission, request(50), QueueFull) for _ in range(50)]
+    admit(admission, scheduled(1000, steps=steps))
+    waits = [retry_after(admission, scheduled(50), QueueFull) for _ in range(50)]
     assert all(least <= wait <= most for wait in waits)
     assert len(set(waits)) > 25
 
 
 asked = st.builds(
-    request,
+    scheduled,
     st.integers(1, 4),
     steps=st.integers(1, 9),
     deadline=st.none() | st.floats(-0.1, 0.5),

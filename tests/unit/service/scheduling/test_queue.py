@@ -2,24 +2,21 @@
 
 import math
 from collections import Counter
+from typing import Any
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.queue import MAX_SKIPS, FairQueue
 from service.scheduling.request import ScheduledRequest, Slice
+from tests.helpers.serving import scheduled
 
 RowId = tuple[ScheduledRequest, int]
 
 
-def request(
-    n: int = 1, *, key: str = "", steps: int = 0, deadline: float | None = None
-) -> ScheduledRequest:
+def request(n: int = 1, *, steps: int = 0, **options: Any) -> ScheduledRequest:
     """A request whose rows have had so many steps."""
-    params = SchedulingParams(step_params=StepParams(steps=10**6), key=key, deadline=deadline)
-    found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
+    found = scheduled(n, 10**6, **options)
     found.begin().steps = steps
     return found
 

@@ -19,33 +19,24 @@ from service.server import open_connections
 from service.server.open_connections import OpenConnections
 from service.settings import Settings
 from tests.helpers.connection import PATIENCE_S
+from tests.helpers.serving import Clock
 from tests.helpers.timed_loop import run_timed
 
 
 class Open:
-    """A connection and its transport."""
+    """A connection with a request, and its transport."""
 
-    def __init__(
-        self, connections: OpenConnections, *, is_busy: bool = False, peer: str = "192.0.2.1"
-    ) -> None:
+    def __init__(self, connections: OpenConnections) -> None:
         self.transport = self
-        self.info: dict[str, Any] = {"peername": (peer, 1)}
-        self.closed = asyncio.Event()
-        self.has_begun = False
+        self.info: dict[str, Any] = {"peername": ("192.0.2.1", 1)}
+        self.is_closed = False
         self.unread_since = -math.inf
         self.unsent: Callable[[], int] = lambda: 0
         connections.add(cast(Any, self))
-        if is_busy:
-            connections.on_busy(cast(Any, self))
+        connections.on_busy(cast(Any, self))
 
-    @property
-    def is_closed(self) -> bool:
-        return self.closed.is_set()
-
-    def close(self) -> None:
-        self.closed.set()
-
-    abort = close
+    def abort(self) -> None:
+        self.is_closed = True
 
     def get_write_buffer_size(self) -> int:
         return self.unsent()
@@ -54,9 +45,8 @@ class Open:
         return self.info[name]
 
 
-def limited(metrics: Metrics, limit: int = 4096, clock: Any = time.monotonic) -> OpenConnections:
-    settings = Settings(max_open_connections=limit)
-    services: Any = SimpleNamespace(metrics=metrics, settings=settings, clock=clock)
+def limited(metrics: Metrics, clock: Any = time.monotonic) -> OpenConnections:
+    services: Any = SimpleNamespace(metrics=metrics, settings=Settings(), clock=clock)
     return OpenConnections(services)
 
 
@@ -99,12 +89,12 @@ def until_acknowledged(sender: socket.socket) -> None:
 
 
 def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> None:
-    now = [0.0]
+    clock = Clock()
 
     async def main() -> None:
         metrics = Metrics()
-        connections = limited(metrics, clock=lambda: now[0])
-        stuck, trickling, slow = (Open(connections, is_busy=True) for _ in range(3))
+        connections = limited(metrics, clock)
+        stuck, trickling, slow = (Open(connections) for _ in range(3))
         with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
             clients = []
             for each in (stuck, trickling, slow):
@@ -125,7 +115,7 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
                         sender.info["socket"].send(bytes(count))
                         reader.recv(count, socket.MSG_WAITALL)
                         until_acknowledged(sender.info["socket"])
-                now[0] += 1.0
+                clock.now += 1.0
                 for _ in range(2):
                     await asyncio.sleep(0)
         assert not slow.is_closed
@@ -133,41 +123,7 @@ def test_a_client_that_takes_too_little_is_closed_and_a_slow_one_is_not() -> Non
             "ign_closed_connections_total", {"reason": "send_timeout"}
         )
 
-    run_timed(main(), lambda: now[0])
-
-
-def test_a_connection_without_a_request_for_long_is_closed() -> None:
-    now = [0.0]
-
-    async def main() -> None:
-        connections = limited(Metrics(), clock=lambda: now[0])
-        connection = Open(connections, is_busy=True)
-        connections.on_idle(cast(Any, connection))
-        while not connection.is_closed and now[0] < 100:
-            now[0] += 0.5
-            await asyncio.sleep(0)
-        assert open_connections.KEEP_ALIVE_S <= now[0] < 100
-
-    run_timed(main(), lambda: now[0])
-
-
-def test_beyond_the_limit_the_address_with_the_most_connections_loses_one() -> None:
-    async def main() -> None:
-        connections = limited(Metrics(), limit=4)
-        few = Open(connections, peer="192.0.2.1")
-        busy, older, newer = (
-            Open(connections, peer="192.0.2.2", is_busy=is_busy) for is_busy in (True, False, False)
-        )
-        for number, closed in enumerate([older, newer]):
-            assert not Open(connections, peer=f"192.0.2.{3 + number}").is_closed
-            assert closed.is_closed
-            connections.remove(cast(Any, closed))
-        assert [few.is_closed, busy.is_closed] == [False, False]
-        Open(connections, peer="192.0.2.5")
-        # all have one; the first is idle for longest
-        assert [few.is_closed, busy.is_closed] == [True, False]
-
-    run(main())
+    run_timed(main(), clock)
 
 
 def test_a_lack_of_files_is_logged_once_and_counted(

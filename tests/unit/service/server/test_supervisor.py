@@ -39,8 +39,9 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """No process is left in the end."""
+    settings = Settings(
         workers=2,
         device="cpu",
         threads=5,
@@ -48,6 +49,8 @@ def settings(tmp_path: Path) -> Settings:
         max_inflight_requests=10,
         model_dir=tmp_path,
     )
+    yield settings
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 @dataclass
@@ -111,7 +114,6 @@ def supervised(
         finally:
             done.result(PATIENCE_S)
             assert len(listening) == (main is not fakes.dies)
-            assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) -> None:
@@ -216,7 +218,6 @@ def test_without_a_folder_or_processes_it_does_not_start(
 def refused(settings: Settings, main: ChildMain, message: str) -> None:
     with pytest.raises(StartupError, match=message):
         supervise(settings, main, on_listening=lambda: None)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 @pytest.mark.parametrize("main", [fakes.refuses, fakes.refuses_later])
