@@ -213,9 +213,7 @@ def _latent_work(
 def noise_of(card: Card) -> Noise:
     """The noise of a model; raises `InvalidContent` for one that makes nothing of it."""
     if card.noise is None:
-        text = (
-            f"{card.ref} makes nothing of noise; only what takes images, and infer of /v2, runs it"
-        )
+        text = f"{card.ref} makes nothing of noise; send it images, as to /project"
         raise InvalidContent.field("model", text, code="no_noise")
     return card.noise
 
