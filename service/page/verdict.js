@@ -7,7 +7,6 @@ import { byId } from "./dom.js";
 import { contrastOf, inkOf } from "./pixels.js";
 
 const NEARLY_EMPTY = 0.5; // of the least ink of a generated picture
-const FOREIGN = 10; // times as far as f moves nearly all real pictures: noise and holes move less, photos more
 const PLAIN = 0.04; // contrast: of a photo of a wall
 
 /** A mean difference as a percentage of the model's range. */
@@ -45,7 +44,7 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreig
 
   function words() {
     if (nearlyEmpty) return "There is too little to go on.";
-    if (foreign || (quantiles && distance > FOREIGN * quantiles[99])) return `This does not look like ${thingOf(card)} to the network.`;
+    if (foreign) return `This does not look like ${thingOf(card)} to the network.`;
     if (!settled) return "Not quite real yet: once more, and it changes again.";
     return quantiles && percentile(distance, quantiles) <= 90 ? "This looked real already." : "Made real.";
   }

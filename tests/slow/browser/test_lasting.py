@@ -39,7 +39,7 @@ VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
         {},
         "Not quite real yet: once more, and it changes again. | Changed by 25 %; REAL; once more, by 10 %.",
     ),
-    (1.2, 0.01, {}, "This does not look like a face to the network. | Changed by 60 %; REAL."),
+    (1.2, 0.01, {}, "Made real. | Changed by 60 %; REAL."),
     (
         0.2,
         0.01,
