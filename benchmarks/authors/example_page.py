@@ -19,7 +19,7 @@ PAGE: Final = ROOT / "service" / "page"
 WIDTH: Final = 760
 HEIGHT: Final = 880
 MARGIN: Final = 60
-SEED: Final = 7
+SEED: Final = 0
 ITEMS: Final = {
     "2 x flat white": "7.20",
     "1 x pot of green tea": "3.40",
