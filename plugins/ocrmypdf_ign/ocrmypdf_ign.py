@@ -111,10 +111,8 @@ def filter_ocr_image(page: Any, image: Image.Image) -> Image.Image | None:
         # Whatever fails here, the document is more important than the cleaning of one page.
         log.warning("the page is read as it is, not cleaned: %s", exc)
         return None
-    if not better:
-        return None
-    log.info("tesseract reads the cleaned page")
-    return cleaned
+    log.info("tesseract reads the page %s", "cleaned" if better else "as it is")
+    return cleaned if better else None
 
 
 def clean(image: Image.Image, model: str) -> Image.Image:
