@@ -148,8 +148,8 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
     if not models:
         raise StartupError(f"{folder}: no model of it can be used")
     # As in the service, a name stands for its highest version.
-    wanted = (ref for ref in reversed(models) if default in (ref, ref.split("/")[0]))
-    first = next(wanted, next(iter(models)))
+    named = [ref for ref in models if default in (ref, ref.split("/")[0])]
+    first = (named or list(models))[-1]
     return index | {"models": list(models.values()), "default": first}
 
 

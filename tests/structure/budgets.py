@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 118_600,
+    ("service", "ign"): 118_610,
     ("model_export",): 75_950,
     ("sdk",): 19_550,
     ("benchmarks",): 37_200,
