@@ -168,8 +168,7 @@ def _copied(_: OnnxModel, rows: FloatRows) -> FloatRows:
 
 def measure(options: argparse.Namespace) -> Json:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        lines = runner.run(measured(options))
+    lines = uvloop.run(measured(options))
     most = {
         payload: max(line["us_per_request"] for line in lines if line["payload"] == payload)
         for payload in AIMS_US

@@ -81,8 +81,7 @@ def measure(options: argparse.Namespace) -> Json:
     data = MODEL.read_bytes()
     model = OnnxModel(data, threads=available_cpus(), max_batch_rows=BATCH_ROWS)
     about = {"ref": REF, "digest": model.digest[:12], "provider": model.provider}
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        neighbours = runner.run(compare(model, data, options))
+    neighbours = uvloop.run(compare(model, data, options))
     tune_gc()
     queue = queued(options)
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue}
@@ -161,8 +160,7 @@ def queued(options: argparse.Namespace) -> list[Json]:
     for depth in (depth for depth in DEPTHS if depth <= options.depth):
         samples = []
         for _ in range(options.rounds * max(1, 1000 // depth)):
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                samples.append(runner.run(fill_and_drain(depth)))
+            samples.append(uvloop.run(fill_and_drain(depth)))
         admit, run, cpu = (
             (statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
         )

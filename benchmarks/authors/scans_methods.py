@@ -104,14 +104,14 @@ def methods_of(artifact: Artifact) -> dict[str, Method]:
     return methods
 
 
-def read(images: Mapping[str, Levels], layout: str) -> dict[str, str]:
-    """What tesseract reads from pictures of 300 dpi, by the method that made them."""
+def read(images: Mapping[str, Levels]) -> dict[str, str]:
+    """What tesseract reads from blocks of 300 dpi, by the method that made them."""
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, image in images.items():
             file = Path(folder, "page.png")
             Image.fromarray(image).save(file, dpi=(300, 300), compress_level=1)
-            command = ["tesseract", str(file), "-", "--psm", layout, "-l", "eng"]
+            command = ["tesseract", str(file), "-", "--psm", "6", "-l", "eng"]
             if name == TESS_SAUVOLA:
                 command += ["-c", "thresholding_method=2"]
             environ = {**os.environ, "OMP_THREAD_LIMIT": "1"}

@@ -2,13 +2,10 @@
 by `scans`.
 
     python -m benchmarks.authors.scans_ocr --results benchmarks/results/scans-ocr.json
-    python -m benchmarks.authors.scans_ocr --real FOLDER
 
 It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and
 OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where they are installed.
 `--card` writes the figures into the card, `--sheet` a WebP of a block: damaged, background, f.
-`--real` reads pictures of a folder instead of blocks, each with its text beside it, `page.png` and
-`page.txt`.
 """
 
 import argparse
@@ -60,7 +57,7 @@ def measure_block(number: int, methods: Mapping[str, Method]) -> dict[str, Json]
     for condition, scan in conditions(number, sample):
         image, dpi = prepared(scan, sample.dpi)
         done = {name: method(image, dpi) for name, method in methods.items()}
-        texts = read(done, layout="6")
+        texts = read(done)
         result[condition] = {
             "cer": {name: error_rate(text, sample.text) for name, text in texts.items()},
             "changed": _differ(image, done["f"]),
@@ -71,26 +68,6 @@ def measure_block(number: int, methods: Mapping[str, Method]) -> dict[str, Json]
 
 def _differ(a: Levels, b: Levels) -> float:
     return float((np.abs(a.astype(int) - b) > 8).mean())
-
-
-def real_pages(folder: Path, methods: Mapping[str, Method]) -> dict[str, dict[str, float]]:
-    """The error rates in per cent of a folder: page → method → rate, and their `mean`.
-
-    Small print by the file's resolution, 300 dpi if it has none, is enlarged, as `prepared` does.
-    """
-    rates: dict[str, dict[str, float]] = {}
-    for text in sorted(folder.glob("*.txt")):
-        (file,) = (each for each in folder.glob(f"{text.stem}.*") if each != text)
-        with Image.open(file) as picture:
-            dpi = round(picture.info.get("dpi", (300, 300))[0])
-            image, dpi = prepared(np.asarray(picture.convert("L")), dpi)
-        found = read({name: method(image, dpi) for name, method in methods.items()}, layout="3")
-        wanted = text.read_text("utf-8")
-        rates[text.stem] = {name: 100 * error_rate(each, wanted) for name, each in found.items()}
-    rates["mean"] = {
-        name: float(np.mean([row[name] for row in rates.values()])) for name in methods
-    }
-    return rates
 
 
 def sheet(methods: Mapping[str, Method]) -> Levels:
@@ -190,12 +167,10 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> None:
 
 def measure(options: argparse.Namespace) -> Json:
     folder = Path(options.model)
-    if not options.real and (reason := missing(folder)):
+    if reason := missing(folder):
         raise OSError(f"needs {reason}")
     artifact = Artifact.read(folder, threads=1)
     methods = methods_of(artifact)
-    if options.real:
-        return {"real": real_pages(Path(options.real), methods)}
     blocks = [measure_block(number, methods) for number in tqdm(range(options.blocks))]
     result = summarise(blocks) | {
         "photographs": photographs(artifact),
@@ -214,7 +189,6 @@ OPTIONS: Final = {
     "model": str(NEWEST),
     "blocks": 16,
     "sheet": "",
-    "real": "",
     "card": False,
 }
 
