@@ -51,11 +51,11 @@ from benchmarks.load_generator.messages import (
     HEADER_LENGTH,
     binary_tensor,
     disc,
-    encoded,
     request,
     upload,
 )
 from service.artifact.files import MODEL_FILE
+from tests.helpers.pictures import save
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second "
@@ -71,7 +71,7 @@ PEER: Final = "mosec"
 PNG: Final = "png"
 RAW: Final = "raw"
 BODIES: Final[Mapping[str, list[bytes]]] = {
-    PNG: [encoded(disc(number, size=28)) for number in range(32)],
+    PNG: [save(disc(number, size=28)) for number in range(32)],
     RAW: [row.tobytes() for row in np.random.default_rng(0).standard_normal((32, 784), np.float32)],
 }
 # (rows of the peer's largest batch, milliseconds that it waits for more), by the number of copies:

@@ -85,14 +85,17 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
     )
     for name, default in options.items():
         flag = f"--{name.replace('_', '-')}"
-        shown = "(default %(default)s)"
         if default is False:
             cli.add_argument(flag, action="store_true")
-        elif isinstance(default, list):
-            kind = type(default[0])
-            cli.add_argument(flag, type=kind, nargs="+", default=default, help=shown)
-        else:
-            cli.add_argument(flag, type=type(default), default=default, help=shown)
+            continue
+        several = isinstance(default, list)
+        cli.add_argument(
+            flag,
+            type=type(default[0] if several else default),
+            nargs="+" if several else None,
+            default=default,
+            help="(default %(default)s)",
+        )
     return cli.parse_args()
 
 

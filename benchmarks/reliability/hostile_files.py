@@ -6,7 +6,6 @@ what users never see.
 """
 
 import copy
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, MutableSequence
@@ -27,7 +26,7 @@ from model_export import cli
 from model_export.errors import UserError
 from model_export.importing import command
 from service.artifact.card import CARD_KEY, Card
-from service.artifact.golden import digest_of
+from service.artifact.golden import Golden, digest_of
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import IgnError, StartupError
 from service.images.decode import DecodeLimits, ImageBytes
@@ -221,7 +220,6 @@ def version(rng: Rng, folder: Path) -> str:
     """Load a version: a network with a card, either of them hostile, and golden rows."""
     card = copy.deepcopy(_card())
     place = folder / REF
-    golden = io.BytesIO()
     place.mkdir(parents=True)
     is_about_cards = rng.random() < 0.7
     model = _base(rng, "plain") if is_about_cards else _model(rng)
@@ -232,11 +230,9 @@ def version(rng: Rng, folder: Path) -> str:
     model.metadata_props.add(key=CARD_KEY, value=text)
     data = model.SerializeToString()
     data = damaged(rng, data) if rng.random() < 0.1 else data
-    np.savez(golden, x=_ROWS, y=_ROWS, digest=np.array(digest_of(data)))
+    golden = Golden(x=_ROWS, y=_ROWS, digest=digest_of(data)).to_bytes()
     (place / "model.onnx").write_bytes(data)
-    (place / "golden.npz").write_bytes(
-        damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue()
-    )
+    (place / "golden.npz").write_bytes(damaged(rng, golden) if rng.random() < 0.3 else golden)
     try:
         Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load(
             REF

@@ -19,17 +19,15 @@ from benchmarks.load_generator.messages import (
     JSON,
     NPY,
     disc,
-    encoded,
     post,
     post_form,
     request,
-    text,
     upload,
 )
 from benchmarks.reliability.cases import GOOD, Case, Rng, choose, image
 from service.api.negotiation import PICTURE_TYPES
-from tests.contract.data import CALLS
-from tests.helpers.pictures import chunk
+from tests.contract.data import CALLS, b64
+from tests.helpers.pictures import chunk, save
 
 JSON_TYPE: Final = {"Content-Type": JSON}
 PATHS: Final = (*CALLS, "/v2/models/mnist/infer")
@@ -168,8 +166,7 @@ def images() -> dict[str, list[bytes]]:
     """
     signature = b"\x89PNG\r\n\x1a\n"
     whole = [
-        encoded(disc(size=32), form)
-        for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+        save(disc(size=32), form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
     ]
 
     def header(width: int, height: int, kind: int = 0) -> bytes:
@@ -272,7 +269,7 @@ def avif_of_items(count: int) -> bytes:
 
 def small_avif(side: int, stated: int) -> bytes:
     """An AVIF that states another side than it has."""
-    data = bytearray(encoded(Image.new("L", (side, side)), "AVIF"))
+    data = bytearray(save(Image.new("L", (side, side)), "AVIF"))
     place = data.index(b"ispe") + 8
     data[place : place + 8] = struct.pack(">II", stated, stated)
     return bytes(data)
@@ -371,7 +368,7 @@ def bad_image(rng: Rng) -> Case:
     if how == 1:
         return Case(
             "image",
-            post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}),
+            post("/project", {"images": [b64(image(rng)), b64(data)], "masks": [b64(data)] * 2}),
         )
     return Case("image", post_form("/project", [("image", data), ("mask", data), ("steps", b"1")]))
 
