@@ -147,13 +147,14 @@ async def cost(turn: Turn, requests: Sequence[bytes], rounds: int) -> Json:
             raise OSError(f"not answered with 200: {peer.response[:200]!r}")
     times = -(-_ENOUGH // len(turn.peers))
     count = times * len(turn.peers)
-    spent = list[tuple[float, float]]()
+    whole = list[float]()
+    loop = list[float]()
     for _ in range(rounds):
-        before = np.array([time.process_time(), time.thread_time()])
+        began = time.process_time()
+        loop_began = time.thread_time()
         await turn.send(requests, times)
-        after = np.array([time.process_time(), time.thread_time()])
-        spent.append(tuple((after - before) / count * 1e6))
-    whole, loop = zip(*spent, strict=True)
+        whole.append((time.process_time() - began) / count * 1e6)
+        loop.append((time.thread_time() - loop_began) / count * 1e6)
     return {
         "us_per_request": statistics.median(whole),
         "least_us": min(whole),

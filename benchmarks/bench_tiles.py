@@ -103,17 +103,14 @@ def compare(
     }
 
 
-def import_network(folder: Path, layers: int, *arguments: str) -> Path:
-    """Write a network of random weights, import it with these further arguments, and return the
-    model directory.
-    """
+def import_network(folder: Path, layers: int) -> Path:
+    """Write a network of random weights, import it, and return the model directory."""
     network = Network(["n", 1, "h", "w"])
     for number in range(layers - 1):
         network.conv(64 if number else 1, 64).add("Relu")
     file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
     models = folder / "models"
-    options = ["--name", NAME, "--models", str(models), "--residual"]
-    options += arguments or ("--range", "0,1")
+    options = ["--name", NAME, "--models", str(models), "--residual", "--range", "0,1"]
     command = [sys.executable, "-m", "ign", "import", str(file), *options]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     return models

@@ -138,11 +138,7 @@ def target(
 
 def rounded(value: Any) -> Any:
     """The value with all floats in it rounded to six significant digits."""
-    if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
 PERCENTILES: Final = {"p50_ms": 50, "p99_ms": 99, "p999_ms": 99.9, "max_ms": 100}
@@ -204,7 +200,7 @@ def memory(samples: Sequence[tuple[float, float]]) -> Json:
     seconds, mib = np.array(samples).T
     is_kept = seconds >= seconds[0] + (seconds[-1] - seconds[0]) / 3
     duration = np.ptp(seconds[is_kept])
-    slope = np.polyfit(seconds[is_kept], mib[is_kept], 1)[0] if duration else 0.0
+    slope = np.polyfit(seconds[is_kept], mib[is_kept], 1)[0]
     middle = np.median(mib[is_kept])
     return {
         "median_mib": middle,

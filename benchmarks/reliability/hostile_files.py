@@ -47,7 +47,12 @@ _PLACES: Final = (
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _MOST_PAGES: Final = 64
 _ARGUMENTS: Final = (
-    *("--tile=16", "--overlap=0", "--range=-1,1", "--range=0,1", "--color=luma", "--bgr"),
+    "--tile=16",
+    "--overlap=0",
+    "--range=-1,1",
+    "--range=0,1",
+    "--color=luma",
+    "--bgr",
     "--residual",
 )
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)

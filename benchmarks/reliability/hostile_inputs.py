@@ -294,10 +294,8 @@ def overwritten(rng: Rng, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         place = int(rng.integers(max(1, min(len(data), 400))))
-        value = int(
-            choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
-        )
-        size = int(choose(rng, (1, 2, 4)))
+        value = choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
+        size = choose(rng, (1, 2, 4))
         changed[place : place + size] = (value & (256**size - 1)).to_bytes(
             size, choose(rng, ("little", "big"))
         )

@@ -30,49 +30,49 @@ FloatImage = NDArray[np.floating[Any]]
 
 # With the families that have the same outlines.
 HELD_OUT_FONTS: Final = (
-    *(
-        "Liberation",
-        "Arimo",
-        "Cousine",
-        "Tinos",
-        "Carlito",
-        "Lato",
-        "Linux Libertine",
-        "Linux Biolinum",
-        "Charis",
-    ),
-    *("Courier Prime", "Source Sans", "EB Garamond", "Vollkorn"),
+    "Liberation",
+    "Arimo",
+    "Cousine",
+    "Tinos",
+    "Carlito",
+    "Lato",
+    "Linux Libertine",
+    "Linux Biolinum",
+    "Charis",
+    "Courier Prime",
+    "Source Sans",
+    "EB Garamond",
+    "Vollkorn",
 )
 HELD_OUT_PICTURES: Final = ("camera.png", "coins.png", "moon.png")
 _PICTURES: Final = (
-    *(
-        "astronaut.png",
-        "coffee.png",
-        "chelsea.png",
-        "rocket.jpg",
-        "brick.png",
-        "motorcycle_left.png",
-        "grass.png",
-    ),
-    *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
+    "astronaut.png",
+    "coffee.png",
+    "chelsea.png",
+    "rocket.jpg",
+    "brick.png",
+    "motorcycle_left.png",
+    "grass.png",
+    "hubble_deep_field.jpg",
+    "horse.png",
+    "gravel.png",
+    "retina.jpg",
 )
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = (
-    *(
-        "Math",
-        "Emoji",
-        "Symbol",
-        "Dingbat",
-        "Initials",
-        "Outline",
-        "Icon",
-        "Variable",
-        "VF",
-        "Keyboard",
-        "Last Resort",
-    ),
+    "Math",
+    "Emoji",
+    "Symbol",
+    "Dingbat",
+    "Initials",
+    "Outline",
+    "Icon",
+    "Variable",
+    "VF",
+    "Keyboard",
+    "Last Resort",
 )
 _ACCENTS: Final = {
     "a": "áàâäãåąā",
