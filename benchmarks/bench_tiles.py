@@ -84,13 +84,11 @@ def measure(options: argparse.Namespace) -> Json:
 def compare(
     server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace
 ) -> Json:
-    ways = {
-        name: partial(timeit, way, number=1)
-        for name, way in {
-            "service": partial(send, server, request),
-            "plain": plain(model, page),
-        }.items()
+    work: dict[str, Callable[[], None]] = {
+        "service": partial(send, server, request),
+        "plain": plain(model, page),
     }
+    ways = {name: partial(timeit, way, number=1) for name, way in work.items()}
     with memory_samples(server.pid, 0.1) as samples:
         rounds = in_turn(ways, options.rounds)
     share = median_ratio(rounds["plain"], rounds["service"])

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from model_export.data import damages
+from model_export.data.chance import choose
 from model_export.data.pages import (
     FloatImage,
     font_files,
@@ -54,10 +55,8 @@ AUGRAPHY: Final = ("InkBleed", "BadPhotoCopy", "DirtyDrum", "ShadowCast", "Faxif
 
 def moire(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Waves of a screen that was photographed."""
-    rows, columns = np.indices(image.shape)
-    angle = g.uniform(0, np.pi)
-    pitch = em / g.uniform(3, 8)
-    waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / pitch)
+    away = damages.across(image, g.uniform(0, np.pi))
+    waves = np.sin(2 * np.pi * away / (em / g.uniform(3, 8)))
     return np.asarray(image * (0.85 - 0.2 * strength) + (0.06 + 0.1 * strength) * waves)
 
 
@@ -118,7 +117,7 @@ def block(number: int) -> Block:
     g = np.random.default_rng((90, number, True))
     dpi = 300 if number % 2 else 150
     em = g.uniform(8.5, 12) * dpi / 72
-    font = load_font(faces()[int(g.integers(len(faces())))], round(em))
+    font = load_font(choose(g, faces()), round(em))
     start = int(g.integers(len(words()) - 400))
     width = int(3.7 * dpi)
     pad = int(0.22 * dpi)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from benchmarks.load_generator.messages import (
     request,
     upload,
 )
+from model_export.data.chance import choose
 from tests.contract.data import CALLS, b64, npy
 from tests.helpers.pictures import save
 
@@ -130,10 +131,6 @@ def content(answer: Answer) -> object:
     if media == EVENTS:
         return answer.body.partition(b"event: done")[0]
     return answer.body[int(answer.headers.get(HEADER_LENGTH.lower(), 0)) :]
-
-
-def choose(rng: Rng, values: Any) -> Any:
-    return values[int(rng.integers(len(values)))]
 
 
 def good(rng: Rng) -> Case:

@@ -20,9 +20,10 @@ import onnx
 from onnx import ModelProto, TensorProto, parser
 
 from benchmarks.harness.common import MODEL, REF
-from benchmarks.reliability.cases import Rng, choose, image
+from benchmarks.reliability.cases import Rng, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
 from model_export import cli
+from model_export.data.chance import choose
 from model_export.errors import UserError
 from model_export.importing import command
 from service.artifact.card import CARD_KEY, Card

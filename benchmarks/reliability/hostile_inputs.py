@@ -24,7 +24,8 @@ from benchmarks.load_generator.messages import (
     request,
     upload,
 )
-from benchmarks.reliability.cases import GOOD, Case, Rng, choose, image
+from benchmarks.reliability.cases import GOOD, Case, Rng, image
+from model_export.data.chance import choose
 from service.api.negotiation import PICTURE_TYPES
 from tests.contract.data import CALLS, b64
 from tests.helpers.pictures import chunk, save

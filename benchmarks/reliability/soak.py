@@ -27,7 +27,6 @@ from benchmarks.reliability.cases import (
     SETTINGS,
     Case,
     Rng,
-    choose,
     content,
     disconnecting,
     good,
@@ -36,6 +35,7 @@ from benchmarks.reliability.cases import (
     slow_body,
 )
 from benchmarks.reliability.hostile_inputs import hostile, images
+from model_export.data.chance import choose
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must "

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from model_export.data.chance import choose
 from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows
 
@@ -132,7 +133,7 @@ def _random_figure(g: Generator) -> Figure:
     kind = g.integers(4)
     corners = g.integers(3, 9)
     if kind == 0:
-        return _FIGURES[g.integers(len(_FIGURES))]
+        return choose(g, _FIGURES)
     if kind == 1:
         outline = polar(np.sort(g.uniform(0, 2 * np.pi, corners)), g.uniform(0.5, 1.3, corners))
         return Figure([np.concatenate([outline, outline[:1]])], bool(g.integers(2)))
@@ -172,8 +173,8 @@ def _render(g: Generator, figure: Figure, side: int) -> Levels:
 def _glyph(g: Generator, fonts: Sequence[str], characters: str, side: int) -> Levels:
     """Draw a random character in random size and weight: (side, side), 255 on 0."""
     image = Image.new("L", (_SIDE, _SIDE))
-    font = _font(fonts[int(g.integers(len(fonts)))], int(g.integers(56, 93)))
-    character = characters[g.integers(len(characters))]
+    font = _font(choose(g, fonts), int(g.integers(56, 93)))
+    character = choose(g, characters)
     weight = int(g.integers(0, 4))
     ImageDraw.Draw(image).text(
         (_SIDE / 2, _SIDE / 2), character, 255, font, "mm", stroke_width=weight

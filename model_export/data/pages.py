@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from model_export.data.chance import choose
 from model_export.errors import UserError
 from service.artifact.pixels import Levels
 
@@ -228,8 +229,8 @@ class _Painter:
             if self.g.random() < _LATIN
             else _foreign() or [(_SCRIPTS[0], fonts())]
         )
-        self.script, files = choices[int(self.g.integers(len(choices)))]
-        self.font = load_font(files[int(self.g.integers(len(files)))], self.em)
+        self.script, files = choose(self.g, choices)
+        self.font = load_font(choose(self.g, files), self.em)
 
     def words(self, count: int) -> str:
         """About ``count`` characters that the font has."""
@@ -413,7 +414,7 @@ def photograph(g: Generator, width: int, height: int) -> Image.Image:
     grain.
     """
     if g.random() < 0.6:
-        whole = _photographs()[int(g.integers(len(_photographs())))]
+        whole = choose(g, _photographs())
         share = g.uniform(0.4, 1.0) * min(whole.width / width, whole.height / height)
         w = share * width
         h = share * height
