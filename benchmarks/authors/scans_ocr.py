@@ -34,7 +34,7 @@ from benchmarks.authors.scans_methods import (
 )
 from benchmarks.harness.common import Json, newest, run_benchmark
 from model_export.data.pages import HELD_OUT_PICTURES
-from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
+from model_export.export.artifact import Artifact, publish, read_all, with_fields
 from model_export.files import atomic_write
 from service.artifact.pixels import Levels
 
@@ -157,14 +157,6 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def write_card(folder: Path, result: Mapping[str, Any]) -> None:
-    artifacts = read_all(folder, threads=1)
-    card = TrainedCard.model_validate(
-        {**artifacts[0].card.model_dump(), "quality": {"ocr": result}}
-    )
-    publish(folder, with_card(artifacts, card), keep=True)
-
-
 def measure(options: argparse.Namespace) -> Json:
     folder = Path(options.model)
     if reason := missing(folder):
@@ -180,7 +172,8 @@ def measure(options: argparse.Namespace) -> Json:
         with atomic_write(Path(options.sheet)) as file:
             Image.fromarray(sheet(methods)).save(file, "WEBP", quality=70)
     if options.card:
-        write_card(folder, result)
+        files = with_fields(read_all(folder, threads=1), quality={"ocr": result})
+        publish(folder, files, keep=True)
     return result
 
 

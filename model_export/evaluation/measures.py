@@ -4,6 +4,7 @@ The measured function is the exported file, run by onnxruntime. Pictures are rou
 they are served.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -303,8 +304,4 @@ def _ratio(name: str, value: float, unit: float) -> Table:
 
 def _rounded(value: Any) -> Any:
     """Plain JSON values with floats of six decimals."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(float(value), 6) if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 6))

@@ -182,11 +182,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "opset": OPSET,
                 "data": checkpoint.data,
                 "training": {
-                    **{
-                        key: checkpoint.provenance.get(key)
-                        for key in ("command", "commit", "sources")
-                    },
-                    "continued": checkpoint.provenance.get("continued", ()),
+                    **checkpoint.provenance,
                     "steps": checkpoint.step,
                     "parameters": sum(
                         p.numel() for p in model.network.parameters() if p.requires_grad

@@ -18,7 +18,7 @@ from model_export.data.datasets import Dataset, load_data_of
 from model_export.data.drawings import held_out_drawings, on_background
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
-from model_export.files import atomic_write
+from model_export.files import write_file
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, path_rows
 
@@ -60,8 +60,7 @@ def draw_figures(
     written = []
     for figure, lines in figures(artifact, data, seed):
         written.append(out / file_name(figure, artifact.card.shape[0]))
-        with atomic_write(written[-1]) as file:
-            file.write(_encoded(lines))
+        write_file(written[-1], _encoded(lines))
     return written
 
 

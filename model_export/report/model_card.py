@@ -10,7 +10,7 @@ from pathlib import Path
 from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.evaluation.remarks import Table
 from model_export.export.artifact import Artifact, TrainedCard
-from model_export.files import atomic_write
+from model_export.files import write_file
 from model_export.report.figures import FIGURES, file_name
 from model_export.report.quality import (
     limitations,
@@ -35,9 +35,7 @@ def write_page(folder: Path, out: Path) -> Path:
         figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES
     }
     shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
-    text = page(artifact, shown=shown)
-    with atomic_write(out) as file:
-        file.write(text.encode())
+    write_file(out, page(artifact, shown=shown).encode())
     return out
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
-from model_export.files import atomic_write
+from model_export.files import atomic_write, write_file
 from model_export.training.network import averaged_model
 from model_export.training.presets import Preset, split_steps
 from model_export.training.restorer import build_network
@@ -91,8 +91,7 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
     """
     memory = io.BytesIO()
     torch.save(content, memory)
-    with atomic_write(path) as file:
-        file.write(memory.getbuffer())
+    write_file(path, memory.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:
@@ -121,7 +120,7 @@ def load_run(folder: Path) -> TrainedModel:
         average = averaged_model(build_network(preset.network))
         average.load_state_dict(checkpoint.average)
     # Missing and unknown fields, values out of range, weights of other names or shapes.
-    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+    except (ValueError, RuntimeError) as exc:
         raise UserError(f"{folder / FILE}: this program does not know its network") from exc
     return TrainedModel(checkpoint=checkpoint, preset=preset, network=average.module.eval())
 
@@ -156,7 +155,7 @@ def continued_preset(
     """
     try:
         recorded = Preset.from_dict(saved.preset)
-    except (KeyError, TypeError, ValueError) as exc:
+    except ValueError as exc:
         raise UserError(
             f"{out} holds a run of another version of this program; choose another --out"
         ) from exc

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal, cast, get_args
 
+from pydantic import ConfigDict, TypeAdapter
+
 from model_export.data.corruptions import CorruptionName
 from model_export.data.datasets import Dataset, Source
 from model_export.data.picture_files import Inspection
@@ -20,7 +22,6 @@ from model_export.training.stages import (
     Distance,
     Matching,
     Stage,
-    Weights,
     crisp_stages,
     exact_stages,
     ign_stages,
@@ -65,6 +66,8 @@ _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode `L`
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """The training of one model."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # also of its parts
 
     name: str
     objective: Literal["naign", "ign", "restore"]
@@ -137,25 +140,14 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of
-        another version.
-        """
-        stages = tuple(
-            Stage(**{**_known(each), "weights": Weights(**_known(each["weights"]))})
-            for each in values["stages"]
-        )
-        network = NetworkConfig(**_known(values["network"]))
-        matching = Matching(**values["matching"])
-        parts = {"network": network, "stages": stages, "matching": matching}
-        return cls(**{**_known(values), **parts})
+        """The inverse of :meth:`to_dict`. Raises ValueError for one of another version."""
+        known = json.loads(json.dumps(values), object_hook=_known)
+        return TypeAdapter(cls).validate_python(known)
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without former options, and with tuples for lists."""
-    kept = {name: value for name, value in values.items() if name not in _FORMER}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
-    }
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without former options."""
+    return {name: value for name, value in values.items() if name not in _FORMER}
 
 
 def network_for(size: int, channels: int) -> NetworkConfig:
