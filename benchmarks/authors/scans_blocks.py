@@ -2,10 +2,10 @@
 
 import html
 import os
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -62,7 +62,8 @@ def moire(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def ink_spread(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Too much ink on wet paper."""
-    cv2 = import_module("cv2")
+    import cv2
+
     size = max(2, round(em * (0.04 + 0.03 * strength)))
     thick = cv2.erode(image.astype(np.float32), np.ones((size, size), np.uint8))
     near = cv2.GaussianBlur(1 - thick, (0, 0), em / 20) > 0.05
@@ -158,9 +159,11 @@ def augraphy(name: str, image: Levels, seed: int) -> Levels:
     """A damage of the library Augraphy, whose random numbers are the global ones of `random` and
     numpy.
     """
-    import_module("random").seed(seed)
+    import augraphy as library
+
+    random.seed(seed)
     np.random.seed(seed % 2**32)
-    damage = getattr(import_module("augraphy"), name)(p=1)
+    damage = getattr(library, name)(p=1)
     out = damage(np.repeat(image[..., None], 3, 2))
     return np.asarray(
         Image.fromarray(np.asarray(out, np.uint8)).convert("L").resize(image.shape[::-1])

@@ -31,7 +31,7 @@ _SHADOW_EDGE: Final = (6, 260)  # pixels
 
 def _step(values: FloatImage) -> FloatImage:
     """A soft step from 0 to 1."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -30, 30))))
+    return 1 / (1 + np.exp(-np.clip(values, -30, 30)))
 
 
 def _grid(image: FloatImage) -> FloatImage:
@@ -42,7 +42,7 @@ def _grid(image: FloatImage) -> FloatImage:
 def across(image: FloatImage, angle: float, x: float = 0.0, y: float = 0.0) -> FloatImage:
     """How far each pixel is from the line through (x, y) at this angle, in pixels."""
     rows, columns = _grid(image)
-    return np.asarray((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle))
+    return (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
 
 
 def _cells(g: Generator, image: FloatImage) -> int:
@@ -60,7 +60,7 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     if g.random() < 0.4:
         edge = _step((slope - g.uniform(-0.6, 0.6)) * side / g.uniform(4, 80))
         lit = lit * (1 - edge * g.uniform(0.15, 0.3 + 0.35 * strength))
-    return np.asarray(image * lit)
+    return image * lit
 
 
 def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -69,14 +69,14 @@ def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     away = across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2)
     soft = np.exp(g.uniform(*np.log(_SHADOW_EDGE)))
     edge = _step((away - g.uniform(-0.7, 0.5) * max(image.shape)) / soft)
-    return np.asarray(image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength)))
+    return image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength))
 
 
 def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Paper that is not white, with fibres and clouds."""
     level = 1 - g.uniform(0.03, 0.12 + 0.3 * strength)
     texture = sum(g.uniform(0, 1) * noise_field(g, image.shape, sigma) for sigma in (0.7, 2, 6, 20))
-    return np.asarray(image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1))
+    return image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1)
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -181,7 +181,7 @@ def spine(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
         -((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2))
     )
     out = np.rot90(image, turns) * (1 - g.uniform(0.3, 0.45 + 0.45 * strength) * shade[:, None])
-    return np.asarray(np.rot90(out, -turns))
+    return np.rot90(out, -turns)
 
 
 def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -194,7 +194,7 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
         (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
     )
     turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
-    return np.asarray(image * (np.asarray(turned, np.float32) / 255))
+    return image * (np.asarray(turned, np.float32) / 255)
 
 
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -239,7 +239,7 @@ def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def pale(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Faint print: no ink of the page is dark. Its letters are sharp, unlike those of `bleed`."""
     ink = 1 - (1 - image) * (0.42 - 0.3 * strength)
-    return np.asarray(ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012))
+    return ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012)
 
 
 def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -257,7 +257,7 @@ def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
         g, image.shape, 3
     )
     hits = _step((grain + 3.2 * share - 2.2) * 8) * g.uniform(0.4, 0.95)
-    return np.asarray(np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5)))
+    return np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5))
 
 
 def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -270,7 +270,7 @@ def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> Floa
     mask = np.broadcast_to(lines * worn, image.shape).astype(np.float32)
     if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
         mask = mask.T
-    return np.asarray(image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask)
+    return image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask
 
 
 def border(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -294,7 +294,7 @@ def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> Flo
     """Less contrast, and another gamma."""
     black = g.uniform(0, 0.15 + 0.2 * strength)
     white = g.uniform(0, 0.15)
-    return np.asarray((black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5))
+    return (black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5)
 
 
 def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:

@@ -17,7 +17,7 @@ import numpy as np
 import skimage
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from model_export.data.chance import choose
@@ -347,7 +347,7 @@ class _Painter:
         layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
-        self.image.paste(Image.fromarray(np.minimum(np.asarray(under), np.asarray(layer))), at)
+        self.image.paste(ImageChops.darker(under, layer), at)
 
     def writing(self, box: Box, ink: int) -> None:
         """Lines as of a pen: loops that run to the right."""
@@ -462,8 +462,7 @@ def resized(
 
 def enlarged(image: Levels) -> Levels:
     """Twice as large."""
-    size = (2 * image.shape[1], 2 * image.shape[0])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.scale(Image.fromarray(image), 2))
 
 
 def smooth_field(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.special import rel_entr
+from scipy.stats import entropy, mannwhitneyu
 
 from service.artifact.pixels import Levels
 from service.domain.latents import FloatRows
@@ -52,15 +52,14 @@ def kl_to_uniform(counts: Numbers | NDArray[np.int64]) -> float:
     """KL divergence in nats of a histogram (K,) from the uniform distribution: 0 if even, ln K for
     a single class.
     """
-    return float(rel_entr(counts / counts.sum(), 1 / len(counts)).sum())
+    return float(entropy(counts, np.ones(len(counts))))
 
 
 def auroc(negative: Values, positive: Values) -> float:
     """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if
     all are above.
     """
-    ranks = [np.searchsorted(np.sort(negative), positive, side) for side in ("left", "right")]
-    return float(np.mean(ranks) / len(negative))
+    return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
 def mean_distance(a: FloatRows, b: FloatRows) -> Values:

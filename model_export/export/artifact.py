@@ -219,6 +219,14 @@ def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
     return tuple(side * part // 4 for part in (1, 2, 3) if side * part % (4 * multiple) == 0)
 
 
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The model as the content of a file: equal bytes for equal messages, which protobuf does not
+    guarantee without this option.
+    """
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
 def open_sides(data: bytes) -> bytes:
     """A network whose operators take any height and width, as one that also says so."""
     model = onnx.load_model_from_string(data)
@@ -228,17 +236,14 @@ def open_sides(data: bytes) -> bytes:
         ):
             dim.dim_param = name
     del model.graph.value_info[:]  # the sizes between them
-    opened: bytes = model.SerializeToString(deterministic=True)
-    return opened
+    return serialised(model)
 
 
 def stamp(data: bytes, card: Card) -> bytes:
     """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(model, to_metadata(card))
-    # Without this option protobuf does not guarantee equal bytes for equal messages.
-    stamped: bytes = model.SerializeToString(deterministic=True)
-    return stamped
+    return serialised(model)
 
 
 def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> None:

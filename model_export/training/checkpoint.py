@@ -227,14 +227,10 @@ def record(arguments: Sequence[str]) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Commit of the source tree; None if it is not a clean git tree."""
-    root = _PACKAGE.parent
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return (
-            head
-            if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain")
-            else None
-        )
+        head = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--", "model_export", "service/domain")
+        return None if changes else head
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -258,7 +254,7 @@ def _strip_folders(argument: str) -> str:
     return option + equals + (Path(value).name if "/" in value and not known else value)
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
     # The arguments are constants of this module.
-    git = ["git", "-C", str(root), *arguments]
+    git = ["git", "-C", str(_PACKAGE.parent), *arguments]
     return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
