@@ -164,7 +164,7 @@ def _field(rng: Rng, model: ModelProto) -> None:
         present.add() if is_list else present.SetInParent()
         return
     is_text = field.type in (field.TYPE_STRING, field.TYPE_BYTES)
-    value = choose(rng, choose(rng, _NAMES) if is_text else _NUMBERS)
+    value: Any = choose(rng, choose(rng, _NAMES) if is_text else _NUMBERS)
     value = value.encode() if field.type == field.TYPE_BYTES else value
     with suppress(TypeError, ValueError):  # it does not fit
         if is_list:

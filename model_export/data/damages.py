@@ -42,7 +42,7 @@ def _grid(image: FloatImage) -> FloatImage:
 def across(image: FloatImage, angle: float, x: float = 0.0, y: float = 0.0) -> FloatImage:
     """How far each pixel is from the line through (x, y) at this angle, in pixels."""
     rows, columns = _grid(image)
-    return (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+    return np.asarray((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle))
 
 
 def _cells(g: Generator, image: FloatImage) -> int:
@@ -60,7 +60,7 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     if g.random() < 0.4:
         edge = _step((slope - g.uniform(-0.6, 0.6)) * side / g.uniform(4, 80))
         lit = lit * (1 - edge * g.uniform(0.15, 0.3 + 0.35 * strength))
-    return image * lit
+    return np.asarray(image * lit)
 
 
 def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -76,7 +76,7 @@ def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """Paper that is not white, with fibres and clouds."""
     level = 1 - g.uniform(0.03, 0.12 + 0.3 * strength)
     texture = sum(g.uniform(0, 1) * noise_field(g, image.shape, sigma) for sigma in (0.7, 2, 6, 20))
-    return image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1)
+    return np.asarray(image * np.clip(level + (0.008 + 0.03 * strength) * texture, 0, 1))
 
 
 def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -257,7 +257,7 @@ def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
         g, image.shape, 3
     )
     hits = _step((grain + 3.2 * share - 2.2) * 8) * g.uniform(0.4, 0.95)
-    return np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5))
+    return np.asarray(np.minimum(image, 1 - hits) * (1 - share * g.uniform(0, 0.5)))
 
 
 def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:

@@ -75,7 +75,7 @@ def to_model_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileSource:
     """Pictures in the files of a folder or zip."""
 

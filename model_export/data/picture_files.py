@@ -82,7 +82,7 @@ def load_files(
             f"{', '.join(bad[:_NAMED])}; remove them, or say --skip-bad"
         )
     held_out = _held_out(names)
-    if bool(held_out.all()) or not bool(held_out.any()):
+    if held_out.all() or not held_out.any():
         raise UserError(
             f"--data {name}: needs both training and held-out pictures, at least 10 in all"
         )

@@ -4,11 +4,10 @@ golden.npz}`.
 `model.fp16.onnx` is optional. The golden rows belong to `model.onnx` and are valid for both.
 """
 
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -145,9 +144,7 @@ def with_fields(artifacts: Sequence[Artifact], **fields: object) -> dict[str, by
     golden = artifacts[0].golden()
     card = TrainedCard.model_validate(artifacts[0].card.model_dump() | fields)
     files = {MODEL_FILES[each.precision]: stamp(each.data, card) for each in artifacts}
-    files[GOLDEN_FILE] = dataclasses.replace(
-        golden, digest=digest_of(files[MODEL_FILES["fp32"]])
-    ).to_bytes()
+    files[GOLDEN_FILE] = replace(golden, digest=digest_of(files[MODEL_FILE])).to_bytes()
     return files
 
 

@@ -108,6 +108,5 @@ def _encoded(lines: Sequence[FloatRows]) -> bytes:
     if channels == 1:
         Image.fromarray(grid[0]).save(buffer, "PNG", optimize=True)
     else:
-        colour = np.ascontiguousarray(grid.transpose(1, 2, 0))
-        Image.fromarray(colour).save(buffer, "WEBP", quality=80, method=6)
+        Image.fromarray(grid.transpose(1, 2, 0)).save(buffer, "WEBP", quality=80, method=6)
     return buffer.getvalue()

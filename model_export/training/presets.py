@@ -2,12 +2,11 @@
 which one fits.
 """
 
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal, cast, get_args
 
@@ -135,7 +134,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as numbers, strings, lists and dicts."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
@@ -208,9 +207,7 @@ PRESETS = {
                 size=32, channels=3, widths=(32, 64, 128), bottleneck=32, palette=16
             ),
             # a quarter of an hour on one core
-            stages=tuple(
-                dataclasses.replace(stage, warmup=60) for stage in crisp_stages(1600, 800, 1500)
-            ),
+            stages=tuple(replace(stage, warmup=60) for stage in crisp_stages(1600, 800, 1500)),
             batch=64,
             corruptions=_DIGITS_CORRUPTIONS,
             perceptual_steps=300,
@@ -341,10 +338,10 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
     if preset.name == SMALL:
         network = network_for(size, channels)
     else:
-        network = dataclasses.replace(preset.network, size=size, channels=channels)
+        network = replace(preset.network, size=size, channels=channels)
     try:
         network.sizes()
-        return dataclasses.replace(
+        return replace(
             preset,
             network=network,
             stages=preset.stages
@@ -363,7 +360,7 @@ def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
     share = min(1.0, steps / sum(stage.steps for stage in stages))
     counts = split_steps(steps, [stage.steps for stage in stages])
     return tuple(
-        dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
+        replace(stage, steps=count, warmup=round(stage.warmup * share))
         for stage, count in zip(stages, counts, strict=True)
     )
 
@@ -395,7 +392,7 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
             f"{found.channels}, or leave out --preset, which then "
             "fits the data"
         )
-    chosen = dataclasses.replace(choices, size=size, channels=channels, corruptions=corruptions)
+    chosen = replace(choices, size=size, channels=channels, corruptions=corruptions)
     return with_overrides(preset, chosen)
 
 
@@ -407,9 +404,9 @@ def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspe
     line says so.
     """
     if preset.data and data.known == preset.data and choices.name in (None, preset.name):
-        return dataclasses.replace(preset, licence=choices.licence or preset.licence)
+        return replace(preset, licence=choices.licence or preset.licence)
     named_by_data = preset.data or not preset.description
-    return dataclasses.replace(
+    return replace(
         preset,
         name=choices.name or (_name_of(data.name) if named_by_data else preset.name),
         description="" if named_by_data or choices.name else preset.description,
