@@ -93,10 +93,10 @@ class FileSource:
             found = readable(self.files[index])
             return None if found is None else np.asarray(found[1], dtype=np.uint8)
 
-        return inspect_pictures(self.name, len(self.files), picture)
+        return inspect_pictures(self.name, len(self.files), picture, len(self.files))
 
     def load(self, *, size: int, channels: int) -> Dataset:
-        """Load all pictures as (channels, size, size)."""
+        """Load all pictures as (channels, size, size), cropped to the centre square and resized."""
         sha256, pictures, held_out, bad = load_files(
             self.name, self.files, size, channels, skip_bad=self.skip_bad
         )
@@ -182,16 +182,10 @@ Source = FileSource | ArraySource
 """Pictures that `--data` names, before their size and channels are chosen."""
 
 
-def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures as (channels, size, size); those in files are cropped to the centre square and
-    resized.
-    """
-    return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
-
-
 def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
-    data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
+    opened = open_source(source, skip_bad=skip_bad)
+    data = opened.load(size=card.shape[1], channels=card.shape[0])
     if card.data is not None and data.sha256 != card.data.sha256:
         raise UserError(
             f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of "

@@ -128,11 +128,7 @@ def _folder(root: Path) -> Iterator[PictureFile]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_picture(name) and path.is_file():
-            yield name, partial(_read, partial(_open, path), nullcontext())
-
-
-def _open(path: Path) -> IO[bytes]:
-    return path.open("rb")
+            yield name, partial(_read, nullcontext(), path.open, "rb")
 
 
 def _zip(path: Path) -> list[PictureFile]:
@@ -142,14 +138,16 @@ def _zip(path: Path) -> list[PictureFile]:
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
     lock = Lock()  # the decoding threads share the open archive
     names = sorted(name for name in archive.namelist() if _is_picture(name))
-    return [(name, partial(_read, partial(archive.open, name), lock)) for name in names]
+    return [(name, partial(_read, lock, archive.open, name)) for name in names]
 
 
-def _read(open_file: Callable[[], IO[bytes]], lock: AbstractContextManager[object]) -> bytes:
+def _read(
+    lock: AbstractContextManager[object], open_file: Callable[[str], IO[bytes]], argument: str
+) -> bytes:
     """The content of a file; an OSError if it is too large, also when that of a zip is
     decompressed.
     """
-    with lock, open_file() as file:
+    with lock, open_file(argument) as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise OSError("too large")
@@ -209,12 +207,11 @@ class Inspection:
 
 
 def inspect_pictures(
-    name: str, count: int, picture: Callable[[int], Picture | None], available: int | None = None
+    name: str, count: int, picture: Callable[[int], Picture | None], available: int
 ) -> Inspection:
-    """Look at a sample: ``picture`` maps an index to (H, W) or (H, W, C) uint8, or to None if it is
-    not readable.
+    """Look at a sample: ``picture`` maps an index below ``available`` to (H, W) or (H, W, C) uint8,
+    or to None if it is not readable.
     """
-    available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
     pictures = [
         np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None
