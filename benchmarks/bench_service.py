@@ -28,7 +28,7 @@ from benchmarks.harness.common import (
 )
 from benchmarks.harness.device import gpu
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
-from benchmarks.load_generator.load import run_load, summary
+from benchmarks.load_generator.load import SHOWN, run_load, summary
 from benchmarks.load_generator.messages import JSON, NPY, disc, get, post, upload
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows, NoiseSource
@@ -53,7 +53,6 @@ FORMS: Final = {
     "PNG sheet": ("image/png", 0.75),
     "64 PNGs in JSON": (JSON, 0.75),
 }
-PERCENTILES: Final = ("p50_ms", "p99_ms", "p999_ms")
 
 Raw = Callable[[FloatRows], FloatRows]
 
@@ -158,7 +157,7 @@ def idle_latency(
     under = [sum(both) for both in zip(*parts, strict=True)]
     lines: list[Json] = []
     for name, results in rounds.items():
-        line = {"request": name} | {key: median_of(results, f"ok.{key}") for key in PERCENTILES}
+        line = {"request": name} | {key: median_of(results, f"ok.{key}") for key in SHOWN}
         if name in sent:
             line["over_sum"] = median_ratio(each_round(results, "ok.p50_ms"), under)
         lines.append(line)

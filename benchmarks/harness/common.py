@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -101,11 +102,10 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
 
 def machine() -> Json:
     """The machine and the package versions of a result, without host names and paths."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     installed = {each.name.lower(): each.version for each in distributions()}
     return {
-        "processor": next(names, platform.machine()),
+        "processor": name[1] if name else platform.machine(),
         "cpus": os.cpu_count(),
         "cpus_granted": available_cpus(),
         "memory_mib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20),

@@ -19,11 +19,11 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
@@ -33,6 +33,7 @@ from benchmarks.load_generator.fetch import Connection
 
 _GRACE_S = 40.0  # for the first response, and for those that are missing at the end
 _RETRY_S = 0.05  # pause before a connection that was not accepted is opened again
+SHOWN: Final = ("p50_ms", "p99_ms", "p999_ms")  # percentiles of summaries
 _SAMPLE = 300  # characters of the body that is kept for each status that is not 2xx
 
 
@@ -71,9 +72,10 @@ def summary(rounds: Sequence[Json]) -> Json:
     """
     figures = {
         "requests_per_s": "ok_per_s",
-        **{name: f"ok.{name}" for name in ("p50_ms", "p99_ms", "p999_ms")},
+        **{name: f"ok.{name}" for name in SHOWN},
+        "server_core_ms": "server_core_ms_per_request",
+        "client_core_ms": "client_core_ms_per_request",
     }
-    figures |= {f"{side}_core_ms": f"{side}_core_ms_per_request" for side in ("server", "client")}
     return {name: median_of(rounds, of) for name, of in figures.items()} | {
         "failures": sum(map(failures, rounds))
     }
@@ -180,16 +182,15 @@ class Load:
 
     def _report(self) -> Json:
         seconds = self._end - self._begin
-
-        def of(statuses: Iterable[int]) -> Json:
-            return latency([each for one in statuses for each in self.latencies.get(one, ())])
-
-        ok = of(status for status in self.latencies if status < 300)
+        good = (each for status, each in self.latencies.items() if status < 300)
+        ok = latency([*itertools.chain(*good)])
         return {
             "seconds": seconds,
             "ok_per_s": ok["count"] / seconds,
             "ok": ok,
-            "statuses": {str(status): of([status]) for status in sorted(self.latencies)},
+            "statuses": {
+                str(status): latency(each) for status, each in sorted(self.latencies.items())
+            },
             "errors": dict(self.errors),
             "sent": self.sent,
             "samples": self.samples,

@@ -169,8 +169,15 @@ def slow_body(_: Rng) -> Case:
 def image(rng: Rng) -> bytes:
     """An image of random size and mode, in a random format."""
     height, width = rng.integers(1, 80, 2)
-    modes = {"PNG": "1 L LA P RGB RGBA I;16", "TIFF": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB"}
-    modes |= {"AVIF": "L RGB RGBA", "WEBP": "RGB RGBA", "BMP": "1 L P RGB", "GIF": "1 L P RGB"}
+    modes = {
+        "PNG": "1 L LA P RGB RGBA I;16",
+        "TIFF": "1 L LA P RGB RGBA I;16",
+        "JPEG": "L RGB",
+        "AVIF": "L RGB RGBA",
+        "WEBP": "RGB RGBA",
+        "BMP": "1 L P RGB",
+        "GIF": "1 L P RGB",
+    }
     form = choose(rng, list(modes))
     mode = choose(rng, modes[form].split())
     noise = rng.integers(256, size=(height, width), dtype=np.uint8)

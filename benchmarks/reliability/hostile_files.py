@@ -195,9 +195,8 @@ def network(rng: Rng, folder: Path) -> str:
     file = folder / "net.onnx"
     sent = list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    arguments = ["import", str(file), "--name", "net"]
-    for argument in _ARGUMENTS:
-        arguments += [argument] * bool(rng.random() < 0.3)
+    options = [option for option in _ARGUMENTS if rng.random() < 0.3]
+    arguments = ["import", str(file), "--name", "net", *options]
     sender: Any = SimpleNamespace(send=sent.append)
     command._work(cli.parser().parse_args(arguments), "1", sender)
     error = next((each for each in sent if isinstance(each, BaseException)), None)

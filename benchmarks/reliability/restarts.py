@@ -100,7 +100,10 @@ def stop_often(
             rounds.append(uvloop.run(send_signal(server, options.clients, number)))
         bad_exits += server.status != 0
     failures = [known.failures for known, _ in rounds]
-    return {"processes": processes, "signal": number.name, "signals": len(rounds)} | {
+    return {
+        "processes": processes,
+        "signal": number.name,
+        "signals": len(rounds),
         "requests": sum(known.outcomes.total() for known, _ in rounds),
         "answered": sum(known.outcomes["ok"] for known, _ in rounds),
         "lost": max(

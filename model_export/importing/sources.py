@@ -99,12 +99,11 @@ def read_onnx(path: Path) -> Source:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # of protobuf, which has no type hints
-        checkpoint = (
+        raise UserError(
             "a checkpoint of torch needs --module FILE.py:NAME"
             if data[:2] in (b"PK", b"\x80\x02")
-            else ""
-        )
-        raise UserError(checkpoint or "not an ONNX file, or a damaged one") from exc
+            else "not an ONNX file, or a damaged one"
+        ) from exc
     if not model.graph.node:
         raise UserError("not an ONNX file, or an empty one")
     onnx.load_external_data_for_model(model, str(path.parent))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -320,7 +320,7 @@ class Choices:
     channels: int | None = None
     steps: int | None = None
     batch: int | None = None
-    corruptions: Sequence[str] | None = None
+    corruptions: Sequence[CorruptionName] | None = None
     licence: str | None = None
 
 
@@ -348,9 +348,7 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
             if choices.steps is None
             else _with_steps(preset.stages, choices.steps),
             batch=choices.batch or preset.batch,
-            corruptions=cast(
-                "tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)
-            ),
+            corruptions=tuple(choices.corruptions or preset.corruptions),
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc

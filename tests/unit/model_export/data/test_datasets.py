@@ -182,10 +182,8 @@ def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -
     )
     np.savez(tmp_path / "c.npz", x_train=x, x_test=x, y_train=y, y_test=y[::-1])
     np.savez(tmp_path / "d.npz", x_train=x, x_test=x, y_train=y, y_test=y, damaged_train=255 - x)
-    a, b, c, d = (
-        open_source(str(tmp_path / f"{name}.npz")).load(size=8, channels=1).sha256
-        for name in "abcd"
-    )
+    sources = (open_source(str(tmp_path / f"{name}.npz")) for name in "abcd")
+    a, b, c, d = (source.load(size=8, channels=1).sha256 for source in sources)
     assert a == b
     assert len({a, c, d}) == 3
 
@@ -258,7 +256,7 @@ def test_colours_and_ground(
 
 
 def found(pictures: list[Picture]) -> Inspection:
-    return inspect_pictures("x", len(pictures), pictures.__getitem__)
+    return inspect_pictures("x", len(pictures), pictures.__getitem__, len(pictures))
 
 
 def test_pictures_of_both_grounds_and_photographs_have_no_polarity() -> None:
