@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import subprocess
 import sys
+import venv
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -144,13 +145,11 @@ def install(environment: Path) -> str:
     """The Python of the peer's environment, which is made if it is missing."""
     python = environment / "bin" / "python"
     same = [f"{package}=={version(package)}" for package in ("onnxruntime", "pillow", "numpy")]
-    for command in (
-        [sys.executable, "-m", "venv", str(environment)],
-        [str(python), "-m", "pip", "install", PEER, *same],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerFailed(f"{PEER} cannot be installed: {done.stderr.strip()[-200:]}")
+    venv.create(environment, with_pip=True)
+    command = [str(python), "-m", "pip", "install", PEER, *same]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerFailed(f"{PEER} cannot be installed: {done.stderr.strip()[-200:]}")
     return str(python)
 
 

@@ -149,30 +149,19 @@ def queued(options: argparse.Namespace) -> list[Json]:
     return lines
 
 
-def begin(
-    scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams
-) -> "asyncio.Future[None]":
-    """Begin ``depth`` requests, `TOGETHER` at a time, as those of HTTP arrive; returns what to wait
-    for.
+async def fill_and_drain(depth: int) -> tuple[float, float, float]:
+    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU
+    seconds of both. They are submitted `TOGETHER` at a time, as those of HTTP arrive.
     """
     left = depth
-    over = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
 
     def deliver(ended: Sequence[object]) -> None:
         nonlocal left
         left -= len(ended)
         if not left:
-            over.set_result(None)
+            over.set()
 
-    for begun in range(0, depth, TOGETHER):
-        scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
-    return over
-
-
-async def fill_and_drain(depth: int) -> tuple[float, float, float]:
-    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU
-    seconds of both.
-    """
     model = NoopModel()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
     x = np.zeros((1, *model.shape), np.float32)
@@ -182,10 +171,11 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         await asyncio.to_thread(model.entered.wait)
         start = time.perf_counter()
         cpu = time.process_time()
-        calls = begin(scheduler, depth, x, params)
+        for begun in range(0, depth, TOGETHER):
+            scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
         middle = time.perf_counter()
         model.gate.set()
-        await asyncio.gather(plug, calls)
+        await asyncio.gather(plug, over.wait())
         return middle - start, time.perf_counter() - middle, time.process_time() - cpu
     finally:
         model.gate.set()

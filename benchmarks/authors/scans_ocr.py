@@ -20,7 +20,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage import __file__ as skimage_file
 from tqdm import tqdm
 
 from benchmarks.authors.scans_blocks import GROUPS, HANDBOOK, SEEN, block, conditions, faces
@@ -33,7 +32,7 @@ from benchmarks.authors.scans_methods import (
     restored,
 )
 from benchmarks.harness.common import Json, newest, run_benchmark
-from model_export.data.pages import HELD_OUT_PICTURES
+from model_export.data.pages import HELD_OUT_PICTURES, read_photograph
 from model_export.export.artifact import Artifact, publish, read_all, with_fields
 from model_export.files import atomic_write
 from service.artifact.pixels import Levels
@@ -90,10 +89,8 @@ def photographs(artifact: Artifact) -> dict[str, float]:
     """
     changes = {}
     for name in HELD_OUT_PICTURES:
-        picture = (
-            Image.open(Path(skimage_file).parent / "data" / name).convert("L").resize((400, 400))
-        )
-        page = np.pad(np.asarray(picture), 120, constant_values=255)
+        picture = np.asarray(read_photograph(name).resize((400, 400)))
+        page = np.pad(picture, 120, constant_values=255)
         inside = np.abs(restored(artifact, page).astype(int) - page)[120:-120, 120:-120]
         changes[Path(name).stem] = float(inside.mean())
     return changes

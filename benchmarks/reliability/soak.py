@@ -199,7 +199,9 @@ def pick(rng: Rng) -> Case:
 def random_cases(seed: int, seconds: float) -> Iterator[Case]:
     """Requests until the time is over, which begins with the first one."""
     end = time.monotonic() + seconds
-    for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
+    for number in itertools.count():
+        if time.monotonic() >= end:
+            return
         yield pick(np.random.default_rng((seed, number)))
 
 

@@ -403,10 +403,14 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX)), em
 
 
+def read_photograph(name: str) -> Image.Image:
+    """A photograph that scikit-image contains, in grey."""
+    return Image.open(Path(skimage.__file__).parent / "data" / name).convert("L")
+
+
 @cache
 def _photographs() -> list[Image.Image]:
-    folder = Path(skimage.__file__).parent / "data"
-    return [Image.open(folder / name).convert("L") for name in _PICTURES]
+    return [*map(read_photograph, _PICTURES)]
 
 
 def photograph(g: Generator, width: int, height: int) -> Image.Image:

@@ -170,9 +170,7 @@ def _held_out(paths: Sequence[str]) -> Tensor:
     ]
     if "train" in split and len(set(split)) > 1:
         return torch.tensor([part in ("test", "val") for part in split], dtype=torch.bool)
-    return torch.tensor(
-        [i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool
-    )
+    return torch.arange(len(paths)) % _HELD_OUT == _HELD_OUT - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,14 @@ from model_export.evaluation.classifier import (
     targets,
 )
 from model_export.evaluation.exactness import measure_exactness
-from model_export.evaluation.metrics import Function, Values, frechet, mean_distance, nearest
+from model_export.evaluation.metrics import (
+    Function,
+    Values,
+    frechet,
+    mean_distance,
+    nearest,
+    powers,
+)
 from model_export.evaluation.remarks import remarks
 from model_export.export.artifact import TrainedCard
 from service.artifact.card import QUANTILES
@@ -81,9 +88,9 @@ class Evaluation:
     def run(self) -> Table:
         """All measures, by chapter."""
         # More steps of an exact model are no news.
-        chain = self._apply_repeatedly(1 if self.card.exact else len(_POWERS))
-        powers = zip(_POWERS, chain[1:], strict=False)
-        samples = {name: self._read(rows) for name, rows in powers}
+        chain = self._of_latents(1 if self.card.exact else len(_POWERS))
+        named = zip(_POWERS, chain[1:], strict=False)
+        samples = {name: self._read(rows) for name, rows in named}
         neighbours = self._nearest(samples["f"])
         table: Table = {
             "data": {
@@ -110,11 +117,9 @@ class Evaluation:
         )
         return full
 
-    def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
-        """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
-        chain = [self.noise.rows(_SEED, 0, self._n)]
-        for _ in range(powers):
-            chain.append(self.f(chain[-1]))
+    def _of_latents(self, count: int) -> list[FloatRows]:
+        """The latents z, f(z), f(f(z)), …: count + 1 arrays (N, C, H, W)."""
+        chain = powers(self.f, self.noise.rows(_SEED, 0, self._n), count)
         if not all(np.isfinite(rows).all() for rows in chain):
             raise UserError(f"{self.card.ref}: f(z) has values that are no numbers")
         return chain

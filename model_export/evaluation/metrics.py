@@ -30,6 +30,14 @@ _SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
 _CHUNK: Final = 4096
 
 
+def powers(f: Function, rows: FloatRows, count: int) -> list[FloatRows]:
+    """rows, f(rows), f(f(rows)), …: count + 1 arrays."""
+    chain = [rows]
+    for _ in range(count):
+        chain.append(f(chain[-1]))
+    return chain
+
+
 def frechet(a: Numbers, b: Numbers) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of Gaussians fitted to (N, D) and (M, D) (Dowson and
     Landau, 1982).
