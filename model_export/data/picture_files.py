@@ -121,7 +121,7 @@ def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Crop to the centre square and resize (Lanczos): (C, H, W) uint8."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.atleast_3d(np.asarray(image, np.uint8)).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.atleast_3d(np.array(image, np.uint8)).transpose(2, 0, 1))
 
 
 def _folder(root: Path) -> Iterator[PictureFile]:

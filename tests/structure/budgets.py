@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 118_600,
-    ("model_export",): 75_950,
+    ("model_export",): 74_980,
     ("sdk",): 19_550,
-    ("benchmarks",): 37_200,
+    ("benchmarks",): 36_010,
     ("tests",): 236_350,
     ("plugins",): 1_150,
-    (".",): 493_450,
+    (".",): 491_270,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
