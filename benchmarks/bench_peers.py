@@ -145,7 +145,7 @@ def install(environment: Path) -> str:
     """The Python of the peer's environment, which is made if it is missing."""
     python = environment / "bin" / "python"
     same = [f"{package}=={version(package)}" for package in ("onnxruntime", "pillow", "numpy")]
-    venv.create(environment, with_pip=True)
+    venv.create(environment, symlinks=True, with_pip=True)
     command = [str(python), "-m", "pip", "install", PEER, *same]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
