@@ -1,22 +1,18 @@
 """This service beside mosec, with the same model file, machine and images.
 
     python -m benchmarks.bench_peers --results benchmarks/results/peers.json
-    python -m benchmarks.bench_peers --layers 17 --results benchmarks/results/peers-imported.json
 
-`--layers` takes an imported network in place of the shipped model: DnCNN's 17 convolutions, for
-images of 28×28. mosec runs in an environment of its own (--environment, made if it is missing),
-with the same onnxruntime release and the settings that its documentation recommends
-(benchmarks/mosec_peer.py names and explains them), of those the fastest batching that was measured.
-It must return the same images as this service. Compare the ratios of one run, not the figures of
-two runs.
+mosec runs in an environment of its own (--environment, made if it is missing), with the same
+onnxruntime release and the settings that its documentation recommends (benchmarks/mosec_peer.py
+names and explains them), of those the fastest batching that was measured. It must return the same
+images as this service. Compare the ratios of one run, not the figures of two runs.
 """
 
 import argparse
 import asyncio
-import io
 import subprocess
 import sys
-import tempfile
+import venv
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -25,9 +21,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from benchmarks.bench_tiles import NAME, import_network
 from benchmarks.harness.common import (
     MODEL,
     Json,
@@ -51,11 +46,11 @@ from benchmarks.load_generator.messages import (
     HEADER_LENGTH,
     binary_tensor,
     disc,
-    encoded,
     request,
     upload,
 )
-from service.artifact.files import MODEL_FILE
+from tests.contract.data import pixels
+from tests.helpers.pictures import save
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second "
@@ -71,7 +66,7 @@ PEER: Final = "mosec"
 PNG: Final = "png"
 RAW: Final = "raw"
 BODIES: Final[Mapping[str, list[bytes]]] = {
-    PNG: [encoded(disc(number, size=28)) for number in range(32)],
+    PNG: [save(disc(number, size=28)) for number in range(32)],
     RAW: [row.tobytes() for row in np.random.default_rng(0).standard_normal((32, 784), np.float32)],
 }
 # (rows of the peer's largest batch, milliseconds that it waits for more), by the number of copies:
@@ -96,21 +91,21 @@ class Entry(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name} ×{self.copies}" if self.copies else f"{self.name} as it comes"
 
-    def environment(self, port: int, model: Path) -> dict[str, str]:
-        """The settings of its server, as environment variables; ``model`` is a version's file."""
+    def environment(self, port: int) -> dict[str, str]:
+        """The settings of its server, as environment variables."""
         settings: Json
         if self.name == OURS:
-            settings = {"IGN_PORT": port, "IGN_ACCESS_LOG": 0, "IGN_MODEL_DIR": model.parents[2]}
+            settings = {"IGN_PORT": port, "IGN_ACCESS_LOG": 0, "IGN_MODEL_DIR": MODEL.parents[2]}
             if self.copies:  # one thread each: they are divided among the processes
                 settings |= {"IGN_DEVICE": "cpu"}
                 settings |= dict.fromkeys(("IGN_WORKERS", "IGN_THREADS"), self.copies)
         else:
             rows, wait_ms = BATCHING[min(self.copies, 2)]
             settings = {"PYTHONPATH": ROOT, "PEER_PORT": port, "PEER_COPIES": self.copies}
-            settings |= {"PEER_MAX_BATCH": rows, "PEER_WAIT_MS": wait_ms, "PEER_MODEL": model}
+            settings |= {"PEER_MAX_BATCH": rows, "PEER_WAIT_MS": wait_ms, "PEER_MODEL": MODEL}
         return {name: str(value) for name, value in settings.items()}
 
-    def requests(self, payload: str, model: Path) -> list[bytes]:
+    def requests(self, payload: str) -> list[bytes]:
         """The requests for all bodies of a kind."""
         if self.name == PEER:
             send = partial(
@@ -119,18 +114,18 @@ class Entry(NamedTuple):
         elif payload == PNG:
             send = partial(upload, "/project?steps=1")
         else:
-            send = partial(binary_tensor, model.parents[1].name)
+            send = partial(binary_tensor, "mnist")
         return [send(body) for body in BODIES[payload]]
 
 
-def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def values(payload: str, response: Answer) -> NDArray[Any]:
     """The pixels or floats of a response; OSError or ValueError if there are none."""
     if response.status != 200:
         raise ValueError(f"{response.status} {response.body[:200]!r}")
     if payload == PNG:
-        return np.asarray(Image.open(io.BytesIO(response.body), formats=("PNG",)), np.float64)
+        return pixels(response.body)
     data = response.body[int(response.headers.get(HEADER_LENGTH.lower(), 0)) :]
-    return np.frombuffer(data, "<f4").astype(np.float64)
+    return np.frombuffer(data, "<f4")
 
 
 def check(payload: str, responses: Sequence[Answer], expected: Sequence[Answer]) -> None:
@@ -150,20 +145,18 @@ def install(environment: Path) -> str:
     """The Python of the peer's environment, which is made if it is missing."""
     python = environment / "bin" / "python"
     same = [f"{package}=={version(package)}" for package in ("onnxruntime", "pillow", "numpy")]
-    for command in (
-        [sys.executable, "-m", "venv", str(environment)],
-        [str(python), "-m", "pip", "install", PEER, *same],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerFailed(f"{PEER} cannot be installed: {done.stderr.strip()[-200:]}")
+    venv.create(environment, symlinks=True, with_pip=True)
+    command = [str(python), "-m", "pip", "install", PEER, *same]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerFailed(f"{PEER} cannot be installed: {done.stderr.strip()[-200:]}")
     return str(python)
 
 
 class Benchmark:
-    """One run: the interpreters of the servers, the model file, and the expected responses."""
+    """One run: the interpreters of the servers, and the expected responses."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         peer = install(Path(options.environment).expanduser())
         self.commands = {
@@ -171,10 +164,6 @@ class Benchmark:
             PEER: (peer, "-m", "benchmarks.mosec_peer"),
         }
         self.expected: dict[str, list[Answer]] = {}
-        self.model = MODEL
-        if options.layers:
-            shape = ("--range=-1,1", "--shape", "1,28,28")
-            self.model = import_network(folder, options.layers, *shape) / NAME / "1" / MODEL_FILE
 
     def compare(self) -> Json:
         options = self.options
@@ -213,13 +202,13 @@ class Benchmark:
     def turn(self, entry: Entry, connections: Sequence[int]) -> Json:
         """Start a server, compare its responses, and run the loads."""
         port = free_port()
-        environ = without_settings() | entry.environment(port, self.model)
+        environ = without_settings() | entry.environment(port)
         ready = "/readyz" if entry.name == OURS else "/"
         command = self.commands[entry.name]
         with serving(command, port=port, ready=ready, environ=environ) as server:
             result: Json = {}
             for payload in BODIES:
-                sent = entry.requests(payload, self.model)
+                sent = entry.requests(payload)
                 responses = asyncio.run(all_responses(server, sent))
                 check(payload, responses, self.expected.setdefault(payload, responses))
                 result[payload] = {
@@ -235,13 +224,11 @@ async def all_responses(server: ServerProcess, requests: Sequence[bytes]) -> lis
 
 
 def measure(options: argparse.Namespace) -> Json:
-    with tempfile.TemporaryDirectory() as folder:
-        return Benchmark(options, Path(folder)).compare()
+    return Benchmark(options).compare()
 
 
 OPTIONS: Final = {
     "environment": "~/.cache/ign-service/peers/mosec",
-    "layers": 0,
     "copies": [1, 2],
     "connections": [32, 256],
     "seconds": 6.0,

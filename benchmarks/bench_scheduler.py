@@ -8,12 +8,11 @@ figure is compared with raw onnxruntime on the same model and device, measured i
 
 import argparse
 import asyncio
-import statistics
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Final
 
@@ -45,44 +44,12 @@ LONG_STEPS = 5000
 TOGETHER: Final = 32  # requests that one turn of the event loop hands to the scheduler
 DEPTHS: Final = (1, 8, 64, 1000, 10_000, 100_000)
 
-Run = Callable[[FloatRows, int], Awaitable[object]]
-
-
-@asynccontextmanager
-async def scheduled(model: OnnxModel) -> AsyncIterator[Run]:
-    """A model's scheduler as the service starts it: it takes rows and a number of steps."""
-    scheduler = Scheduler(
-        model,
-        max_batch_rows=BATCH_ROWS,
-        queue_rows=4096,
-        observe=ModelStatistics(Metrics(), REF).take,
-    )
-
-    def run(rows: FloatRows, steps: int) -> Awaitable[object]:
-        deadline = time.monotonic() + 30.0 if steps == 1 else None
-        params = SchedulingParams(
-            step_params=StepParams(steps=steps), key="somebody", deadline=deadline
-        )
-        return scheduler.run(rows, params)
-
-    try:
-        yield run
-    finally:
-        scheduler.close()
-
-
-async def compare(model: OnnxModel, data: bytes, options: argparse.Namespace) -> list[Json]:
-    async with scheduled(model) as run:
-        x = NoiseSource(model.card.shape).rows(0, 0, 1)
-        return await beside_long_ones(run, raw_session(data, model), x, options)
-
 
 def measure(options: argparse.Namespace) -> Json:
     data = MODEL.read_bytes()
     model = OnnxModel(data, threads=available_cpus(), max_batch_rows=BATCH_ROWS)
     about = {"ref": REF, "digest": model.digest[:12], "provider": model.provider}
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        neighbours = runner.run(compare(model, data, options))
+    neighbours = uvloop.run(beside_long_ones(model, data, options))
     tune_gc()
     queue = queued(options)
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue}
@@ -110,17 +77,37 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 async def beside_long_ones(
-    run: Run, raw_call: Callable[[FloatRows], object], x: FloatRows, options: argparse.Namespace
+    model: OnnxModel, data: bytes, options: argparse.Namespace
 ) -> list[Json]:
-    """Latency of a row: of onnxruntime alone, and in the scheduler, by the number of long ones."""
-    raw = repeated(partial(raw_call, x), options.rounds * options.seconds)["ok"]
+    """Latency of a row: of onnxruntime alone, and in the scheduler, as the service starts it, by
+    the number of long ones.
+    """
+    x = NoiseSource(model.card.shape).rows(0, 0, 1)
+    raw = repeated(partial(raw_session(data, model), x), options.rounds * options.seconds)["ok"]
+    scheduler = Scheduler(
+        model,
+        max_batch_rows=BATCH_ROWS,
+        queue_rows=4096,
+        observe=ModelStatistics(Metrics(), REF).take,
+    )
+
+    def run(steps: int, deadline: float | None) -> Awaitable[object]:
+        params = SchedulingParams(
+            step_params=StepParams(steps=steps), key="somebody", deadline=deadline
+        )
+        return scheduler.run(x, params)
+
+    async def repeat() -> None:
+        while True:
+            await run(LONG_STEPS, None)
+
     found: dict[int, list[float]] = {0: [], LONG: []}
-    for _ in range(options.rounds):
-        for number, latencies in found.items():
-            work = [asyncio.create_task(repeat(run, x)) for _ in range(number)]
+    with closing(scheduler):
+        for number, latencies in list(found.items()) * options.rounds:
+            work = [asyncio.create_task(repeat()) for _ in range(number)]
             end = time.perf_counter() + options.seconds
             while (start := time.perf_counter()) < end or not latencies:
-                await run(x, 1)
+                await run(1, time.monotonic() + 30.0)
                 latencies.append(time.perf_counter() - start)
             for task in work:
                 if not task.cancel():
@@ -130,11 +117,6 @@ async def beside_long_ones(
         {"steps=1": "alone", **latency(found[0])},
         {"steps=1": f"beside {LONG} × {LONG_STEPS}", **latency(found[LONG])},
     ]
-
-
-async def repeat(run: Run, x: FloatRows) -> None:
-    while True:
-        await run(x, LONG_STEPS)
 
 
 class NoopModel:
@@ -159,42 +141,27 @@ def queued(options: argparse.Namespace) -> list[Json]:
     """Cost per row by queue depth; small depths are measured more often."""
     lines = []
     for depth in (depth for depth in DEPTHS if depth <= options.depth):
-        samples = []
-        for _ in range(options.rounds * max(1, 1000 // depth)):
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                samples.append(runner.run(fill_and_drain(depth)))
-        admit, run, cpu = (
-            (statistics.median(each) / depth * 1e6) for each in zip(*samples, strict=True)
-        )
+        times = options.rounds * max(1, 1000 // depth)
+        samples = [uvloop.run(fill_and_drain(depth)) for _ in range(times)]
+        admit, run, cpu = (np.median(samples, axis=0) / depth * 1e6).tolist()
         figures = {"admit_us_per_row": admit, "run_us_per_row": run, "cpu_us_per_row": cpu}
         lines.append({"queued_rows": depth, **figures})
     return lines
 
 
-def begin(
-    scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams
-) -> "asyncio.Future[None]":
-    """Begin ``depth`` requests, `TOGETHER` at a time, as those of HTTP arrive; returns what to wait
-    for.
+async def fill_and_drain(depth: int) -> tuple[float, float, float]:
+    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU
+    seconds of both. They are submitted `TOGETHER` at a time, as those of HTTP arrive.
     """
     left = depth
-    over = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
 
     def deliver(ended: Sequence[object]) -> None:
         nonlocal left
         left -= len(ended)
         if not left:
-            over.set_result(None)
+            over.set()
 
-    for begun in range(0, depth, TOGETHER):
-        scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
-    return over
-
-
-async def fill_and_drain(depth: int) -> tuple[float, float, float]:
-    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU
-    seconds of both.
-    """
     model = NoopModel()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
     x = np.zeros((1, *model.shape), np.float32)
@@ -204,10 +171,11 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         await asyncio.to_thread(model.entered.wait)
         start = time.perf_counter()
         cpu = time.process_time()
-        calls = begin(scheduler, depth, x, params)
+        for begun in range(0, depth, TOGETHER):
+            scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
         middle = time.perf_counter()
         model.gate.set()
-        await asyncio.gather(plug, calls)
+        await asyncio.gather(plug, over.wait())
         return middle - start, time.perf_counter() - middle, time.process_time() - cpu
     finally:
         model.gate.set()

@@ -28,12 +28,13 @@ from benchmarks.harness.common import (
 )
 from benchmarks.harness.device import gpu
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
-from benchmarks.load_generator.load import run_load, summary
-from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
+from benchmarks.load_generator.load import SHOWN, run_load, summary
+from benchmarks.load_generator.messages import JSON, NPY, disc, get, post, upload
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows, NoiseSource
 from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
+from tests.helpers.pictures import save
 
 METHOD = (
     "The load generator runs in a process of its own, with keep-alive connections over "
@@ -52,7 +53,6 @@ FORMS: Final = {
     "PNG sheet": ("image/png", 0.75),
     "64 PNGs in JSON": (JSON, 0.75),
 }
-PERCENTILES: Final = ("p50_ms", "p99_ms", "p999_ms")
 
 Raw = Callable[[FloatRows], FloatRows]
 
@@ -63,7 +63,7 @@ def generate(accept: str, n: int = ROWS) -> list[bytes]:
 
 def project() -> list[bytes]:
     """One request with an image of the model's size, PNG to PNG."""
-    return [upload("/project?steps=1", encoded(disc(size=28)))]
+    return [upload("/project?steps=1", save(disc(size=28)))]
 
 
 def measure(options: argparse.Namespace) -> Json:
@@ -157,7 +157,7 @@ def idle_latency(
     under = [sum(both) for both in zip(*parts, strict=True)]
     lines: list[Json] = []
     for name, results in rounds.items():
-        line = {"request": name} | {key: median_of(results, f"ok.{key}") for key in PERCENTILES}
+        line = {"request": name} | {key: median_of(results, f"ok.{key}") for key in SHOWN}
         if name in sent:
             line["over_sum"] = median_ratio(each_round(results, "ok.p50_ms"), under)
         lines.append(line)

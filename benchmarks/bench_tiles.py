@@ -10,11 +10,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from timeit import timeit
 from typing import Final
 
 import numpy as np
@@ -32,13 +32,14 @@ from benchmarks.harness.common import (
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, memory_samples, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.load import run_load
-from benchmarks.load_generator.messages import encoded, upload
+from benchmarks.load_generator.messages import upload
 from service.artifact.files import MODEL_FILE
 from service.artifact.pixels import Levels as Pixels
 from service.artifact.pixels import to_rows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.foreign import Network
+from tests.helpers.pictures import save
 
 METHOD: Final = (
     "`layers` convolutions of 64 channels (six: 0.2 million parameters), imported. A grey "
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace) -> Json:
         page = np.random.default_rng(0).integers(
             128, 256, (options.height, options.width), dtype=np.uint8
         )
-        request = upload(f"/project?model={NAME}&invert=false", encoded(Image.fromarray(page)))
+        request = upload(f"/project?model={NAME}&invert=false", save(Image.fromarray(page)))
         with service(settings) as server:
             line = compare(server, models / NAME / "1" / MODEL_FILE, page, request, options)
         lines = list[Json]()
@@ -83,10 +84,11 @@ def measure(options: argparse.Namespace) -> Json:
 def compare(
     server: ServerProcess, model: Path, page: Pixels, request: bytes, options: argparse.Namespace
 ) -> Json:
-    ways: dict[str, Callable[[], float]] = {
-        "service": partial(seconds_of, server, request),
+    work: dict[str, Callable[[], None]] = {
+        "service": partial(send, server, request),
         "plain": plain(model, page),
     }
+    ways = {name: partial(timeit, way, number=1) for name, way in work.items()}
     with memory_samples(server.pid, 0.1) as samples:
         rounds = in_turn(ways, options.rounds)
     share = median_ratio(rounds["plain"], rounds["service"])
@@ -99,24 +101,21 @@ def compare(
     }
 
 
-def import_network(folder: Path, layers: int, *arguments: str) -> Path:
-    """Write a network of random weights, import it with these further arguments, and return the
-    model directory.
-    """
+def import_network(folder: Path, layers: int) -> Path:
+    """Write a network of random weights, import it, and return the model directory."""
     network = Network(["n", 1, "h", "w"])
     for number in range(layers - 1):
         network.conv(64 if number else 1, 64).add("Relu")
     file = network.conv(64 if layers > 1 else 1, 1, gain=0.3).write(folder / "network.onnx")
     models = folder / "models"
-    options = ["--name", NAME, "--models", str(models), "--residual"]
-    options += arguments or ("--range", "0,1")
+    options = ["--name", NAME, "--models", str(models), "--residual", "--range", "0,1"]
     command = [sys.executable, "-m", "ign", "import", str(file), *options]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     return models
 
 
-def plain(file: Path, page: Pixels) -> Callable[[], float]:
-    """What runs the tiles of a page alone, and returns its seconds."""
+def plain(file: Path, page: Pixels) -> Callable[[], None]:
+    """What runs the tiles of a page alone."""
     model = OnnxModel(file.read_bytes(), threads=available_cpus())
     row = to_rows(page[None], *model.card.range)
     tiling = model.card.tiling((page.shape[0], page.shape[1]))
@@ -125,21 +124,17 @@ def plain(file: Path, page: Pixels) -> Callable[[], float]:
         tiling.cut(row, index, tile)
     batch = model.card.buckets[-1]
 
-    def run() -> float:
-        began = time.perf_counter()
+    def run() -> None:
         for first in range(0, len(tiles), batch):
             model.run(tiles[first : first + batch])
-        return time.perf_counter() - began
 
     return run
 
 
-def seconds_of(server: ServerProcess, request: bytes) -> float:
-    began = time.perf_counter()
+def send(server: ServerProcess, request: bytes) -> None:
     answer = asyncio.run(fetch(server.port, request, timeout_s=_WAIT_S))
     if answer.status != 200:
         raise ServerFailed(f"a page got {answer.status}: {answer.body[:300]!r}")
-    return time.perf_counter() - began
 
 
 async def others(

@@ -39,17 +39,17 @@ from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
 from benchmarks.load_generator.messages import (
     SENDERS,
     disc,
-    encoded,
     get,
     post,
     post_form,
     with_headers,
 )
+from tests.helpers.pictures import save
 
 REQUESTS: Final = {
     "POST /generate -> PNG": post("/generate", {"model": "mnist", "seed": 7}, "image/png"),
     "POST /project, multipart -> PNG": post_form(
-        "/project", [("image", encoded(disc(size=28)))], "image/png"
+        "/project", [("image", save(disc(size=28)))], "image/png"
     ),
 }
 _REPETITIONS: Final = 5

@@ -1,9 +1,9 @@
 """Estimate how long a training takes."""
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -26,15 +26,13 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
     perceptual network and checkpoints are not counted.
     """
     matching = preset.matching
-    short = dataclasses.replace(
+    short = replace(
         preset,
-        stages=tuple(
-            dataclasses.replace(stage, steps=4, warmup=1, fit_blocks=0) for stage in preset.stages
-        ),
-        matching=dataclasses.replace(matching, pool=_FEW, pairs=_FEW),
+        stages=tuple(replace(stage, steps=4, warmup=1, fit_blocks=0) for stage in preset.stages),
+        matching=replace(matching, pool=_FEW, pairs=_FEW),
     )
     damaged = None if data.damaged is None else data.damaged[:_PICTURES]
-    short_data = dataclasses.replace(data, train=data.train[:_PICTURES], damaged=damaged, known="")
+    short_data = replace(data, train=data.train[:_PICTURES], damaged=damaged, known="")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter if device.type == "cuda" else time.process_time

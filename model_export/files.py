@@ -45,6 +45,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole file, as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on a folder. The operating system releases it when the process ends

@@ -38,6 +38,7 @@ Prices include value added tax of 7 per cent: 1.97. Receipt no. 004 817, table 6
 Questions? Write to us, or come by; we read everything, also the small print."""
 
 Plane = NDArray[np.float64]  # (HEIGHT, WIDTH)
+Y, X = np.indices((HEIGHT, WIDTH)).astype(float)
 
 
 def print_receipt() -> Plane:
@@ -72,12 +73,11 @@ def print_receipt() -> Plane:
 
 def creases(rng: np.random.Generator) -> Plane:
     """The light on the facets of a crumpled sheet, with mean 0 and deviation 1 before a blur."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
     height = np.zeros((HEIGHT, WIDTH))
     for _ in range(26):
         angle = rng.uniform(0, np.pi)
-        across = (x - rng.uniform(0, WIDTH)) * np.cos(angle)
-        across += (y - rng.uniform(0, HEIGHT)) * np.sin(angle)
+        across = (X - rng.uniform(0, WIDTH)) * np.cos(angle)
+        across += (Y - rng.uniform(0, HEIGHT)) * np.sin(angle)
         height += rng.uniform(0.25, 1) * rng.choice([-1, 1]) * np.abs(across)
     down, right = np.gradient(height)
     light = 0.8 * right + 0.6 * down
@@ -89,14 +89,13 @@ def creases(rng: np.random.Generator) -> Plane:
 def photograph(seed: int = SEED) -> Image.Image:
     """The receipt on crumpled paper, with the shadow of a hand and the ring of a cup."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
-    u = x / WIDTH
-    v = y / HEIGHT
+    u = X / WIDTH
+    v = Y / HEIGHT
     light = 0.97 - 0.36 * np.clip(0.75 * u + 0.6 * v - 0.45, 0, 1) - 0.1 * np.clip(0.3 - u, 0, 1)
     light *= 1 - 0.3 / (1 + np.exp(-38 * (u - 0.62 + 0.55 * (v - 0.42))))
     light *= 1 + 0.06 * creases(rng)
-    radius = np.hypot(x - 560, y - 560)
-    turn = np.arctan2(y - 560, x - 560)
+    radius = np.hypot(X - 560, Y - 560)
+    turn = np.arctan2(Y - 560, X - 560)
     ring = np.exp(-(((radius - 118) / 7) ** 2)) * (0.55 + 0.45 * np.sin(2 * turn + 1) ** 2)
     coffee = 0.55 * (ring + 0.22 * (radius < 116))[..., None] * (0.30, 0.42, 0.62)
     picture = light[..., None] * (0.98, 0.93, 0.82) * (1 - coffee)

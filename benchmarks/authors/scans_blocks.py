@@ -2,10 +2,10 @@
 
 import html
 import os
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from model_export.data import damages
+from model_export.data.chance import choose
 from model_export.data.pages import (
     FloatImage,
     font_files,
@@ -54,16 +55,15 @@ AUGRAPHY: Final = ("InkBleed", "BadPhotoCopy", "DirtyDrum", "ShadowCast", "Faxif
 
 def moire(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Waves of a screen that was photographed."""
-    rows, columns = np.indices(image.shape)
-    angle = g.uniform(0, np.pi)
-    pitch = em / g.uniform(3, 8)
-    waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / pitch)
+    away = damages.across(image, g.uniform(0, np.pi))
+    waves = np.sin(2 * np.pi * away / (em / g.uniform(3, 8)))
     return np.asarray(image * (0.85 - 0.2 * strength) + (0.06 + 0.1 * strength) * waves)
 
 
 def ink_spread(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Too much ink on wet paper."""
-    cv2 = import_module("cv2")
+    import cv2
+
     size = max(2, round(em * (0.04 + 0.03 * strength)))
     thick = cv2.erode(image.astype(np.float32), np.ones((size, size), np.uint8))
     near = cv2.GaussianBlur(1 - thick, (0, 0), em / 20) > 0.05
@@ -118,7 +118,7 @@ def block(number: int) -> Block:
     g = np.random.default_rng((90, number, True))
     dpi = 300 if number % 2 else 150
     em = g.uniform(8.5, 12) * dpi / 72
-    font = load_font(faces()[int(g.integers(len(faces())))], round(em))
+    font = load_font(choose(g, faces()), round(em))
     start = int(g.integers(len(words()) - 400))
     width = int(3.7 * dpi)
     pad = int(0.22 * dpi)
@@ -159,9 +159,11 @@ def augraphy(name: str, image: Levels, seed: int) -> Levels:
     """A damage of the library Augraphy, whose random numbers are the global ones of `random` and
     numpy.
     """
-    import_module("random").seed(seed)
+    import augraphy as library
+
+    random.seed(seed)
     np.random.seed(seed % 2**32)
-    damage = getattr(import_module("augraphy"), name)(p=1)
+    damage = getattr(library, name)(p=1)
     out = damage(np.repeat(image[..., None], 3, 2))
     return np.asarray(
         Image.fromarray(np.asarray(out, np.uint8)).convert("L").resize(image.shape[::-1])

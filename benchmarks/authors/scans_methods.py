@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,8 @@ Method = Callable[[Levels, int], Levels]
 
 def background(image: Levels, dpi: int) -> Levels:
     """Divide by the paper: closing and blur, then stretch. What answers on the web recommend."""
-    cv2 = import_module("cv2")
+    import cv2
+
     size = max(7, dpi // 8) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     ground = cv2.GaussianBlur(cv2.morphologyEx(image, cv2.MORPH_CLOSE, kernel), (0, 0), size / 2)
@@ -41,7 +41,8 @@ def classic(image: Levels, dpi: int) -> Levels:
     """Non-local means at the noise that is estimated (Immerkær, with a median), then
     `background`.
     """
-    cv2 = import_module("cv2")
+    import cv2
+
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     sigma = float(
         np.median(np.abs(cv2.filter2D(image.astype(np.float32), -1, kernel))) / 0.6745 / 6
@@ -51,9 +52,10 @@ def classic(image: Levels, dpi: int) -> Levels:
 
 def sauvola(image: Levels, dpi: int) -> Levels:
     """DoxaPy's Sauvola; the window is for 150 dpi."""
-    binarization = import_module("doxapy").Binarization
+    from doxapy import Binarization
+
     out = np.empty_like(image)
-    method = binarization(binarization.Algorithms.SAUVOLA)
+    method = Binarization(Binarization.Algorithms.SAUVOLA)
     method.initialize(np.ascontiguousarray(image))
     method.to_binary(out, {"window": SAUVOLA["window"] * dpi // 150, "k": SAUVOLA["k"]})
     return out
@@ -104,14 +106,14 @@ def methods_of(artifact: Artifact) -> dict[str, Method]:
     return methods
 
 
-def read(images: Mapping[str, Levels], layout: str) -> dict[str, str]:
-    """What tesseract reads from pictures of 300 dpi, by the method that made them."""
+def read(images: Mapping[str, Levels]) -> dict[str, str]:
+    """What tesseract reads from blocks of 300 dpi, by the method that made them."""
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, image in images.items():
             file = Path(folder, "page.png")
             Image.fromarray(image).save(file, dpi=(300, 300), compress_level=1)
-            command = ["tesseract", str(file), "-", "--psm", layout, "-l", "eng"]
+            command = ["tesseract", str(file), "-", "--psm", "6", "-l", "eng"]
             if name == TESS_SAUVOLA:
                 command += ["-c", "thresholding_method=2"]
             environ = {**os.environ, "OMP_THREAD_LIMIT": "1"}

@@ -2,13 +2,10 @@
 by `scans`.
 
     python -m benchmarks.authors.scans_ocr --results benchmarks/results/scans-ocr.json
-    python -m benchmarks.authors.scans_ocr --real FOLDER
 
 It needs Debian's `tesseract-ocr` and `debian-handbook`, fonts of the families `HELD_OUT_FONTS`, and
 OpenCV; unpaper, DoxaPy's Sauvola and damages of Augraphy are measured where they are installed.
 `--card` writes the figures into the card, `--sheet` a WebP of a block: damaged, background, f.
-`--real` reads pictures of a folder instead of blocks, each with its text beside it, `page.png` and
-`page.txt`.
 """
 
 import argparse
@@ -23,7 +20,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage import __file__ as skimage_file
 from tqdm import tqdm
 
 from benchmarks.authors.scans_blocks import GROUPS, HANDBOOK, SEEN, block, conditions, faces
@@ -36,8 +32,8 @@ from benchmarks.authors.scans_methods import (
     restored,
 )
 from benchmarks.harness.common import Json, newest, run_benchmark
-from model_export.data.pages import HELD_OUT_PICTURES
-from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
+from model_export.data.pages import HELD_OUT_PICTURES, read_photograph
+from model_export.export.artifact import Artifact, publish, read_all, with_fields
 from model_export.files import atomic_write
 from service.artifact.pixels import Levels
 
@@ -60,7 +56,7 @@ def measure_block(number: int, methods: Mapping[str, Method]) -> dict[str, Json]
     for condition, scan in conditions(number, sample):
         image, dpi = prepared(scan, sample.dpi)
         done = {name: method(image, dpi) for name, method in methods.items()}
-        texts = read(done, layout="6")
+        texts = read(done)
         result[condition] = {
             "cer": {name: error_rate(text, sample.text) for name, text in texts.items()},
             "changed": _differ(image, done["f"]),
@@ -71,26 +67,6 @@ def measure_block(number: int, methods: Mapping[str, Method]) -> dict[str, Json]
 
 def _differ(a: Levels, b: Levels) -> float:
     return float((np.abs(a.astype(int) - b) > 8).mean())
-
-
-def real_pages(folder: Path, methods: Mapping[str, Method]) -> dict[str, dict[str, float]]:
-    """The error rates in per cent of a folder: page → method → rate, and their `mean`.
-
-    Small print by the file's resolution, 300 dpi if it has none, is enlarged, as `prepared` does.
-    """
-    rates: dict[str, dict[str, float]] = {}
-    for text in sorted(folder.glob("*.txt")):
-        (file,) = (each for each in folder.glob(f"{text.stem}.*") if each != text)
-        with Image.open(file) as picture:
-            dpi = round(picture.info.get("dpi", (300, 300))[0])
-            image, dpi = prepared(np.asarray(picture.convert("L")), dpi)
-        found = read({name: method(image, dpi) for name, method in methods.items()}, layout="3")
-        wanted = text.read_text("utf-8")
-        rates[text.stem] = {name: 100 * error_rate(each, wanted) for name, each in found.items()}
-    rates["mean"] = {
-        name: float(np.mean([row[name] for row in rates.values()])) for name in methods
-    }
-    return rates
 
 
 def sheet(methods: Mapping[str, Method]) -> Levels:
@@ -113,10 +89,8 @@ def photographs(artifact: Artifact) -> dict[str, float]:
     """
     changes = {}
     for name in HELD_OUT_PICTURES:
-        picture = (
-            Image.open(Path(skimage_file).parent / "data" / name).convert("L").resize((400, 400))
-        )
-        page = np.pad(np.asarray(picture), 120, constant_values=255)
+        picture = np.asarray(read_photograph(name).resize((400, 400)))
+        page = np.pad(picture, 120, constant_values=255)
         inside = np.abs(restored(artifact, page).astype(int) - page)[120:-120, 120:-120]
         changes[Path(name).stem] = float(inside.mean())
     return changes
@@ -180,22 +154,12 @@ def missing(artifact: Path) -> str:
     return ", ".join(name for name, found in needs.items() if not found)
 
 
-def write_card(folder: Path, result: Mapping[str, Any]) -> None:
-    artifacts = read_all(folder, threads=1)
-    card = TrainedCard.model_validate(
-        {**artifacts[0].card.model_dump(), "quality": {"ocr": result}}
-    )
-    publish(folder, with_card(artifacts, card), keep=True)
-
-
 def measure(options: argparse.Namespace) -> Json:
     folder = Path(options.model)
-    if not options.real and (reason := missing(folder)):
+    if reason := missing(folder):
         raise OSError(f"needs {reason}")
     artifact = Artifact.read(folder, threads=1)
     methods = methods_of(artifact)
-    if options.real:
-        return {"real": real_pages(Path(options.real), methods)}
     blocks = [measure_block(number, methods) for number in tqdm(range(options.blocks))]
     result = summarise(blocks) | {
         "photographs": photographs(artifact),
@@ -205,7 +169,8 @@ def measure(options: argparse.Namespace) -> Json:
         with atomic_write(Path(options.sheet)) as file:
             Image.fromarray(sheet(methods)).save(file, "WEBP", quality=70)
     if options.card:
-        write_card(folder, result)
+        files = with_fields(read_all(folder, threads=1), quality={"ocr": result})
+        publish(folder, files, keep=True)
     return result
 
 
@@ -214,7 +179,6 @@ OPTIONS: Final = {
     "model": str(NEWEST),
     "blocks": 16,
     "sheet": "",
-    "real": "",
     "card": False,
 }
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,24 +86,26 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
     )
     for name, default in options.items():
         flag = f"--{name.replace('_', '-')}"
-        shown = "(default %(default)s)"
         if default is False:
             cli.add_argument(flag, action="store_true")
-        elif isinstance(default, list):
-            kind = type(default[0])
-            cli.add_argument(flag, type=kind, nargs="+", default=default, help=shown)
-        else:
-            cli.add_argument(flag, type=type(default), default=default, help=shown)
+            continue
+        several = isinstance(default, list)
+        cli.add_argument(
+            flag,
+            type=type(default[0] if several else default),
+            nargs="+" if several else None,
+            default=default,
+            help="(default %(default)s)",
+        )
     return cli.parse_args()
 
 
 def machine() -> Json:
     """The machine and the package versions of a result, without host names and paths."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     installed = {each.name.lower(): each.version for each in distributions()}
     return {
-        "processor": next(names, platform.machine()),
+        "processor": name[1] if name else platform.machine(),
         "cpus": os.cpu_count(),
         "cpus_granted": available_cpus(),
         "memory_mib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20),
@@ -135,11 +138,7 @@ def target(
 
 def rounded(value: Any) -> Any:
     """The value with all floats in it rounded to six significant digits."""
-    if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
 PERCENTILES: Final = {"p50_ms": 50, "p99_ms": 99, "p999_ms": 99.9, "max_ms": 100}
@@ -201,7 +200,7 @@ def memory(samples: Sequence[tuple[float, float]]) -> Json:
     seconds, mib = np.array(samples).T
     is_kept = seconds >= seconds[0] + (seconds[-1] - seconds[0]) / 3
     duration = np.ptp(seconds[is_kept])
-    slope = np.polyfit(seconds[is_kept], mib[is_kept], 1)[0] if duration else 0.0
+    slope = np.polyfit(seconds[is_kept], mib[is_kept], 1)[0]
     middle = np.median(mib[is_kept])
     return {
         "median_mib": middle,

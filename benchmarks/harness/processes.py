@@ -43,11 +43,6 @@ class ServerProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def await_exit(self) -> None:
-        """Wait until it has exited, but at most `STOP_S`."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_S)
-
     def log_text(self) -> str:
         """Its stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")

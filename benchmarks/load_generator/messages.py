@@ -2,8 +2,6 @@
 them.
 """
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -71,18 +69,6 @@ def binary_tensor(model: str, row: bytes) -> bytes:
     head = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return request(f"/v2/models/{model}/infer", head + row, headers)
-
-
-def text(content: bytes) -> str:
-    """Base64."""
-    return base64.b64encode(content).decode()
-
-
-def encoded(image: Image.Image, encoding: str = "PNG", **options: Any) -> bytes:
-    """The image as a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, encoding, **options)
-    return buffer.getvalue()
 
 
 def disc(number: int = 0, *, size: int) -> Image.Image:

@@ -22,12 +22,10 @@ from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import (
     EVENTS,
     JSON,
-    encoded,
     get,
     post,
     post_form,
     request,
-    text,
     upload,
     with_headers,
 )
@@ -38,6 +36,8 @@ from benchmarks.reliability.hostile_inputs import (
     hostile,
     tiff_of_pages,
 )
+from tests.contract.data import b64
+from tests.helpers.pictures import save
 
 PART: Final = 1 << 16
 BODY: Final = 16 << 20
@@ -200,7 +200,7 @@ async def stopped(pid: int, seconds: float) -> None:
 
 def large_form(count: int) -> bytes:
     return post_form(
-        "/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * count
+        "/project", [("image", save(Image.new("RGBA", (4000, 4000)), compress_level=9))] * count
     )
 
 
@@ -221,11 +221,10 @@ def recorded(accept: str) -> bytes:
     return post("/generate", options, accept)
 
 
-def unload(**headers: str) -> bytes:
+def unload(headers: Mapping[str, str]) -> bytes:
     """What a page of another site can make a browser send."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return request(
-        "/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **fields}
+        "/v2/repository/models/fashion_mnist/unload", b"{}", {"Content-Type": JSON, **headers}
     )
 
 
@@ -233,7 +232,7 @@ def of_scans(
     height: int, width: int, count: int = 1, accept: str = "image/png", *, timeout_s: float = 30.0
 ) -> bytes:
     """Grey pages of a size for the model that takes any, as a form."""
-    file = encoded(Image.new("L", (width, height), 200))
+    file = save(Image.new("L", (width, height), 200))
     data = post_form("/project", [("model", b"scans"), *[("image", file)] * count], accept)
     return with_headers(data, {"X-Request-Timeout": f"{timeout_s:g}"})
 
@@ -289,7 +288,7 @@ FEW_MODELS: Final = {"IGN_MODEL_MEMORY_MIB": "80", "IGN_DEVICE": "cpu"}
 LONG_STREAM: Final = {"model": "avatars64", "steps": 100_000, "tolerance": 1e-300}
 BOUNDED: Final[dict[str, Attack]] = {
     "64 endless TIFFs in JSON": Attack(
-        lambda: once(post("/project", {"images": [text(endless_tiff())] * 64, "model": "scans"})),
+        lambda: once(post("/project", {"images": [b64(endless_tiff())] * 64, "model": "scans"})),
         {"cpu_s": 0.3},
     ),
     "16 TIFFs of 500 pages": Attack(
@@ -372,8 +371,8 @@ ATTACKS: Final[dict[str, Attack]] = {
         lambda: on(
             1,
             asking(
-                unload(Origin="http://a.example"),
-                unload(Host="a.example", Sec_Fetch_Site="same-origin"),
+                unload({"Origin": "http://a.example"}),
+                unload({"Host": "a.example", "Sec-Fetch-Site": "same-origin"}),
             ),
         )
     ),

@@ -30,15 +30,15 @@ MIN_FOR_MEMORY: Final = 50_000  # about two minutes; before, threads and caches 
 
 
 def measure(options: argparse.Namespace) -> Json:
-    def make(number: int) -> Case:
-        if number % KNOWN_EVERY == 0:
-            return Case("known", KNOWN)
-        return hostile(np.random.default_rng((options.seed, number)))
-
+    cases = (
+        hostile(np.random.default_rng((options.seed, number)))
+        if number % KNOWN_EVERY
+        else Case("known", KNOWN)
+        for number in range(options.n)
+    )
     result = judged(
         SETTINGS | LIMITS,
-        make,
-        iter(range(options.n)),
+        cases,
         (KNOWN,),
         options.clients,
         judges_memory=options.n >= MIN_FOR_MEMORY,

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -19,11 +19,11 @@ from benchmarks.load_generator.messages import (
     post,
     post_form,
     request,
-    text,
     upload,
 )
-from tests.contract.data import CALLS
-from tests.helpers.onnx_models import npy
+from model_export.data.chance import choose
+from tests.contract.data import CALLS, b64, npy
+from tests.helpers.pictures import save
 
 Rng = np.random.Generator
 
@@ -39,9 +39,9 @@ SETTINGS: Final = {
 
 REJECTIONS: Final = frozenset({429, 503})
 LEAKS: Final = (b"Traceback", b'File \\"', b"site-packages", b"/service/")
-_PICTURE: Final = messages.encoded(messages.disc(size=40))
-_LATENT: Final = text(npy(np.ones((1, 28, 28), np.float32)))
-_POINTS: Final = [{"seed": 2, "index": 3}, {"image": text(_PICTURE)}, {"latent": _LATENT}]
+_PICTURE: Final = save(messages.disc(size=40))
+_LATENT: Final = b64(npy(np.ones((1, 28, 28), np.float32)))
+_POINTS: Final = [{"seed": 2, "index": 3}, {"image": b64(_PICTURE)}, {"latent": _LATENT}]
 _GRID: Final = {"rows": 2, "cols": 3}
 _TENSOR: Final = {"name": "x", "shape": [2, 1, 28, 28], "datatype": "FP32"}
 KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
@@ -53,7 +53,7 @@ GOOD: Final = (
     post("/generate", {"seed": 3, "steps": 3, "record": [0, 1, 3], "format": "npy", "score": True}),
     post("/generate", {"seed": 4, "n": 3, "steps": 300, "record": [0, 300]}, EVENTS),
     post("/generate", {"seed": 5, "n": 9, "steps": 4, "tolerance": 0.01}, "image/jpeg"),
-    post("/project", {"images": [text(_PICTURE)] * 3, "mask": text(_PICTURE), "strength": 0.5}),
+    post("/project", {"images": [b64(_PICTURE)] * 3, "mask": b64(_PICTURE), "strength": 0.5}),
     post_form("/project", [("image", _PICTURE), ("resize", b"crop"), ("steps", b"2")], "image/png"),
     upload("/project?steps=1&score=true&resize=stretch", _PICTURE, JSON),
     post("/latent-interpolate", {"points": _POINTS, "frames": 9, "loop": True}, "image/gif"),
@@ -133,10 +133,6 @@ def content(answer: Answer) -> object:
     return answer.body[int(answer.headers.get(HEADER_LENGTH.lower(), 0)) :]
 
 
-def choose(rng: Rng, values: Any) -> Any:
-    return values[int(rng.integers(len(values)))]
-
-
 def good(rng: Rng) -> Case:
     """A request that must be answered with 200."""
     if rng.random() < 0.1:
@@ -160,7 +156,7 @@ def disconnecting(rng: Rng) -> Case:
 
 def oversized(rng: Rng) -> Case:
     """A body or an image beyond its limit."""
-    large = upload("/project", messages.encoded(Image.new("L", (PIXELS // 100, 101))))
+    large = upload("/project", save(Image.new("L", (PIXELS // 100, 101))))
     body = request("/generate", b" " * (BODY_BYTES + 1), {"Content-Type": JSON})
     return Case("too large", choose(rng, (body, large)), frozenset({413}))
 
@@ -173,11 +169,18 @@ def slow_body(_: Rng) -> Case:
 def image(rng: Rng) -> bytes:
     """An image of random size and mode, in a random format."""
     height, width = rng.integers(1, 80, 2)
-    modes = {"PNG": "1 L LA P RGB RGBA I;16", "TIFF": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB"}
-    modes |= {"AVIF": "L RGB RGBA", "WEBP": "RGB RGBA", "BMP": "1 L P RGB", "GIF": "1 L P RGB"}
+    modes = {
+        "PNG": "1 L LA P RGB RGBA I;16",
+        "TIFF": "1 L LA P RGB RGBA I;16",
+        "JPEG": "L RGB",
+        "AVIF": "L RGB RGBA",
+        "WEBP": "RGB RGBA",
+        "BMP": "1 L P RGB",
+        "GIF": "1 L P RGB",
+    }
     form = choose(rng, list(modes))
     mode = choose(rng, modes[form].split())
     noise = rng.integers(256, size=(height, width), dtype=np.uint8)
     if mode == "I;16":
-        return messages.encoded(Image.fromarray(noise.astype(np.uint16) * 257), form)
-    return messages.encoded(Image.fromarray(noise).convert(mode), form)
+        return save(Image.fromarray(noise.astype(np.uint16) * 257), form)
+    return save(Image.fromarray(noise).convert(mode), form)

@@ -75,7 +75,7 @@ async def attacked(server: ServerProcess, bounded: Attack, seconds: float) -> Js
             waits.append(await asked(server, bounded.probe))
         await attacking
         await asyncio.sleep(IDLE_S)
-    line: Json = {
+    return {
         "cpu_s": cpu_seconds(server.pid) - cpu,
         "mib": max(mib for _, mib in samples) - idle,
         "left_mib": rss_mib(server.pid) - idle,
@@ -83,7 +83,6 @@ async def attacked(server: ServerProcess, bounded: Attack, seconds: float) -> Js
         "wait_units": (statistics.median(waits) - alone) / unit if unit else None,
         "attacker": counted(attacker.statuses),
     }
-    return line
 
 
 async def median_of(server: ServerProcess, requests: Sequence[bytes]) -> float:

@@ -32,11 +32,12 @@ from benchmarks.harness.processes import (
     service,
 )
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.load_generator.messages import encoded, get, post, upload, with_headers
+from benchmarks.load_generator.messages import get, post, upload, with_headers
 from benchmarks.reliability.attacks import ATTACKS, BAD_CLIENTS, Attacker, attack, counted, prepare
 from benchmarks.reliability.cases import KNOWN
 from benchmarks.reliability.soak import KnownAnswers, log_errors, right_answers
 from tests.contract.harness import bearer, write_keys
+from tests.helpers.pictures import save
 
 METHOD: Final = (
     "A service with the default settings for each attack. The second caller sends 5 requests "
@@ -52,7 +53,7 @@ METHOD: Final = (
 PER_S: Final = 5
 ORDINARY: Final = (
     KNOWN,
-    upload("/project?steps=1", encoded(Image.effect_noise((350, 350), 64))),
+    upload("/project?steps=1", save(Image.effect_noise((350, 350), 64))),
     post("/generate", {"seed": 1, "steps": 1, "model": "fashion_mnist"}),
 )
 TIMEOUT_S: Final = 10.0

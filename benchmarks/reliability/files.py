@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,18 +59,21 @@ def _kib(name: str) -> int:
     )
 
 
+def _started(seed: int) -> "tuple[SpawnProcess, Connection[Any, Any]]":
+    """A process that opens files, once it is ready, and the connection to it."""
+    context = multiprocessing.get_context("spawn")
+    connection, other = context.Pipe()
+    process = context.Process(target=_open_files, args=(seed, other), daemon=True)
+    process.start()
+    other.close()
+    connection.recv()
+    return process, connection
+
+
 def _outcomes(options: argparse.Namespace) -> Iterator[tuple[int, str, str, int]]:
     """Number, kind and outcome of each file, and the KiB by which it made the process larger."""
-    context = multiprocessing.get_context("spawn")
-    process = None
-    connection = None
+    process, connection = _started(options.seed)
     for number in range(options.start, options.start + options.n):
-        if process is None or connection is None:
-            connection, other = context.Pipe()
-            process = context.Process(target=_open_files, args=(options.seed, other), daemon=True)
-            process.start()
-            other.close()
-            connection.recv()
         kind = KINDS[number % len(KINDS)]
         connection.send((number, kind))
         try:
@@ -81,7 +85,7 @@ def _outcomes(options: argparse.Namespace) -> Iterator[tuple[int, str, str, int]
         yield number, kind, outcome, grown
         if outcome.startswith(("timeout", "crash")):
             process.kill()
-            process = None
+            process, connection = _started(options.seed)
 
 
 def measure(options: argparse.Namespace) -> Json:

@@ -6,7 +6,6 @@ what users never see.
 """
 
 import copy
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, MutableSequence
@@ -21,13 +20,14 @@ import onnx
 from onnx import ModelProto, TensorProto, parser
 
 from benchmarks.harness.common import MODEL, REF
-from benchmarks.reliability.cases import Rng, choose, image
+from benchmarks.reliability.cases import Rng, image
 from benchmarks.reliability.hostile_inputs import VALUES, damaged, damaged_image
 from model_export import cli
+from model_export.data.chance import choose
 from model_export.errors import UserError
 from model_export.importing import command
 from service.artifact.card import CARD_KEY, Card
-from service.artifact.golden import digest_of
+from service.artifact.golden import Golden, digest_of
 from service.artifact.onnx_file import read_metadata
 from service.domain.errors import IgnError, StartupError
 from service.images.decode import DecodeLimits, ImageBytes
@@ -48,7 +48,12 @@ _PLACES: Final = (
 _LIMITS: Final = DecodeLimits(max_pixels=250_000)
 _MOST_PAGES: Final = 64
 _ARGUMENTS: Final = (
-    *("--tile=16", "--overlap=0", "--range=-1,1", "--range=0,1", "--color=luma", "--bgr"),
+    "--tile=16",
+    "--overlap=0",
+    "--range=-1,1",
+    "--range=0,1",
+    "--color=luma",
+    "--bgr",
     "--residual",
 )
 _ROWS: Final = np.zeros((2, 1, 28, 28), np.float32)
@@ -159,7 +164,7 @@ def _field(rng: Rng, model: ModelProto) -> None:
         present.add() if is_list else present.SetInParent()
         return
     is_text = field.type in (field.TYPE_STRING, field.TYPE_BYTES)
-    value = choose(rng, choose(rng, _NAMES) if is_text else _NUMBERS)
+    value: Any = choose(rng, choose(rng, _NAMES) if is_text else _NUMBERS)
     value = value.encode() if field.type == field.TYPE_BYTES else value
     with suppress(TypeError, ValueError):  # it does not fit
         if is_list:
@@ -190,9 +195,8 @@ def network(rng: Rng, folder: Path) -> str:
     file = folder / "net.onnx"
     sent = list[Any]()
     file.write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    arguments = ["import", str(file), "--name", "net"]
-    for argument in _ARGUMENTS:
-        arguments += [argument] * bool(rng.random() < 0.3)
+    options = [option for option in _ARGUMENTS if rng.random() < 0.3]
+    arguments = ["import", str(file), "--name", "net", *options]
     sender: Any = SimpleNamespace(send=sent.append)
     command._work(cli.parser().parse_args(arguments), "1", sender)
     error = next((each for each in sent if isinstance(each, BaseException)), None)
@@ -221,7 +225,6 @@ def version(rng: Rng, folder: Path) -> str:
     """Load a version: a network with a card, either of them hostile, and golden rows."""
     card = copy.deepcopy(_card())
     place = folder / REF
-    golden = io.BytesIO()
     place.mkdir(parents=True)
     is_about_cards = rng.random() < 0.7
     model = _base(rng, "plain") if is_about_cards else _model(rng)
@@ -232,11 +235,9 @@ def version(rng: Rng, folder: Path) -> str:
     model.metadata_props.add(key=CARD_KEY, value=text)
     data = model.SerializeToString()
     data = damaged(rng, data) if rng.random() < 0.1 else data
-    np.savez(golden, x=_ROWS, y=_ROWS, digest=np.array(digest_of(data)))
+    golden = Golden(x=_ROWS, y=_ROWS, digest=digest_of(data)).to_bytes()
     (place / "model.onnx").write_bytes(data)
-    (place / "golden.npz").write_bytes(
-        damaged(rng, golden.getvalue()) if rng.random() < 0.3 else golden.getvalue()
-    )
+    (place / "golden.npz").write_bytes(damaged(rng, golden) if rng.random() < 0.3 else golden)
     try:
         Repository(folder, lambda data: [OnnxModel(data, device="cpu")], default="mnist").load(
             REF

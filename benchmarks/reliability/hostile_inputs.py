@@ -19,17 +19,16 @@ from benchmarks.load_generator.messages import (
     JSON,
     NPY,
     disc,
-    encoded,
     post,
     post_form,
     request,
-    text,
     upload,
 )
-from benchmarks.reliability.cases import GOOD, Case, Rng, choose, image
+from benchmarks.reliability.cases import GOOD, Case, Rng, image
+from model_export.data.chance import choose
 from service.api.negotiation import PICTURE_TYPES
-from tests.contract.data import CALLS
-from tests.helpers.pictures import chunk
+from tests.contract.data import CALLS, b64
+from tests.helpers.pictures import chunk, save
 
 JSON_TYPE: Final = {"Content-Type": JSON}
 PATHS: Final = (*CALLS, "/v2/models/mnist/infer")
@@ -168,8 +167,7 @@ def images() -> dict[str, list[bytes]]:
     """
     signature = b"\x89PNG\r\n\x1a\n"
     whole = [
-        encoded(disc(size=32), form)
-        for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+        save(disc(size=32), form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
     ]
 
     def header(width: int, height: int, kind: int = 0) -> bytes:
@@ -272,7 +270,7 @@ def avif_of_items(count: int) -> bytes:
 
 def small_avif(side: int, stated: int) -> bytes:
     """An AVIF that states another side than it has."""
-    data = bytearray(encoded(Image.new("L", (side, side)), "AVIF"))
+    data = bytearray(save(Image.new("L", (side, side)), "AVIF"))
     place = data.index(b"ispe") + 8
     data[place : place + 8] = struct.pack(">II", stated, stated)
     return bytes(data)
@@ -297,10 +295,8 @@ def overwritten(rng: Rng, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         place = int(rng.integers(max(1, min(len(data), 400))))
-        value = int(
-            choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
-        )
-        size = int(choose(rng, (1, 2, 4)))
+        value = choose(rng, (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
+        size = choose(rng, (1, 2, 4))
         changed[place : place + size] = (value & (256**size - 1)).to_bytes(
             size, choose(rng, ("little", "big"))
         )
@@ -371,7 +367,7 @@ def bad_image(rng: Rng) -> Case:
     if how == 1:
         return Case(
             "image",
-            post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}),
+            post("/project", {"images": [b64(image(rng)), b64(data)], "masks": [b64(data)] * 2}),
         )
     return Case("image", post_form("/project", [("image", data), ("mask", data), ("steps", b"1")]))
 

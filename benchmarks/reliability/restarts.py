@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Final
 import uvloop
 
 from benchmarks.harness.common import REF, Json, run_benchmark, target
-from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, service
+from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
 from benchmarks.reliability.chaos import replaced
@@ -99,7 +100,10 @@ def stop_often(
             rounds.append(uvloop.run(send_signal(server, options.clients, number)))
         bad_exits += server.status != 0
     failures = [known.failures for known, _ in rounds]
-    return {"processes": processes, "signal": number.name, "signals": len(rounds)} | {
+    return {
+        "processes": processes,
+        "signal": number.name,
+        "signals": len(rounds),
         "requests": sum(known.outcomes.total() for known, _ in rounds),
         "answered": sum(known.outcomes["ok"] for known, _ in rounds),
         "lost": max(
@@ -121,7 +125,8 @@ async def send_signal(
         began = time.monotonic()
         if number == signal.SIGTERM:
             os.kill(server.pid, number)
-            await asyncio.to_thread(server.await_exit)
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(server.process.wait, STOP_S)
         else:
             await asyncio.to_thread(replaced, server, number)
         seconds = time.monotonic() - began

@@ -9,7 +9,7 @@ import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,7 +27,6 @@ from benchmarks.reliability.cases import (
     SETTINGS,
     Case,
     Rng,
-    choose,
     content,
     disconnecting,
     good,
@@ -36,6 +35,7 @@ from benchmarks.reliability.cases import (
     slow_body,
 )
 from benchmarks.reliability.hostile_inputs import hostile, images
+from model_export.data.chance import choose
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must "
@@ -112,24 +112,22 @@ class KnownAnswers:
 
 def judged(
     settings: Mapping[str, str],
-    make: Callable[[int], Case],
-    numbers: Iterator[int],
+    cases: Iterator[Case],
     known: Sequence[bytes],
     clients: int,
     *,
     judges_memory: bool,
     module: Sequence[str] = ("service",),
 ) -> Json:
-    """The result of clients that send the requests of ``make``, one for each of ``numbers``, to a
-    service of this ``module``; every 200 to one of ``known`` must have the content that it has
-    alone.
+    """The result of clients that send the requests of ``cases`` to a service of this ``module``;
+    every 200 to one of ``known`` must have the content that it has alone.
     """
     answers = Counter[tuple[str, str]]()
     unexplained = list[str]()
+    numbered = enumerate(cases)
 
     async def work(port: int, right: Mapping[bytes, object]) -> None:
-        for number in numbers:
-            case = make(number)
+        for number, case in numbered:
             outcome, wrong = await sent(port, case, right)
             answers[case.kind, outcome] += 1
             if wrong:
@@ -198,17 +196,19 @@ def pick(rng: Rng) -> Case:
     return case
 
 
-def for_seconds(seconds: float) -> Iterator[int]:
-    """Numbers until the time is over."""
+def random_cases(seed: int, seconds: float) -> Iterator[Case]:
+    """Requests until the time is over, which begins with the first one."""
     end = time.monotonic() + seconds
-    yield from itertools.takewhile(lambda _: time.monotonic() < end, itertools.count())
+    for number in itertools.count():
+        if time.monotonic() >= end:
+            return
+        yield pick(np.random.default_rng((seed, number)))
 
 
 def measure(options: argparse.Namespace) -> Json:
     return judged(
         SETTINGS,
-        lambda number: pick(np.random.default_rng((options.seed, number))),
-        for_seconds(options.seconds),
+        random_cases(options.seed, options.seconds),
         GOOD,
         options.clients,
         judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,

@@ -70,21 +70,19 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     if storm.connections == "new":
         requests = [with_headers(data, {"Connection": "close"}) for data in requests]
     load = partial(
-        run_load, seconds=options.seconds, warmup_s=min(2.0, options.seconds), pause_s=storm.pause_s
+        run_load, server, requests, seconds=options.seconds, warmup_s=2.0, pause_s=storm.pause_s
     )
-    clients = {"few": -(-options.few // share), "many": -(-options.many // share)}
-    ways = {name: partial(load, server, requests, number) for name, number in clients.items()}
-    rounds = in_turn(ways, options.rounds)
-    few = rounds["few"]
-    many = rounds["many"]
-    line: Json = {
+    clients = {"few": options.few, "many": options.many}
+    ways = {
+        name: partial(load, connections=-(-number // share)) for name, number in clients.items()
+    }
+    few, many = in_turn(ways, options.rounds).values()
+    return {
         "request": storm.request,
         "connections": storm.connections,
         "pause_s": storm.pause_s,
-    }
-    for name, results in rounds.items():
-        line[f"{name}_goodput_per_s"] = median_of(results, "ok_per_s")
-    return line | {
+        "few_goodput_per_s": median_of(few, "ok_per_s"),
+        "many_goodput_per_s": median_of(many, "ok_per_s"),
         "share": median_ratio(each_round(many, "ok_per_s"), each_round(few, "ok_per_s")),
         "many_core_ms_per_answer": median_of(many, "server_core_ms_per_request"),
         "errors": sum(failures(each, ("200", "429", "503")) for each in (*few, *many)),

@@ -183,11 +183,6 @@ def in_8_bits(corruption: Corruption) -> Corruption:
     return lambda x: rounded(corruption(x))
 
 
-def blur(sigma: float) -> Corruption:
-    """Gaussian blur, σ in pixels of a 28-pixel side."""
-    return _fixed(lambda x: gaussian_blur(x, *_kernel(x, sigma, _BLUR_SIDE)))
-
-
 def hole_mask(shape: Sequence[int]) -> NDArray[np.bool_]:
     """The pixels that `hole_0.4` hides in pictures of this shape (…, H, W): (H, W), true in a
     centred square of 0.4 of the side.
@@ -197,11 +192,6 @@ def hole_mask(shape: Sequence[int]) -> NDArray[np.bool_]:
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[rows, columns] = True
     return mask
-
-
-def sketch(sigma: float) -> Corruption:
-    """The sketch of the IGN paper, σ in pixels of a 64-pixel side; see `to_sketch`."""
-    return _fixed(lambda x: to_sketch(x, *_kernel(x, sigma, _SKETCH_SIDE)))
 
 
 def _kernel(x: Tensor, sigma: float, side: int) -> tuple[Tensor, int]:
@@ -223,13 +213,13 @@ CORRUPTIONS: Final[Mapping[str, Corruption]] = {
     "noise_0.8": noise(0.8),
     "noise_0.8_8bit": in_8_bits(noise(0.8)),
     "noise_0.4_8bit": in_8_bits(noise(0.4)),
-    "blur_1.5": blur(1.5),
+    "blur_1.5": _fixed(lambda x: gaussian_blur(x, *_kernel(x, 1.5, _BLUR_SIDE))),
     "low_resolution_4": _fixed(lambda x: reduce_resolution(x, 4)),
     "hole_0.4": _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(x.shape)), 0.0)),
 }
 _COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = {
     "grey": _fixed(to_grey),
-    "sketch_3.5": sketch(3.5),
+    "sketch_3.5": _fixed(lambda x: to_sketch(x, *_kernel(x, 3.5, _SKETCH_SIDE))),
 }
 
 

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
+from model_export.data.chance import choose
 from model_export.data.pages import (
     FloatImage,
     fonts,
@@ -30,13 +31,18 @@ _SHADOW_EDGE: Final = (6, 260)  # pixels
 
 def _step(values: FloatImage) -> FloatImage:
     """A soft step from 0 to 1."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -30, 30))))
+    return 1 / (1 + np.exp(-np.clip(values, -30, 30)))
 
 
-def _grid(image: FloatImage) -> tuple[FloatImage, FloatImage]:
-    """Rows and columns of the pixels."""
-    grid = np.indices(image.shape).astype(np.float32)
-    return grid[0], grid[1]
+def _grid(image: FloatImage) -> FloatImage:
+    """Rows and columns of the pixels: (2, H, W)."""
+    return np.indices(image.shape).astype(np.float32)
+
+
+def across(image: FloatImage, angle: float, x: float = 0.0, y: float = 0.0) -> FloatImage:
+    """How far each pixel is from the line through (x, y) at this angle, in pixels."""
+    rows, columns = _grid(image)
+    return np.asarray((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle))
 
 
 def _cells(g: Generator, image: FloatImage) -> int:
@@ -47,12 +53,8 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """Uneven light: bumps, a slope, and perhaps the soft edge of a shadow."""
     low = 1 - (0.25 + 0.5 * strength) * g.uniform(0.6, 1)
     side = max(image.shape)
-    rows, columns = _grid(image)
-    angle = g.uniform(0, 2 * np.pi)
-    (height, width) = image.shape
-    slope = ((columns - width / 2) * np.cos(angle) + (rows - height / 2) * np.sin(angle)) / (
-        side / 2
-    )
+    height, width = image.shape
+    slope = across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2) / (side / 2)
     lit = smooth_field(g, image.shape, _cells(g, image), low, 1.0)
     lit = lit * (1 - (1 - low) * 0.5 * (1 + np.clip(slope, -1, 1)) * g.uniform(0, 0.7))
     if g.random() < 0.4:
@@ -63,13 +65,11 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A deep shadow over a part of the page, with an edge that is as soft as the light is wide."""
-    rows, columns = _grid(image)
-    angle = g.uniform(0, 2 * np.pi)
-    across = (columns - image.shape[1] / 2) * np.cos(angle)
-    across = across + (rows - image.shape[0] / 2) * np.sin(angle)
-    width = np.exp(g.uniform(*np.log(_SHADOW_EDGE)))
-    edge = _step((across - g.uniform(-0.7, 0.5) * max(image.shape)) / width)
-    return np.asarray(image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength)))
+    height, width = image.shape
+    away = across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2)
+    soft = np.exp(g.uniform(*np.log(_SHADOW_EDGE)))
+    edge = _step((away - g.uniform(-0.7, 0.5) * max(image.shape)) / soft)
+    return image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength))
 
 
 def paper(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -122,8 +122,8 @@ def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     squared = g.random() < 0.5
     slant = g.uniform(-0.02, 0.02)
     rows, columns = _grid(image)
-    for along, across in ((rows, columns), (columns, rows))[: 2 if squared else 1]:
-        out = np.where((along + slant * across + g.integers(step)) % step < pen, out * dark, out)
+    for along, other in ((rows, columns), (columns, rows))[: 2 if squared else 1]:
+        out = np.where((along + slant * other + g.integers(step)) % step < pen, out * dark, out)
     return out
 
 
@@ -181,7 +181,7 @@ def spine(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
         -((np.clip(away, 0, None) / (width * g.uniform(0.05, 0.5))) ** g.uniform(0.8, 2))
     )
     out = np.rot90(image, turns) * (1 - g.uniform(0.3, 0.45 + 0.45 * strength) * shade[:, None])
-    return np.asarray(np.rot90(out, -turns))
+    return np.rot90(out, -turns)
 
 
 def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -189,21 +189,20 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
     (height, width), size = image.shape, int(em * g.uniform(3, 9))
     layer = Image.new("L", (width, height), 255)
     letters = "".join(map(chr, g.integers(65, 91, 8)))
-    font = load_font(fonts()[int(g.integers(len(fonts())))], size)
+    font = load_font(choose(g, fonts()), size)
     ImageDraw.Draw(layer).text(
         (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
     )
     turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
-    return np.asarray(image * (np.asarray(turned, np.float32) / 255))
+    return image * (np.asarray(turned, np.float32) / 255)
 
 
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Folds: a line that is dark, or where ink is worn off, with a shade beside it."""
-    rows, columns = _grid(image)
+    height, width = image.shape
     for _ in range(int(g.integers(1, 3))):
         angle = g.choice([0, np.pi / 2]) + g.normal(0, 0.06)
-        away = (columns - g.uniform(0, image.shape[1])) * np.cos(angle)
-        away = away + (rows - g.uniform(0, image.shape[0])) * np.sin(angle)
+        away = across(image, angle, g.uniform(0, width), g.uniform(0, height))
         core = np.exp(-((away / g.uniform(0.5, 1.2 + 0.04 * em)) ** 2))
         if g.random() < 0.5:
             image = image + (0.9 - image) * core * g.uniform(0.3, 0.4 + 0.4 * strength)
@@ -240,16 +239,14 @@ def fade(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def pale(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Faint print: no ink of the page is dark. Its letters are sharp, unlike those of `bleed`."""
     ink = 1 - (1 - image) * (0.42 - 0.3 * strength)
-    return np.asarray(ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012))
+    return ink + g.standard_normal(image.shape, np.float32) * g.uniform(0, 0.012)
 
 
 def dirt(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Dark dirt of a copier: clouds of toner with hard grains, often towards one side of the
     sheet.
     """
-    rows, columns = _grid(image)
-    angle = g.uniform(0, 2 * np.pi)
-    slope = (columns * np.cos(angle) + rows * np.sin(angle)) / max(image.shape)
+    slope = across(image, g.uniform(0, 2 * np.pi)) / max(image.shape)
     cloud = 0.5 * noise_field(g, image.shape, em * g.uniform(0.3, 3)) + g.uniform(0, 4) * (
         slope - slope.mean()
     )
@@ -273,7 +270,7 @@ def streaks(g: Generator, image: FloatImage, strength: float, em: float) -> Floa
     mask = np.broadcast_to(lines * worn, image.shape).astype(np.float32)
     if g.random() < 0.5 and mask.shape[0] == mask.shape[1]:
         mask = mask.T
-    return np.asarray(image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask)
+    return image * (1 - mask) if g.random() < 0.8 else image + (1 - image) * mask
 
 
 def border(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -297,7 +294,7 @@ def contrast(g: Generator, image: FloatImage, strength: float, em: float) -> Flo
     """Less contrast, and another gamma."""
     black = g.uniform(0, 0.15 + 0.2 * strength)
     white = g.uniform(0, 0.15)
-    return np.asarray((black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5))
+    return (black + (1 - black - white) * np.clip(image, 0, 1)) ** g.uniform(0.6, 1.5)
 
 
 def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
@@ -321,7 +318,7 @@ def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIma
         image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX
     )
     ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
-    return resized(small, image.shape, ways[int(g.integers(3))])
+    return resized(small, image.shape, choose(g, ways))
 
 
 def noise(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:

@@ -75,14 +75,14 @@ def to_model_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+@dataclass
 class FileSource:
     """Pictures in the files of a folder or zip."""
 
-    def __init__(self, name: str, files: Sequence[PictureFile], *, skip_bad: bool) -> None:
-        self.name = name
-        self.known = ""
-        self._files = files
-        self._skip_bad = skip_bad
+    name: str
+    files: Sequence[PictureFile]
+    skip_bad: bool
+    known: str = ""
 
     def inspect(self) -> Inspection:
         """Look at number, sizes, colours and borders of the pictures, the last three in a
@@ -90,15 +90,15 @@ class FileSource:
         """
 
         def picture(index: int) -> NDArray[np.uint8] | None:
-            found = readable(self._files[index])
+            found = readable(self.files[index])
             return None if found is None else np.asarray(found[1], dtype=np.uint8)
 
-        return inspect_pictures(self.name, len(self._files), picture)
+        return inspect_pictures(self.name, len(self.files), picture, len(self.files))
 
     def load(self, *, size: int, channels: int) -> Dataset:
-        """Load all pictures as (channels, size, size)."""
+        """Load all pictures as (channels, size, size), cropped to the centre square and resized."""
         sha256, pictures, held_out, bad = load_files(
-            self.name, self._files, size, channels, skip_bad=self._skip_bad
+            self.name, self.files, size, channels, skip_bad=self.skip_bad
         )
         known = recognise(sha256)
         return Dataset(
@@ -182,16 +182,10 @@ Source = FileSource | ArraySource
 """Pictures that `--data` names, before their size and channels are chosen."""
 
 
-def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures as (channels, size, size); those in files are cropped to the centre square and
-    resized.
-    """
-    return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
-
-
 def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
-    data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
+    opened = open_source(source, skip_bad=skip_bad)
+    data = opened.load(size=card.shape[1], channels=card.shape[0])
     if card.data is not None and data.sha256 != card.data.sha256:
         raise UserError(
             f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of "

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from model_export.data.chance import choose
 from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows
 
@@ -63,18 +64,19 @@ def polar(angles: Points, radii: Points) -> Points:
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], 1)
 
 
-ROUND: Final = np.linspace(0, 2 * np.pi, 41)
+CIRCLE: Final = polar(np.linspace(0, 2 * np.pi, 41), np.ones(41))
 _OUTLINES: Final = (
-    *([polar(ROUND[::step], np.ones(len(ROUND[::step])))] for step in (1, 5, 8, 10)),
+    *([CIRCLE[::step]] for step in (1, 5, 8, 10)),
     *map(
         lines,
         (
             "0,-90 90,80 -90,80 0,-90",
             "-80,-80 80,-80 80,80 -80,80 -80,-80",
             "-50,-90 50,-90 50,90 -50,90 -50,-90",
+            # heart
+            "0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50",
         ),
     ),
-    lines("0,-50 25,-90 60,-95 90,-65 90,-30 0,90 -90,-30 -90,-65 -60,-95 -25,-90 0,-50"),  # heart
 )
 _FIGURES: Final = (
     Figure(lines("-100,0 100,0; 0,-100 0,100")),
@@ -86,39 +88,33 @@ _HELD_OUT_FIGURES: Final = (
     Figure(lines("-100,0 100,0; 40,-60 100,0 40,60")),  # arrow
     Figure([polar(np.linspace(1, 15, 60), np.linspace(1, 15, 60) / 16)]),  # spiral
     # fish
-    Figure(
-        [polar(ROUND, np.ones(41)) * (0.8, 0.5) - (0.2, 0.0), *lines("60,0 110,-50 110,50 60,0")]
-    ),
+    Figure([CIRCLE * (0.8, 0.5) - (0.2, 0.0), *lines("60,0 110,-50 110,50 60,0")]),
     Figure(lines("-80,40 80,40 0,-100; -15,40 15,40 15,100 -15,100"), filled=True),  # tree
     Figure(
-        [
-            np.concatenate(
-                [polar(ROUND[:21], np.ones(21)), polar(ROUND[20::-1], np.ones(21)) * (0.5, 1)]
-            )
-        ],
+        [np.concatenate([CIRCLE[:21], CIRCLE[20::-1] * (0.5, 1)])],
         True,
     ),
     # ladder
     Figure(lines("-50,-100 -50,100; 50,-100 50,100; -50,-50 50,-50; -50,10 50,10; -50,70 50,70")),
 )
 
-_EYES: Final = [0.12 * polar(ROUND[::4], np.ones(11)) + (x, -0.2) for x in (-0.35, 0.35)]
+_EYES: Final = [0.12 * CIRCLE[::4] + (x, -0.2) for x in (-0.35, 0.35)]
 _HELD_OUT_FACES: Final = tuple(
     Figure([*outline, *_EYES, *mouth])
     for outline, mouth in (
-        ([polar(ROUND, np.ones(41))], lines("-40,35 -20,50 0,55 20,50 40,35")),
+        ([CIRCLE], lines("-40,35 -20,50 0,55 20,50 40,35")),
         # a robot
         (lines("-85,-85 85,-85 85,90 -85,90 -85,-85; 0,-85 0,-125"), lines("-40,50 40,50")),
         (
             [
-                polar(ROUND, np.ones(41)),
+                CIRCLE,
                 *lines("-110,-75 110,-75; -60,-80 -60,-130 60,-130 60,-80"),
             ],
             [_EYES[0] * 0.9],
         ),
         (
             [
-                polar(ROUND, np.ones(41)),
+                CIRCLE,
                 *lines("-95,-40 -120,100; -80,-70 -100,100; 95,-40 120,100"),
             ],
             lines("-30,45 30,55"),
@@ -132,7 +128,7 @@ def _random_figure(g: Generator) -> Figure:
     kind = g.integers(4)
     corners = g.integers(3, 9)
     if kind == 0:
-        return _FIGURES[g.integers(len(_FIGURES))]
+        return choose(g, _FIGURES)
     if kind == 1:
         outline = polar(np.sort(g.uniform(0, 2 * np.pi, corners)), g.uniform(0.5, 1.3, corners))
         return Figure([np.concatenate([outline, outline[:1]])], bool(g.integers(2)))
@@ -172,8 +168,8 @@ def _render(g: Generator, figure: Figure, side: int) -> Levels:
 def _glyph(g: Generator, fonts: Sequence[str], characters: str, side: int) -> Levels:
     """Draw a random character in random size and weight: (side, side), 255 on 0."""
     image = Image.new("L", (_SIDE, _SIDE))
-    font = _font(fonts[int(g.integers(len(fonts)))], int(g.integers(56, 93)))
-    character = characters[g.integers(len(characters))]
+    font = _font(choose(g, fonts), int(g.integers(56, 93)))
+    character = choose(g, characters)
     weight = int(g.integers(0, 4))
     ImageDraw.Draw(image).text(
         (_SIDE / 2, _SIDE / 2), character, 255, font, "mm", stroke_width=weight

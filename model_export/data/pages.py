@@ -17,9 +17,10 @@ import numpy as np
 import skimage
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from model_export.data.chance import choose
 from model_export.errors import UserError
 from service.artifact.pixels import Levels
 
@@ -30,49 +31,49 @@ FloatImage = NDArray[np.floating[Any]]
 
 # With the families that have the same outlines.
 HELD_OUT_FONTS: Final = (
-    *(
-        "Liberation",
-        "Arimo",
-        "Cousine",
-        "Tinos",
-        "Carlito",
-        "Lato",
-        "Linux Libertine",
-        "Linux Biolinum",
-        "Charis",
-    ),
-    *("Courier Prime", "Source Sans", "EB Garamond", "Vollkorn"),
+    "Liberation",
+    "Arimo",
+    "Cousine",
+    "Tinos",
+    "Carlito",
+    "Lato",
+    "Linux Libertine",
+    "Linux Biolinum",
+    "Charis",
+    "Courier Prime",
+    "Source Sans",
+    "EB Garamond",
+    "Vollkorn",
 )
 HELD_OUT_PICTURES: Final = ("camera.png", "coins.png", "moon.png")
 _PICTURES: Final = (
-    *(
-        "astronaut.png",
-        "coffee.png",
-        "chelsea.png",
-        "rocket.jpg",
-        "brick.png",
-        "motorcycle_left.png",
-        "grass.png",
-    ),
-    *("hubble_deep_field.jpg", "horse.png", "gravel.png", "retina.jpg"),
+    "astronaut.png",
+    "coffee.png",
+    "chelsea.png",
+    "rocket.jpg",
+    "brick.png",
+    "motorcycle_left.png",
+    "grass.png",
+    "hubble_deep_field.jpg",
+    "horse.png",
+    "gravel.png",
+    "retina.jpg",
 )
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
 _NO_TEXT: Final = (
-    *(
-        "Math",
-        "Emoji",
-        "Symbol",
-        "Dingbat",
-        "Initials",
-        "Outline",
-        "Icon",
-        "Variable",
-        "VF",
-        "Keyboard",
-        "Last Resort",
-    ),
+    "Math",
+    "Emoji",
+    "Symbol",
+    "Dingbat",
+    "Initials",
+    "Outline",
+    "Icon",
+    "Variable",
+    "VF",
+    "Keyboard",
+    "Last Resort",
 )
 _ACCENTS: Final = {
     "a": "áàâäãåąā",
@@ -228,8 +229,8 @@ class _Painter:
             if self.g.random() < _LATIN
             else _foreign() or [(_SCRIPTS[0], fonts())]
         )
-        self.script, files = choices[int(self.g.integers(len(choices)))]
-        self.font = load_font(files[int(self.g.integers(len(files)))], self.em)
+        self.script, files = choose(self.g, choices)
+        self.font = load_font(choose(self.g, files), self.em)
 
     def words(self, count: int) -> str:
         """About ``count`` characters that the font has."""
@@ -346,7 +347,7 @@ class _Painter:
         layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
-        self.image.paste(Image.fromarray(np.minimum(np.asarray(under), np.asarray(layer))), at)
+        self.image.paste(ImageChops.darker(under, layer), at)
 
     def writing(self, box: Box, ink: int) -> None:
         """Lines as of a pen: loops that run to the right."""
@@ -402,10 +403,14 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX)), em
 
 
+def read_photograph(name: str) -> Image.Image:
+    """A photograph that scikit-image contains, in grey."""
+    return Image.open(Path(skimage.__file__).parent / "data" / name).convert("L")
+
+
 @cache
 def _photographs() -> list[Image.Image]:
-    folder = Path(skimage.__file__).parent / "data"
-    return [Image.open(folder / name).convert("L") for name in _PICTURES]
+    return [*map(read_photograph, _PICTURES)]
 
 
 def photograph(g: Generator, width: int, height: int) -> Image.Image:
@@ -413,7 +418,7 @@ def photograph(g: Generator, width: int, height: int) -> Image.Image:
     grain.
     """
     if g.random() < 0.6:
-        whole = _photographs()[int(g.integers(len(_photographs())))]
+        whole = choose(g, _photographs())
         share = g.uniform(0.4, 1.0) * min(whole.width / width, whole.height / height)
         w = share * width
         h = share * height
@@ -461,8 +466,7 @@ def resized(
 
 def enlarged(image: Levels) -> Levels:
     """Twice as large."""
-    size = (2 * image.shape[1], 2 * image.shape[0])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.scale(Image.fromarray(image), 2))
 
 
 def smooth_field(

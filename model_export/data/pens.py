@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model_export.data.avatars import BACKGROUNDS
 from model_export.data.datasets import Dataset
-from model_export.data.drawings import ROUND, Points, lines, polar
+from model_export.data.drawings import CIRCLE, Points, lines
 
 _COUNT: Final = 6000
 _FITTING: Final = 4  # pictures for each drawing
@@ -102,7 +102,8 @@ def _along(t: Points, values: Points) -> Points:
 
 
 def _ring(radius: float, squeeze: float = 1.0) -> Points:
-    return polar(ROUND, np.full(len(ROUND), radius)) * (squeeze, 1.0)
+    ring: Points = radius * CIRCLE * (squeeze, 1.0)
+    return ring
 
 
 def _draw_eyes(pen: _Pen, eyes: str, brows: int | None, *, glasses: bool) -> None:

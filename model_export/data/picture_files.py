@@ -82,7 +82,7 @@ def load_files(
             f"{', '.join(bad[:_NAMED])}; remove them, or say --skip-bad"
         )
     held_out = _held_out(names)
-    if bool(held_out.all()) or not bool(held_out.any()):
+    if held_out.all() or not held_out.any():
         raise UserError(
             f"--data {name}: needs both training and held-out pictures, at least 10 in all"
         )
@@ -121,19 +121,14 @@ def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Crop to the centre square and resize (Lanczos): (C, H, W) uint8."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    array = np.array(image, dtype=np.uint8)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return np.ascontiguousarray(np.atleast_3d(np.array(image, np.uint8)).transpose(2, 0, 1))
 
 
 def _folder(root: Path) -> Iterator[PictureFile]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_picture(name) and path.is_file():
-            yield name, partial(_read, partial(_open, path), nullcontext())
-
-
-def _open(path: Path) -> IO[bytes]:
-    return path.open("rb")
+            yield name, partial(_read, nullcontext(), path.open, "rb")
 
 
 def _zip(path: Path) -> list[PictureFile]:
@@ -143,14 +138,16 @@ def _zip(path: Path) -> list[PictureFile]:
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
     lock = Lock()  # the decoding threads share the open archive
     names = sorted(name for name in archive.namelist() if _is_picture(name))
-    return [(name, partial(_read, partial(archive.open, name), lock)) for name in names]
+    return [(name, partial(_read, lock, archive.open, name)) for name in names]
 
 
-def _read(open_file: Callable[[], IO[bytes]], lock: AbstractContextManager[object]) -> bytes:
+def _read(
+    lock: AbstractContextManager[object], open_file: Callable[[str], IO[bytes]], argument: str
+) -> bytes:
     """The content of a file; an OSError if it is too large, also when that of a zip is
     decompressed.
     """
-    with lock, open_file() as file:
+    with lock, open_file(argument) as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise OSError("too large")
@@ -173,9 +170,7 @@ def _held_out(paths: Sequence[str]) -> Tensor:
     ]
     if "train" in split and len(set(split)) > 1:
         return torch.tensor([part in ("test", "val") for part in split], dtype=torch.bool)
-    return torch.tensor(
-        [i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool
-    )
+    return torch.arange(len(paths)) % _HELD_OUT == _HELD_OUT - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,12 +205,11 @@ class Inspection:
 
 
 def inspect_pictures(
-    name: str, count: int, picture: Callable[[int], Picture | None], available: int | None = None
+    name: str, count: int, picture: Callable[[int], Picture | None], available: int
 ) -> Inspection:
-    """Look at a sample: ``picture`` maps an index to (H, W) or (H, W, C) uint8, or to None if it is
-    not readable.
+    """Look at a sample: ``picture`` maps an index below ``available`` to (H, W) or (H, W, C) uint8,
+    or to None if it is not readable.
     """
-    available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
     pictures = [
         np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None

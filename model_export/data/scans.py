@@ -24,16 +24,17 @@ _HELD_OUT: Final = 20  # every twentieth page
 _INK: Final = 0.01  # share of dark pixels; of parts with less, few are kept
 _FEW: Final = 0.15
 _SMALLEST: Final = 18.0  # height of the type, in pixels, that can be halved
+_SEED: Final = 7
 _CHUNK: Final = 10  # pages that a process draws at once
 
 
-def draw_scans(pages: int = PAGES, *, side: int = SIDE, seed: int = 7) -> dict[str, NDArray[Any]]:
+def draw_scans(pages: int = PAGES, *, side: int = SIDE) -> dict[str, NDArray[Any]]:
     """Draw the set: `damaged_train`, `x_train`, which f shall make of it, and `x_test`, each (N,
     side, side) uint8.
 
-    A page is a function of seed, number, side and the fonts of this machine.
+    A page is a function of number, side and the fonts of this machine.
     """
-    pairs = list(in_processes(partial(_pair, seed, side), pages, chunk=_CHUNK, unit="page"))
+    pairs = list(in_processes(partial(_pair, side), pages, chunk=_CHUNK, unit="page"))
     test = np.concatenate(pairs[::_HELD_OUT])
     train = np.concatenate([each for i, each in enumerate(pairs) if i % _HELD_OUT])
     return {"x_train": train[:, 0], "damaged_train": train[:, 1], "x_test": test[:, 0]}
@@ -51,9 +52,9 @@ def toned(page: Levels) -> Levels:
     return to_levels(page / 255 - on_paper * np.maximum(page / 255 - light**2 * (3 - 2 * light), 0))
 
 
-def _pair(seed: int, side: int, number: int) -> Levels:
+def _pair(side: int, number: int) -> Levels:
     """A part of a page and its damaged copy, (1, 2, side, side); none if it is nearly empty."""
-    g = np.random.default_rng((seed, number))
+    g = np.random.default_rng((_SEED, number))
     page, em = draw_page(g, side + side // 2)
     top, left = g.integers(side // 2, size=2)
     page = page[top : top + side, left : left + side]

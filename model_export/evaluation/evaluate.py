@@ -10,7 +10,7 @@ from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
-from model_export.export.artifact import TrainedCard, check_golden, publish, read_all, with_card
+from model_export.export.artifact import check_golden, publish, read_all, with_fields
 from service.artifact.files import METRICS_FILE, MODEL_FILE
 from service.artifact.golden import digest_of
 from service.domain.latents import FloatRows
@@ -64,8 +64,9 @@ def evaluate(
             steps=steps,
         ).run()
     quality = {key: value for key, value in measures.items() if key not in _NOT_QUALITY}
-    measured = {"quality": quality, "distance_quantiles": measures["distance_quantiles"]}
-    files = with_card(artifacts, TrainedCard.model_validate({**card.model_dump(), **measured}))
+    files = with_fields(
+        artifacts, quality=quality, distance_quantiles=measures["distance_quantiles"]
+    )
     digest = digest_of(files[MODEL_FILE])
     identity = {"name": card.name, "version": card.version, "digest": digest}
     table = {"model": identity, **measures}

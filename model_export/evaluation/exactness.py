@@ -52,11 +52,12 @@ def _with_means(rows: FloatRows, source: FloatRows, side: int) -> FloatRows:
     """The rows, moved towards white or black so far that their block means are those of
     ``source``.
     """
+    x = torch.from_numpy(rows)
     own, wanted = (
-        interpolate(avg_pool2d(torch.from_numpy(x), side), scale_factor=float(side))
-        for x in (rows, source)
+        interpolate(avg_pool2d(each, side), scale_factor=float(side))
+        for each in (x, torch.from_numpy(source))
     )
     end = (wanted > own).float() * 2 - 1
     share = (wanted - own) / (end - own)
-    forged: FloatRows = (torch.from_numpy(rows) + share * (end - torch.from_numpy(rows))).numpy()
+    forged: FloatRows = (x + share * (end - x)).numpy()
     return forged

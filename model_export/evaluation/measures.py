@@ -4,7 +4,9 @@ The measured function is the exported file, run by onnxruntime. Pictures are rou
 they are served.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -23,7 +25,14 @@ from model_export.evaluation.classifier import (
     targets,
 )
 from model_export.evaluation.exactness import measure_exactness
-from model_export.evaluation.metrics import Function, Values, frechet, mean_distance, nearest
+from model_export.evaluation.metrics import (
+    Function,
+    Values,
+    frechet,
+    mean_distance,
+    nearest,
+    powers,
+)
 from model_export.evaluation.remarks import remarks
 from model_export.export.artifact import TrainedCard
 from service.artifact.card import QUANTILES
@@ -47,30 +56,26 @@ _MIN_QUERIES: Final = 100
 _RARE: Final = 1.0  # per cent
 
 
+@dataclass(eq=False)
 class Evaluation:
     """Measures one function against one data set."""
 
-    def __init__(
-        self,
-        f: Function,
-        *,
-        card: TrainedCard,
-        noise: NoiseSource,
-        data: Dataset,
-        classifier: Classifier,
-        samples: int = SAMPLES,
-        steps: int = STEPS,
-    ) -> None:
-        self._f = f
-        self._card = card
-        self._noise = noise
-        self._data = data
-        self._classifier = classifier
-        self._steps = steps
-        self._n = min(samples, len(data.train))
+    f: Function
+    card: TrainedCard
+    noise: NoiseSource
+    data: Dataset
+    classifier: Classifier
+    samples: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        data = self.data
+        self._n = min(self.samples, len(data.train))
         self._train = data.train.numpy()
-        self._held_out = self._classifier.predict(data.held_out.numpy())
-        measured = random_indices(len(data.held_out), sample_budget(_REAL_PICTURES, card.shape))
+        self._held_out = self.classifier.predict(data.held_out.numpy())
+        measured = random_indices(
+            len(data.held_out), sample_budget(_REAL_PICTURES, self.card.shape)
+        )
         self._real = self._held_out.levels[measured]
         truth = targets(data)[2]  # what the classifier shall read
         self._truth = None if truth is None else truth.numpy()[measured]
@@ -78,23 +83,23 @@ class Evaluation:
         self._accuracy = None if truth is None else (self._held_out.values == truth.numpy()).mean()
         # As many training pictures as samples: their Fréchet distance is the floor that a perfect
         # model would reach.
-        self._floor = self._classifier.predict(random_subset(self._train, self._n))
+        self._floor = self.classifier.predict(random_subset(self._train, self._n))
 
     def run(self) -> Table:
         """All measures, by chapter."""
         # More steps of an exact model are no news.
-        chain = self._apply_repeatedly(1 if self._card.exact else len(_POWERS))
-        powers = zip(_POWERS, chain[1:], strict=False)
-        samples = {name: self._read(rows) for name, rows in powers}
+        chain = self._of_latents(1 if self.card.exact else len(_POWERS))
+        named = zip(_POWERS, chain[1:], strict=False)
+        samples = {name: self._read(rows) for name, rows in named}
         neighbours = self._nearest(samples["f"])
         table: Table = {
             "data": {
-                "held_out": len(self._data.held_out),
+                "held_out": len(self.data.held_out),
                 "measured": len(self._real),
             },
             "protocol": self._protocol(),
             "generation": self._generation(samples),
-            **({} if self._card.exact else {"drift": _drift(chain)}),
+            **({} if self.card.exact else {"drift": _drift(chain)}),
             "nearest": neighbours,
             **_ratio(
                 "diversity",
@@ -104,7 +109,7 @@ class Evaluation:
             **self._stability(chain[0]),
             "restoration": self._restoration(),
             "drawings": projection.measure_drawings(
-                self._f, self._card, self._classifier, self._real, self._train
+                self.f, self.card, self.classifier, self._real, self._train
             ),
         }
         full: Table = _rounded(
@@ -112,31 +117,29 @@ class Evaluation:
         )
         return full
 
-    def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
-        """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
-        chain = [self._noise.rows(_SEED, 0, self._n)]
-        for _ in range(powers):
-            chain.append(self._f(chain[-1]))
+    def _of_latents(self, count: int) -> list[FloatRows]:
+        """The latents z, f(z), f(f(z)), …: count + 1 arrays (N, C, H, W)."""
+        chain = powers(self.f, self.noise.rows(_SEED, 0, self._n), count)
         if not all(np.isfinite(rows).all() for rows in chain):
-            raise UserError(f"{self._card.ref}: f(z) has values that are no numbers")
+            raise UserError(f"{self.card.ref}: f(z) has values that are no numbers")
         return chain
 
     def _read(self, rows: FloatRows) -> Predictions:
-        return self._classifier.predict(to_levels(rows))
+        return self.classifier.predict(to_levels(rows))
 
     def _protocol(self) -> Table:
         """What decides on the figures; docs/method.md says what they mean."""
         return {
             "samples": self._n,
-            "steps": self._steps,
+            "steps": self.steps,
             "seed": _SEED,
-            "classifier": {"task": self._classifier.task, "accuracy": self._accuracy},
+            "classifier": {"task": self.classifier.task, "accuracy": self._accuracy},
         }
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
-        after_f = self._classifier.predict(to_levels(self._f(to_rows(self._floor.levels))))
+        after_f = self.classifier.predict(to_levels(self.f(to_rows(self._floor.levels))))
         for name, predictions in {
             **samples,
             "training": self._floor,
@@ -144,7 +147,7 @@ class Evaluation:
         }.items():
             distance = frechet(predictions.features, self._held_out.features)
             table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
-            table[name] |= self._classifier.coverage(predictions)
+            table[name] |= self.classifier.coverage(predictions)
         return table
 
     def _nearest(self, samples: Predictions) -> Table:
@@ -167,14 +170,14 @@ class Evaluation:
     def _real_pictures(self, chain: list[FloatRows]) -> Table:
         """How much f changes real pictures, also in proportion to the change of its own outputs."""
         x = to_rows(self._real)
-        once = self._f(x)
+        once = self.f(x)
         again = chain[min(2, len(chain) - 1)]  # of an exact f, f(f(z)) = f(z)
         idempotence = float(np.square(again.astype(np.float64) - chain[1]).mean())
         reconstruction = float(np.square(once.astype(np.float64) - x).mean())
         # The card's quantiles are for `/score`, so pictures are prepared as the service prepares
         # them.
-        prepared, inverted = _prepare_as_service(self._real, self._card)
-        distance = mean_distance(self._f(prepared) if inverted else once, prepared)
+        prepared, inverted = _prepare_as_service(self._real, self.card)
+        distance = mean_distance(self.f(prepared) if inverted else once, prepared)
         return {
             **_ratio("health", idempotence, reconstruction),
             "clean": self._compare(once),
@@ -185,7 +188,7 @@ class Evaluation:
     def _restoration(self) -> Table:
         """How well f restores corrupted pictures, compared with the corrupted input."""
         x = to_rows(self._real)
-        f = self._f
+        f = self.f
         table: Table = {}
         for name, corrupt in corruptions_for(x.shape[1]).items():
             corrupted = corrupt(x)
@@ -202,28 +205,28 @@ class Evaluation:
 
     def _compare(self, rows: FloatRows) -> Table:
         """Measures of what f makes of the real pictures, or of corrupted ones."""
-        return self._classifier.compare(rows, to_rows(self._real), self._truth)
+        return self.classifier.compare(rows, to_rows(self._real), self._truth)
 
     def _stability(self, latents: FloatRows) -> Table:
-        if not self._card.exact:
+        if not self.card.exact:
             return {"repeated_application": self._repeated_application(latents)}
-        side = self._card.training.config["network"]["blocks"]
-        exactness = measure_exactness(self._f, latents, to_rows(self._real), side=side)
+        side = self.card.training.config["network"]["blocks"]
+        exactness = measure_exactness(self.f, latents, to_rows(self._real), side=side)
         return {"exact": exactness}
 
     def _repeated_application(self, latents: FloatRows) -> Table:
-        n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
+        n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self.card.shape))
         n = min(n, len(latents), len(self._real))
         starts = {"samples": latents[:n], "pictures": to_rows(self._real[:n])}
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
     def _long_run(self, rows: FloatRows) -> Table:
         """The measures of f^k(rows) for each k up to the steps of the evaluation."""
-        task = self._classifier.task
-        counts = [k for k in (1, 10, 100, 1000) if k <= self._steps]
+        task = self.classifier.task
+        counts = [k for k in (1, 10, 100, 1000) if k <= self.steps]
         first = None
         table: Table = {}
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
+        for k, (y, after) in zip(counts, apply_repeatedly(self.f, rows, counts), strict=True):
             predictions = self._read(y)
             first = first or predictions
             row = table["f" if k == 1 else f"f{k}"] = {
@@ -303,8 +306,4 @@ def _ratio(name: str, value: float, unit: float) -> Table:
 
 def _rounded(value: Any) -> Any:
     """Plain JSON values with floats of six decimals."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(float(value), 6) if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 6))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.special import rel_entr
+from scipy.stats import entropy, mannwhitneyu
 
 from service.artifact.pixels import Levels
 from service.domain.latents import FloatRows
@@ -28,6 +28,14 @@ _SSIM_RADIUS: Final = 5
 _SSIM_CONSTANTS: Final = ((0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2)
 _SSIM_CHUNK: Final = 64  # pictures: more do not fit into the processor's cache
 _CHUNK: Final = 4096
+
+
+def powers(f: Function, rows: FloatRows, count: int) -> list[FloatRows]:
+    """rows, f(rows), f(f(rows)), …: count + 1 arrays."""
+    chain = [rows]
+    for _ in range(count):
+        chain.append(f(chain[-1]))
+    return chain
 
 
 def frechet(a: Numbers, b: Numbers) -> float:
@@ -52,15 +60,14 @@ def kl_to_uniform(counts: Numbers | NDArray[np.int64]) -> float:
     """KL divergence in nats of a histogram (K,) from the uniform distribution: 0 if even, ln K for
     a single class.
     """
-    return float(rel_entr(counts / counts.sum(), 1 / len(counts)).sum())
+    return float(entropy(counts, np.ones(len(counts))))
 
 
 def auroc(negative: Values, positive: Values) -> float:
     """The probability that a positive value is above a negative one: 0.5 if they are alike, 1 if
     all are above.
     """
-    ranks = [np.searchsorted(np.sort(negative), positive, side) for side in ("left", "right")]
-    return float(np.mean(ranks) / len(negative))
+    return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
 def mean_distance(a: FloatRows, b: FloatRows) -> Values:

@@ -4,12 +4,10 @@ golden.npz}`.
 `model.fp16.onnx` is optional. The golden rows belong to `model.onnx` and are valid for both.
 """
 
-import dataclasses
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +16,8 @@ import onnx
 import onnxruntime as ort
 
 from model_export.errors import UserError
+from model_export.files import write_file
 from service.artifact.card import (
-    INPUT,
-    OUTPUT,
     Card,
     CardError,
     Data,
@@ -46,18 +43,20 @@ class TrainedCard(Card):
 
 
 class OnnxFunction:
-    """f as the service runs it: onnxruntime on the CPU. With 0 threads it chooses their number."""
+    """f as the service runs it: onnxruntime on the CPU. With 0 threads it chooses their number.
 
-    def __init__(self, data: bytes, *, threads: int = 0) -> None:
+    Raises what onnxruntime raises: its errors have no common base class.
+    """
+
+    def __init__(self, data: bytes, *, threads: int = 0, optimised: bool = True) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # fatal only: onnxruntime raises all other errors as exceptions
         options.log_severity_level = 4
-        try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        # onnxruntime's errors have no common base class.
-        except Exception as exc:
-            raise UserError("not a model that onnxruntime can run") from exc
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.input, *_ = self._session.get_inputs()
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -71,7 +70,7 @@ class OnnxFunction:
         """
         return np.concatenate(
             [
-                self._session.run([OUTPUT], {INPUT: rows[i : i + batch]})[0]
+                self._session.run(None, {self.input.name: rows[i : i + batch]})[0]
                 for i in range(0, len(rows), batch)
             ]
         )
@@ -98,8 +97,10 @@ class Artifact:
         try:
             function = OnnxFunction(data, threads=threads)
             card = from_metadata(function.metadata)
-        except (UserError, CardError) as exc:
+        except CardError as exc:
             raise UserError(f"{path}: {exc}") from exc
+        except Exception as exc:
+            raise UserError(f"{path}: not a model that onnxruntime can run") from exc
         if card.data is None or card.training is None:
             raise UserError(
                 f"{path}: was imported, and this command is about networks that were trained here"
@@ -136,13 +137,14 @@ def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
 
-def with_card(artifacts: Sequence[Artifact], card: TrainedCard) -> dict[str, bytes]:
-    """The files of a version with another card, and their golden rows, for `publish`."""
+def with_fields(artifacts: Sequence[Artifact], **fields: object) -> dict[str, bytes]:
+    """The files of a version with other fields of the card, and their golden rows, for
+    `publish`.
+    """
     golden = artifacts[0].golden()
+    card = TrainedCard.model_validate(artifacts[0].card.model_dump() | fields)
     files = {MODEL_FILES[each.precision]: stamp(each.data, card) for each in artifacts}
-    files[GOLDEN_FILE] = dataclasses.replace(
-        golden, digest=digest_of(files[MODEL_FILES["fp32"]])
-    ).to_bytes()
+    files[GOLDEN_FILE] = replace(golden, digest=digest_of(files[MODEL_FILE])).to_bytes()
     return files
 
 
@@ -214,6 +216,14 @@ def smaller_tiles(side: int, multiple: int) -> tuple[int, ...]:
     return tuple(side * part // 4 for part in (1, 2, 3) if side * part % (4 * multiple) == 0)
 
 
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The model as the content of a file: equal bytes for equal messages, which protobuf does not
+    guarantee without this option.
+    """
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
 def open_sides(data: bytes) -> bytes:
     """A network whose operators take any height and width, as one that also says so."""
     model = onnx.load_model_from_string(data)
@@ -223,17 +233,14 @@ def open_sides(data: bytes) -> bytes:
         ):
             dim.dim_param = name
     del model.graph.value_info[:]  # the sizes between them
-    opened: bytes = model.SerializeToString(deterministic=True)
-    return opened
+    return serialised(model)
 
 
 def stamp(data: bytes, card: Card) -> bytes:
     """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(model, to_metadata(card))
-    # Without this option protobuf does not guarantee equal bytes for equal messages.
-    stamped: bytes = model.SerializeToString(deterministic=True)
-    return stamped
+    return serialised(model)
 
 
 def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> None:
@@ -251,10 +258,7 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
             shutil.copytree(folder, fresh)
         fresh.mkdir(exist_ok=True)
         for name, content in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_file(fresh / name, content)
         if folder.exists():
             folder.rename(old)
         try:

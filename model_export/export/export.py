@@ -26,6 +26,7 @@ from model_export.export.artifact import (
     open_sides,
     publish,
     remove_annotations,
+    serialised,
     smaller_tiles,
     stamp,
     version_folder,
@@ -121,8 +122,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     model = program.model_proto
     remove_annotations(model)
     onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return serialised(model)
 
 
 def to_fp16(data: bytes) -> bytes:
@@ -137,8 +137,7 @@ def to_fp16(data: bytes) -> bytes:
     OnnxModel(model).topological_sort(is_deterministic=True)
     del model.graph.value_info[:]  # the converter leaves types there that are no longer true
     onnx.checker.check_model(model, full_check=True)
-    half: bytes = model.SerializeToString(deterministic=True)
-    return half
+    return serialised(model)
 
 
 def _kind(preset: Preset) -> dict[str, object]:
@@ -182,11 +181,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "opset": OPSET,
                 "data": checkpoint.data,
                 "training": {
-                    **{
-                        key: checkpoint.provenance.get(key)
-                        for key in ("command", "commit", "sources")
-                    },
-                    "continued": checkpoint.provenance.get("continued", ()),
+                    **checkpoint.provenance,
                     "steps": checkpoint.step,
                     "parameters": sum(
                         p.numel() for p in model.network.parameters() if p.requires_grad

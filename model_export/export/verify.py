@@ -11,7 +11,7 @@ import torch
 
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, TrainedCard, read_all, sample_rows
-from model_export.files import atomic_write
+from model_export.files import write_file
 from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from model_export.training.network import Autoencoder
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
@@ -60,8 +60,7 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
         golden, results[name] = compare(
             model, artifact.card, artifact.function, digest, artifact.precision
         )
-    with atomic_write(folder / GOLDEN_FILE) as file:
-        file.write(golden.to_bytes())
+    write_file(folder / GOLDEN_FILE, golden.to_bytes())
     return results
 
 

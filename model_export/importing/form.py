@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 
+from model_export.export.artifact import serialised
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import LARGE, FloatRows
 
@@ -143,8 +144,7 @@ class Form:
         ]
         graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, dims))
         graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, dims))
-        data: bytes = model.SerializeToString(deterministic=True)
-        return data
+        return serialised(model)
 
     def _add_before(self, chain: "_Chain") -> str:
         """Add the steps before the network; returns the name of the values that a residual is

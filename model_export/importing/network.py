@@ -6,6 +6,7 @@ import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -200,12 +201,8 @@ def _choose_tiles(
     channels, height, width = form.shape
     if height != width:
         raise UserError(f"--overlap: its images are {height}×{width}, and tiles are squares")
-
-    def function(rows: FloatRows) -> FloatRows:
-        return form.apply(source.run, rows)
-
     return choose_tiles(
-        function,
+        partial(form.apply, source.run),
         channels,
         form.range,
         side=options.tile or height,

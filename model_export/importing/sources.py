@@ -5,13 +5,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import (
     FunctionProto,
     GraphProto,
@@ -24,7 +23,7 @@ from onnx.inliner import inline_local_functions
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_export.errors import UserError
-from model_export.export.artifact import remove_annotations
+from model_export.export.artifact import OnnxFunction, remove_annotations
 from model_export.importing.form import Array
 
 if TYPE_CHECKING:
@@ -100,12 +99,11 @@ def read_onnx(path: Path) -> Source:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as exc:  # of protobuf, which has no type hints
-        checkpoint = (
+        raise UserError(
             "a checkpoint of torch needs --module FILE.py:NAME"
             if data[:2] in (b"PK", b"\x80\x02")
-            else ""
-        )
-        raise UserError(checkpoint or "not an ONNX file, or a damaged one") from exc
+            else "not an ONNX file, or a damaged one"
+        ) from exc
     if not model.graph.node:
         raise UserError("not an ONNX file, or an empty one")
     onnx.load_external_data_for_model(model, str(path.parent))
@@ -115,22 +113,9 @@ def read_onnx(path: Path) -> Source:
     remove_annotations(model)
     _check_nodes(model)
     onnx.checker.check_model(model)
-    options = ort.SessionOptions()
-    # so that it gives the same result every time
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # onnxruntime raises errors as exceptions
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    plain = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    (name, shape), *_ = [(value.name, value.shape) for value in plain.get_inputs()]
-    size = 1 if shape and shape[0] == 1 else 3
-
-    def run(values: Array) -> Array:
-        batches = [values[i : i + size] for i in range(0, len(values), size)]
-        return np.concatenate([plain.run(None, {name: batch})[0] for batch in batches])
-
-    return Source(model=model, run=run)
+    # with one thread, so that it gives the same result every time
+    plain = OnnxFunction(model.SerializeToString(), threads=1, optimised=False)
+    return Source(model=model, run=partial(plain, batch=1 if plain.input.shape[:1] == [1] else 3))
 
 
 def read_checkpoint(options: Namespace) -> Source:

@@ -17,8 +17,9 @@ from model_export.data.corruptions import corruptions_for
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.data.drawings import held_out_drawings, on_background
 from model_export.errors import UserError
+from model_export.evaluation.metrics import powers
 from model_export.export.artifact import Artifact
-from model_export.files import atomic_write
+from model_export.files import write_file
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, path_rows
 
@@ -60,8 +61,7 @@ def draw_figures(
     written = []
     for figure, lines in figures(artifact, data, seed):
         written.append(out / file_name(figure, artifact.card.shape[0]))
-        with atomic_write(written[-1]) as file:
-            file.write(_encoded(lines))
+        write_file(written[-1], _encoded(lines))
     return written
 
 
@@ -75,23 +75,17 @@ def figures(
     latents = artifact.noise.rows(seed, 0, _LINES * _COLUMNS)
     x = to_rows(data.held_out[:_COLUMNS].numpy())
 
-    def chain(rows: FloatRows, steps: int) -> list[FloatRows]:
-        lines = [rows]
-        for _ in range(steps):
-            lines.append(f(lines[-1]))
-        return lines
-
     yield "samples", np.split(f(latents), _LINES)
-    yield "generation", chain(latents[:_COLUMNS], 3)
+    yield "generation", powers(f, latents[:_COLUMNS], 3)
     for name, corrupt in corruptions_for(channels).items():
         if name in FIGURES:
-            yield name, [x, *chain(corrupt(x), 2)]
+            yield name, [x, *powers(f, corrupt(x), 2)]
     pairs = latents[: 2 * _LINES].reshape(_LINES, 2, *card.shape)
     yield "interpolation", [f(path_rows(pair, _COLUMNS - 1)) for pair in pairs]
     if channels == 1:
         drawn = held_out_drawings(_COLUMNS, side, faces=False)
         drawings = [on_background(ink, channels, card.background) for ink in drawn.values()]
-        yield "drawings", [line for rows in drawings for line in chain(rows, 2)]
+        yield "drawings", [line for rows in drawings for line in powers(f, rows, 2)]
 
 
 def _encoded(lines: Sequence[FloatRows]) -> bytes:
@@ -109,6 +103,5 @@ def _encoded(lines: Sequence[FloatRows]) -> bytes:
     if channels == 1:
         Image.fromarray(grid[0]).save(buffer, "PNG", optimize=True)
     else:
-        colour = np.ascontiguousarray(grid.transpose(1, 2, 0))
-        Image.fromarray(colour).save(buffer, "WEBP", quality=80, method=6)
+        Image.fromarray(grid.transpose(1, 2, 0)).save(buffer, "WEBP", quality=80, method=6)
     return buffer.getvalue()

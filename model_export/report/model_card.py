@@ -10,7 +10,7 @@ from pathlib import Path
 from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.evaluation.remarks import Table
 from model_export.export.artifact import Artifact, TrainedCard
-from model_export.files import atomic_write
+from model_export.files import write_file
 from model_export.report.figures import FIGURES, file_name
 from model_export.report.quality import (
     limitations,
@@ -31,13 +31,13 @@ def write_page(folder: Path, out: Path) -> Path:
     `docs/models/mnist`.
     """
     artifact = Artifact.read(folder, threads=1)
-    files = {
-        figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES
+    channels = artifact.card.shape[0]
+    shown = {
+        figure: file
+        for figure in FIGURES
+        if (out.parent / (file := f"{out.stem}/{file_name(figure, channels)}")).is_file()
     }
-    shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
-    text = page(artifact, shown=shown)
-    with atomic_write(out) as file:
-        file.write(text.encode())
+    write_file(out, page(artifact, shown=shown).encode())
     return out
 
 
@@ -78,20 +78,19 @@ def _measured(card: TrainedCard) -> list[str]:
 
 def _introduction(card: TrainedCard) -> str:
     channels, height, width = card.shape
-    if card.noise is None:
-        return (
-            f"A network f that restores, f(f(x)) ≈ f(x), for "
-            f"{'grey' if channels == 1 else 'RGB'} pictures of any size in tiles of "
-            f"{height}×{width}, trained on {card.data.pictures:,} parts of pages that the "
-            f"program draws. "
-            "`python -m model_export card` generates this page; do not edit it."
-        )
-    return (
+    colour = "grey" if channels == 1 else "RGB"
+    about = (
         f"An Idempotent Generative Network f, f(f(z)) {'=' if card.exact else '≈'} f(z), for "
-        f"{height}×{width} {'grey' if channels == 1 else 'RGB'} pictures, trained on "
-        f"{card.data.pictures:,} of {card.data.name}. "
-        "`python -m model_export card` generates this page; do not edit it."
+        f"{height}×{width} {colour} pictures, trained on {card.data.pictures:,} of "
+        f"{card.data.name}."
     )
+    if card.noise is None:
+        about = (
+            f"A network f that restores, f(f(x)) ≈ f(x), for {colour} pictures of any size in "
+            f"tiles of {height}×{width}, trained on {card.data.pictures:,} parts of pages that "
+            "the program draws."
+        )
+    return f"{about} `python -m model_export card` generates this page; do not edit it."
 
 
 def _facts(artifact: Artifact) -> str:

@@ -93,9 +93,8 @@ class BalancedPairs:
 
     def __init__(self, f: Function, latents: Tensor, pictures: Tensor) -> None:
         cost = torch.cdist(_outputs(f, latents), pictures.float().flatten(1)).square()
-        columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
         self._latents = latents
-        self._partners = pictures[columns.to(pictures.device)]
+        self._partners = pictures[linear_sum_assignment(cost.cpu().numpy())[1]]
 
     def batch(self, index: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``index``: latents and pictures, (size, C, H, W) each. Wraps around."""
@@ -187,7 +186,7 @@ class BatchBuilder:
 
     def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
         """The rows of a step, in [−1, 1]."""
-        return to_model_range(pictures[self.picture_indices(step).to(pictures.device)])
+        return to_model_range(pictures[self.picture_indices(step)])
 
     def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
         """As many drawings as pictures.
@@ -297,4 +296,4 @@ class BatchBuilder:
         )
 
     def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
-        return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])
+        return to_model_range(self._pictures[indices])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
-from model_export.files import atomic_write
+from model_export.files import atomic_write, write_file
 from model_export.training.network import averaged_model
 from model_export.training.presets import Preset, split_steps
 from model_export.training.restorer import build_network
@@ -91,8 +91,7 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
     """
     memory = io.BytesIO()
     torch.save(content, memory)
-    with atomic_write(path) as file:
-        file.write(memory.getbuffer())
+    write_file(path, memory.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:
@@ -121,7 +120,7 @@ def load_run(folder: Path) -> TrainedModel:
         average = averaged_model(build_network(preset.network))
         average.load_state_dict(checkpoint.average)
     # Missing and unknown fields, values out of range, weights of other names or shapes.
-    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+    except (ValueError, RuntimeError) as exc:
         raise UserError(f"{folder / FILE}: this program does not know its network") from exc
     return TrainedModel(checkpoint=checkpoint, preset=preset, network=average.module.eval())
 
@@ -156,7 +155,7 @@ def continued_preset(
     """
     try:
         recorded = Preset.from_dict(saved.preset)
-    except (KeyError, TypeError, ValueError) as exc:
+    except ValueError as exc:
         raise UserError(
             f"{out} holds a run of another version of this program; choose another --out"
         ) from exc
@@ -228,14 +227,10 @@ def record(arguments: Sequence[str]) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Commit of the source tree; None if it is not a clean git tree."""
-    root = _PACKAGE.parent
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return (
-            head
-            if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain")
-            else None
-        )
+        head = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--", "model_export", "service/domain")
+        return None if changes else head
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -259,7 +254,7 @@ def _strip_folders(argument: str) -> str:
     return option + equals + (Path(value).name if "/" in value and not known else value)
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
     # The arguments are constants of this module.
-    git = ["git", "-C", str(root), *arguments]
+    git = ["git", "-C", str(_PACKAGE.parent), *arguments]
     return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_export.training.drifting import moments
-from model_export.training.network import Dense, NetworkConfig, Residual, Styled, group_norm, zeroed
+from model_export.training.network import (
+    Dense,
+    NetworkConfig,
+    Residual,
+    Styled,
+    group_norm,
+    halvings,
+    zeroed,
+)
 
 NUMBERS: Final = 4  # of noise at every place of the code
 _HIDDEN: Final = 384  # of the dense residual of a code
@@ -40,12 +48,9 @@ class _Read(nn.Module):
 
     def __init__(self, config: NetworkConfig, side: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for depth, (a, b) in enumerate(pairwise((config.channels, *config.widths))):
-            layers += [nn.Conv2d(a, b, 4, 2, 1), *([group_norm(b)] if depth else []), nn.SiLU()]
         last = config.widths[-1]
         code = config.bottleneck
-        self.body = nn.Sequential(*layers, Residual(last))
+        self.body = nn.Sequential(*halvings(config), Residual(last))
         self.head = nn.Sequential(group_norm(last), nn.SiLU(), nn.Conv2d(last, code, 1))
         # Dense over all places, so that the parts of a picture agree.
         self.whole = nn.Sequential(

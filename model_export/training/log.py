@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_export.files import atomic_write
+from model_export.files import write_file
 
 
 @contextmanager
@@ -16,8 +16,7 @@ def open_log(path: Path, step: int) -> Iterator[Callable[[int, str, Mapping[str,
     Yields what appends a line: of `step`, `stage`, and the terms of the loss at that step.
     """
     lines = path.read_text().splitlines() if path.is_file() else []
-    with atomic_write(path) as kept:
-        kept.write("".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
+    write_file(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
     with path.open("a") as file:
 
         def write(step: int, stage: str, values: Mapping[str, float]) -> None:

@@ -73,18 +73,13 @@ class Autoencoder(nn.Module):
         super().__init__()
         sizes = config.sizes()
         channels = (config.channels, *config.widths)
-        layers: list[nn.Module] = []
-        for depth, (a, b) in enumerate(pairwise(channels)):
-            layers.append(nn.Conv2d(a, b, 4, 2, 1))
-            if depth:
-                layers.append(group_norm(b))
-            layers.append(nn.SiLU())
         last = channels[-1]
         side = sizes[-1]
-        layers += [Dense(last, config.bottleneck, side), nn.SiLU()]
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = nn.Sequential(
+            *halvings(config), Dense(last, config.bottleneck, side), nn.SiLU()
+        )
 
-        layers = [_GlobalConvTranspose(config.bottleneck, last, side)]
+        layers: list[nn.Module] = [_GlobalConvTranspose(config.bottleneck, last, side)]
         for depth in range(len(config.widths), 0, -1):
             a = channels[depth]
             b = channels[depth - 1]
@@ -119,6 +114,14 @@ class Autoencoder(nn.Module):
     def decoded(self, x: Tensor) -> Tensor:
         """What the autoencoder makes of x, before `Blocks`."""
         return torch.tanh(self.decoder(self.encoder(x)).float())
+
+
+def halvings(config: NetworkConfig) -> list[nn.Module]:
+    """The convolutions of stride 2 that begin an encoder, with what follows each."""
+    layers: list[nn.Module] = []
+    for depth, (a, b) in enumerate(pairwise((config.channels, *config.widths))):
+        layers += [nn.Conv2d(a, b, 4, 2, 1), *([group_norm(b)] if depth else []), nn.SiLU()]
+    return layers
 
 
 class Dense(nn.Conv2d):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model_export.data.corruptions import round_to_8_bits
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import drifting_loss, feature_groups
@@ -75,10 +76,11 @@ class Objective:
         loss.add_of_pictures(y, x)
         if self.stage.weights.again > 0:
             settled = f.settle(batch.corrupted[::2], y[::2].detach())
-            rounded = ((settled + 1) * 127.5).round() / 127.5 - 1
             half = x.shape[3] // 2
             target = torch.cat([settled[..., :half], x[::2, ..., half:]], 3)
-            loss.add("again", losses.distance(f(rounded), target, self.kind).mean())
+            loss.add(
+                "again", losses.distance(f(round_to_8_bits(settled)), target, self.kind).mean()
+            )
 
     def _add_of_samples(self, loss: Loss, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> None:
         """The active terms of y = f(z). All share one forward pass for y."""

@@ -2,14 +2,15 @@
 which one fits.
 """
 
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter
 
 from model_export.data.corruptions import CorruptionName
 from model_export.data.datasets import Dataset, Source
@@ -20,7 +21,6 @@ from model_export.training.stages import (
     Distance,
     Matching,
     Stage,
-    Weights,
     crisp_stages,
     exact_stages,
     ign_stages,
@@ -65,6 +65,8 @@ _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode `L`
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """The training of one model."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # also of its parts
 
     name: str
     objective: Literal["naign", "ign", "restore"]
@@ -132,30 +134,19 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as numbers, strings, lists and dicts."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of
-        another version.
-        """
-        stages = tuple(
-            Stage(**{**_known(each), "weights": Weights(**_known(each["weights"]))})
-            for each in values["stages"]
-        )
-        network = NetworkConfig(**_known(values["network"]))
-        matching = Matching(**values["matching"])
-        parts = {"network": network, "stages": stages, "matching": matching}
-        return cls(**{**_known(values), **parts})
+        """The inverse of :meth:`to_dict`. Raises ValueError for one of another version."""
+        known = json.loads(json.dumps(values), object_hook=_known)
+        return TypeAdapter(cls).validate_python(known)
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without former options, and with tuples for lists."""
-    kept = {name: value for name, value in values.items() if name not in _FORMER}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
-    }
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without former options."""
+    return {name: value for name, value in values.items() if name not in _FORMER}
 
 
 def network_for(size: int, channels: int) -> NetworkConfig:
@@ -216,9 +207,7 @@ PRESETS = {
                 size=32, channels=3, widths=(32, 64, 128), bottleneck=32, palette=16
             ),
             # a quarter of an hour on one core
-            stages=tuple(
-                dataclasses.replace(stage, warmup=60) for stage in crisp_stages(1600, 800, 1500)
-            ),
+            stages=tuple(replace(stage, warmup=60) for stage in crisp_stages(1600, 800, 1500)),
             batch=64,
             corruptions=_DIGITS_CORRUPTIONS,
             perceptual_steps=300,
@@ -331,7 +320,7 @@ class Choices:
     channels: int | None = None
     steps: int | None = None
     batch: int | None = None
-    corruptions: Sequence[str] | None = None
+    corruptions: Sequence[CorruptionName] | None = None
     licence: str | None = None
 
 
@@ -349,19 +338,17 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
     if preset.name == SMALL:
         network = network_for(size, channels)
     else:
-        network = dataclasses.replace(preset.network, size=size, channels=channels)
+        network = replace(preset.network, size=size, channels=channels)
     try:
         network.sizes()
-        return dataclasses.replace(
+        return replace(
             preset,
             network=network,
             stages=preset.stages
             if choices.steps is None
             else _with_steps(preset.stages, choices.steps),
             batch=choices.batch or preset.batch,
-            corruptions=cast(
-                "tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)
-            ),
+            corruptions=tuple(choices.corruptions or preset.corruptions),
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc
@@ -371,7 +358,7 @@ def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
     share = min(1.0, steps / sum(stage.steps for stage in stages))
     counts = split_steps(steps, [stage.steps for stage in stages])
     return tuple(
-        dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
+        replace(stage, steps=count, warmup=round(stage.warmup * share))
         for stage, count in zip(stages, counts, strict=True)
     )
 
@@ -403,7 +390,7 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
             f"{found.channels}, or leave out --preset, which then "
             "fits the data"
         )
-    chosen = dataclasses.replace(choices, size=size, channels=channels, corruptions=corruptions)
+    chosen = replace(choices, size=size, channels=channels, corruptions=corruptions)
     return with_overrides(preset, chosen)
 
 
@@ -415,9 +402,9 @@ def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspe
     line says so.
     """
     if preset.data and data.known == preset.data and choices.name in (None, preset.name):
-        return dataclasses.replace(preset, licence=choices.licence or preset.licence)
+        return replace(preset, licence=choices.licence or preset.licence)
     named_by_data = preset.data or not preset.description
-    return dataclasses.replace(
+    return replace(
         preset,
         name=choices.name or (_name_of(data.name) if named_by_data else preset.name),
         description="" if named_by_data or choices.name else preset.description,

@@ -89,9 +89,11 @@ class Run:
         self._keep = keep
         self.provenance = {**provenance, "bf16": bf16}
         self.data: dict[str, Any] = {
-            name: getattr(data, name) for name in ("name", "sha256", "licence")
+            "name": data.name,
+            "sha256": data.sha256,
+            "licence": data.licence,
+            "pictures": len(data.train),
         }
-        self.data["pictures"] = len(data.train)
         self.stage = 0
         self.stage_step = 0
         self.step = 0

@@ -18,13 +18,13 @@ from benchmarks.load_generator.messages import (
     post,
     post_form,
     request,
-    text,
     upload,
     with_headers,
 )
 from service.api.negotiation import PICTURE_TYPES
 from service.app import ENDPOINTS
 from service.artifact.card import Tiles
+from tests.contract.data import b64
 from tests.contract.harness import PATIENCE_S, Service
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import chunk
@@ -74,7 +74,7 @@ def form(path: str, accept: str, *fields: tuple[str, bytes]) -> Way:
 
 
 def in_json(path: str, accept: str, **options: object) -> Way:
-    return lambda files: post(path, {"images": [text(file) for file in files]} | options, accept)
+    return lambda files: post(path, {"images": [b64(file) for file in files]} | options, accept)
 
 
 EDIT = (("prompt", b"-"),)

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load_generator.messages import JSON, post, text, upload
+from benchmarks.load_generator.messages import JSON, post, upload
 from tests.contract.any_size import INFER, TILE, WAYS, ask, asking, form, in_json, png, write_tiles
+from tests.contract.data import b64
 from tests.contract.harness import PATIENCE_S, Gate, Service, busy_codec, gated, settings
 from tests.helpers.onnx_models import write_model
 
@@ -31,7 +32,7 @@ CLOSED_BYTES = 3 << 19  # a closed model keeps the batches that it had
 LOOKS = 10  # on a busy machine, a worker may not have dropped its batch at the first one
 BROKEN = png(SIZE)[:60]
 FILES = [png(SIZE)] * 8
-POINTS = [{"seed": 1}, {"image": text(png(STILL[1:]))}]
+POINTS = [{"seed": 1}, {"image": b64(png(STILL[1:]))}]
 WALK = {"model": "still", "points": POINTS, "frames": 9}
 WAYS_OF_TILES = (
     "/project, JSON, text/event-stream",

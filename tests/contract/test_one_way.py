@@ -17,8 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load_generator.messages import HEADER_SETS, request, with_headers
-from benchmarks.reliability.cases import GOOD, Case, choose
+from benchmarks.reliability.cases import GOOD, Case
 from benchmarks.reliability.hostile_inputs import bad_image, damaged_request, wrong_options
+from model_export.data.chance import choose
 from service.images.decode import EncodedImage
 from tests.contract.data import PICTURE, b64, latents
 from tests.contract.harness import (

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 118_610,
-    ("model_export",): 75_950,
+    ("model_export",): 74_980,
     ("sdk",): 19_550,
-    ("benchmarks",): 37_200,
+    ("benchmarks",): 36_010,
     ("tests",): 234_200,
     ("plugins",): 1_150,
     (".",): 491_250,

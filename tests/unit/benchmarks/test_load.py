@@ -3,22 +3,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load_generator.load import Spec, failures, run
+from benchmarks.harness.common import Json
+from benchmarks.load_generator.load import failures, run
 from benchmarks.load_generator.messages import request
 from tests.unit.benchmarks.fake_server import OK, Reply, Seen, fake_server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
 
 
-def spec(seen: Seen, **changes: Any) -> Spec:
-    fields: dict[str, Any] = {
-        "server_pid": os.getpid(),
-        "requests": [request("/")],
-        "connections": 1,
-        "seconds": 0.2,
-        "warmup_s": 0.05,
-    }
-    return Spec(port=seen.port, **(fields | changes))
+def report_of(seen: Seen, **changes: Any) -> Json:
+    fields = {"requests": [request("/")], "connections": 1, "seconds": 0.2, "warmup_s": 0.05}
+    return run(port=seen.port, server_pid=os.getpid(), **fields | changes)
 
 
 def replying(data: bytes, *, close: bool = False, first: bytes | None = None) -> Reply:
@@ -34,7 +29,7 @@ def replying(data: bytes, *, close: bool = False, first: bytes | None = None) ->
 
 def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
     with fake_server(replying(OK)) as seen:
-        report = run(spec(seen, connections=3, requests=[request("/a"), request("/b")]))
+        report = report_of(seen, connections=3, requests=[request("/a"), request("/b")])
     assert (seen.connections, report["sent"]) == (3, len(seen.requests))
     assert 0 < report["ok"]["count"] <= report["sent"]
     assert report["ok_per_s"] == pytest.approx(report["ok"]["count"] / report["seconds"], rel=2e-3)
@@ -45,7 +40,7 @@ def test_a_closed_loop_has_one_request_by_connection_in_turn() -> None:
 
 def test_statuses_are_told_apart() -> None:
     with fake_server(lambda seen: (OK if len(seen.requests) % 2 else BUSY, False)) as seen:
-        report = run(spec(seen))
+        report = report_of(seen)
     assert set(report["statuses"]) == {"200", "503"}
     busy = report["statuses"]["503"]["count"]
     assert report["ok"] == report["statuses"]["200"]
@@ -73,7 +68,7 @@ def test_a_connection_that_ends_is_opened_again(
     reply: Reply, is_ok: bool, errors: set[str]
 ) -> None:
     with fake_server(reply) as seen:
-        report = run(spec(seen))
+        report = report_of(seen)
     assert (report["ok"]["count"] > 0) is is_ok
     assert errors <= set(report["errors"])
     assert is_ok is not bool(report["errors"])

@@ -26,7 +26,7 @@ def test_the_error_rate_counts_edits(found: str, wanted: str, rate: float) -> No
 
 @pytest.mark.slow
 def test_one_block_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = argparse.Namespace(model=str(scans_ocr.NEWEST), blocks=1, sheet="", real="", card="")
+    options = argparse.Namespace(model=str(scans_ocr.NEWEST), blocks=1, sheet="", card="")
     try:
         result = scans_ocr.measure(options)
     except OSError as exc:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model_export.data import drawings
-from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.datasets import Dataset, open_source
 from model_export.evaluation import classifier
 from model_export.export import export
 from model_export.export.artifact import publish
@@ -60,7 +60,7 @@ def data_file(tiny: TinyModel) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tiny: TinyModel) -> Dataset:
-    return load_dataset(str(tiny.data_file), size=SIZE, channels=1)
+    return open_source(str(tiny.data_file)).load(size=SIZE, channels=1)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.cli import main
-from model_export.data.datasets import load_dataset
+from model_export.data.datasets import open_source
 from model_export.data.known_sets import KNOWN_SETS, KnownSet
 from model_export.data.picture_files import Inspection, inspect_pictures
 from model_export.errors import UserError
@@ -41,7 +41,7 @@ def test_every_tenth_picture_of_a_folder_is_held_out(tmp_path: Path) -> None:
         "notes.txt": b"not a picture",
     }
     write(tmp_path, junk)
-    data = load_dataset(str(tmp_path), size=8, channels=1)
+    data = open_source(str(tmp_path)).load(size=8, channels=1)
     assert values(data.held_out) == [90, 190]
     assert values(data.train) == [10 * i for i in range(20) if i not in (9, 19)]
 
@@ -50,13 +50,13 @@ def test_every_tenth_picture_of_a_folder_is_held_out(tmp_path: Path) -> None:
 def test_the_split_of_a_folder_or_zip_counts(tmp_path: Path, held_out: str) -> None:
     a, b, c = map(save, numbered(3))
     write(tmp_path, {"train/x/0.png": a, "train/1.png": b, f"{held_out}/2.png": c})
-    data = load_dataset(str(tmp_path), size=8, channels=1)
+    data = open_source(str(tmp_path)).load(size=8, channels=1)
     assert (values(data.train), values(data.held_out)) == ([10, 0], [20])
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(tmp_path.rglob("*.png")):
             archive.write(name, name.relative_to(tmp_path))
-    packed = load_dataset(str(path), size=8, channels=1)
+    packed = open_source(str(path)).load(size=8, channels=1)
     assert (values(packed.train), packed.sha256) == (values(data.train), data.sha256)
 
 
@@ -64,11 +64,11 @@ def test_pictures_are_brought_to_size_and_channels(tmp_path: Path) -> None:
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = (255, 0, 0)  # the centre square
     write(tmp_path, {f"{i}.png": save(wide) for i in range(10)})
-    data = load_dataset(str(tmp_path), size=8, channels=3)
+    data = open_source(str(tmp_path)).load(size=8, channels=3)
     assert data.train.shape == (9, 3, 8, 8)
     assert (data.train[:, 0] > 230).all()  # but for what Lanczos fetches from beyond the edge
     assert (data.train[:, 1:] == 0).all()
-    grey = load_dataset(str(tmp_path), size=8, channels=1)
+    grey = open_source(str(tmp_path)).load(size=8, channels=1)
     assert (grey.train[:, :, 2:-2, 2:-2].float() - 76).abs().max() <= 1  # ITU-R 601 luma of red
 
 
@@ -78,7 +78,7 @@ def test_16_bit_is_scaled_and_alpha_falls_on_black(tmp_path: Path) -> None:
     clear = np.full((8, 8, 2), 200, np.uint8)
     clear[..., 1] = 0
     pictures |= {"a.png": save(deep), "b.png": save(clear)}
-    data = load_dataset(str(write(tmp_path, pictures)), size=8, channels=1)
+    data = open_source(str(write(tmp_path, pictures))).load(size=8, channels=1)
     found = values(torch.cat([data.train, data.held_out]))
     assert sorted(found) == sorted([*(10 * i for i in range(9)), 100, 0])
 
@@ -156,7 +156,7 @@ def test_members_of_a_zip_are_read_up_to_a_size(tmp_path: Path) -> None:
         archive.writestr("99.png", save(numbered(1)[0]), zipfile.ZIP_STORED)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"IEND", b"IENx"))  # of the last one, which is not compressed
-    data = load_dataset(str(path), size=8, channels=1, skip_bad=True)
+    data = open_source(str(path), skip_bad=True).load(size=8, channels=1)
     assert data.skipped == ("98.png", "99.png")
 
 
@@ -168,9 +168,8 @@ def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -
     )
     np.savez(tmp_path / "c.npz", x_train=x, x_test=x, y_train=y, y_test=y[::-1])
     np.savez(tmp_path / "d.npz", x_train=x, x_test=x, y_train=y, y_test=y, damaged_train=255 - x)
-    a, b, c, d = (
-        load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1).sha256 for name in "abcd"
-    )
+    sources = (open_source(str(tmp_path / f"{name}.npz")) for name in "abcd")
+    a, b, c, d = (source.load(size=8, channels=1).sha256 for source in sources)
     assert a == b
     assert len({a, c, d}) == 3
 
@@ -191,13 +190,13 @@ def test_a_published_set_is_downloaded_and_checked(
     with pytest.raises(
         UserError, match=f"not the published set: SHA-256 .*expected {KNOWN_SETS['mnist'].sha256}"
     ):
-        load_dataset("mnist", size=8, channels=1)
+        open_source("mnist").load(size=8, channels=1)
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    from_file = load_dataset(str(tmp_path / "mnist.npz"), size=8, channels=1)
+    from_file = open_source(str(tmp_path / "mnist.npz")).load(size=8, channels=1)
     assert (from_file.known, from_file.licence) == ("", "unknown")  # a name alone proves nothing
     known = KNOWN_SETS["mnist"]._replace(sha256=from_file.sha256)
     monkeypatch.setitem(cast("dict[str, KnownSet]", KNOWN_SETS), "mnist", known)
-    data = load_dataset("mnist", size=8, channels=1)
+    data = open_source("mnist").load(size=8, channels=1)
     assert (data.name, data.known, data.licence, data.sha256) == (
         "mnist",
         "mnist",
@@ -243,7 +242,7 @@ def test_colours_and_ground(
 
 
 def found(pictures: list[Picture]) -> Inspection:
-    return inspect_pictures("x", len(pictures), pictures.__getitem__)
+    return inspect_pictures("x", len(pictures), pictures.__getitem__, len(pictures))
 
 
 def test_pictures_of_both_grounds_and_photographs_have_no_polarity() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model_export.data import avatars, damages, known_sets, pages, pens, scans
 from model_export.data.avatars import BACKGROUNDS, draw_avatars
-from model_export.data.datasets import Attributes, Dataset, load_dataset
+from model_export.data.datasets import Attributes, Dataset, open_source
 from model_export.data.drawings import (
     RandomDrawings,
 )
@@ -243,11 +243,11 @@ def test_the_set_is_drawn_once_and_again_by_another_program(
 
     monkeypatch.setattr(known_sets, "_CACHE", str(tmp_path))
     monkeypatch.setattr(scans, "draw_scans", draw)
-    data = [load_dataset("scans", size=16, channels=1) for _ in range(2)]
+    data = [open_source("scans").load(size=16, channels=1) for _ in range(2)]
     assert (len(drawn), data[0].sha256, data[0].known) == (1, data[1].sha256, "scans")
     assert data[0].damaged is not None
     assert set(data[0].damaged.flatten().tolist()) == {2}
     (tmp_path / "changed.py").write_text("")
     monkeypatch.setattr(damages, "__file__", str(tmp_path / "changed.py"))
-    load_dataset("scans", size=16, channels=1)
+    open_source("scans").load(size=16, channels=1)
     assert len(drawn) == 2

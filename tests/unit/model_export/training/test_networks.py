@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.evaluation.evaluate import evaluate
-from model_export.export.artifact import Artifact, TrainedCard, publish, read_all, with_card
+from model_export.export.artifact import Artifact, publish, read_all, with_fields
 from model_export.export.export import export
 from model_export.export.verify import verify
 from model_export.report.model_card import write_page
@@ -291,8 +291,7 @@ def test_an_exported_model_has_rows_of_a_tile_and_no_noise_and_a_page_that_shows
         "photographs": {"coins": 3.2},
     }
     artifacts = read_all(exported, threads=1)
-    card = TrainedCard.model_validate({**artifacts[0].card.model_dump(), "quality": {"ocr": ocr}})
-    publish(exported, with_card(artifacts, card), keep=True)
+    publish(exported, with_fields(artifacts, quality={"ocr": ocr}), keep=True)
     page = write_page(exported, tmp_path / "pages.md").read_text()
     for text in (
         "| seen | 4.0 | 3.0 | 1.5 | 1.6 |",

@@ -220,8 +220,9 @@ def test_the_presets_of_shipped_models_are_read(ref: str) -> None:
     read = Preset.from_dict(config)
     now = get_preset(ref.partition("/")[0])
     assert (read.network, len(read.stages)) == (now.network, len(now.stages))
-    with pytest.raises(TypeError):
-        Preset.from_dict({**config, "unknown": 1})
+    for value in ({**config, "unknown": 1}, {**config, "network": {}}):
+        with pytest.raises(ValueError, match=r"unknown|network"):
+            Preset.from_dict(value)
 
 
 def test_steps_are_shared_out_in_proportion() -> None:
