@@ -12,8 +12,7 @@ REPOSITORY = "https://example.org/ign"
 
 def make_release(folder: Path, **variables: str) -> Path:
     """The folder that `make release` fills, with this environment's programs."""
-    script = f'exec env -u COVERAGE_PROCESS_CONFIG {PROGRAMS}/${{0##*/}} "$@"'
-    stubs(folder, "python", "cyclonedx-py", script=script)
+    stubs(folder, "python", "cyclonedx-py", script=f'exec {PROGRAMS}/${{0##*/}} "$@"')
     done = make(
         folder, "release", f"DIST={folder / 'dist'}", f"REPOSITORY={REPOSITORY}", **variables
     )

@@ -14,8 +14,6 @@ from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import render
 
 pytestmark = pytest.mark.slow
-# Of services under load it takes a fifth of the time.
-WITHOUT_COVERAGE = ("env", "-u", "COVERAGE_PROCESS_CONFIG")
 # Targets that a busy machine misses: rates, latencies, and what does not fit into the time of a
 # drain.
 NEEDS_TIME = re.compile(
@@ -25,7 +23,6 @@ NEEDS_TIME = re.compile(
 
 def measured(module: str, results: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     command = [
-        *WITHOUT_COVERAGE,
         sys.executable,
         "-m",
         f"benchmarks.{module}",
