@@ -46,9 +46,14 @@ def install(python: str, dist: Path, folder: Path) -> Path:
     made = run("env", python, "-m", "venv", "--without-pip", folder, PYTHONPATH="")
     if made.returncode:
         pytest.skip(f"{python} makes no environment: {made.stderr[-300:]}")
-    # Nothing is compiled before it is imported.
-    options = ("install", "--no-compile", "--find-links", dist)
-    done = run(*pip(folder / "bin"), *options, "ign-service[cpu]")
+    done = run(
+        *pip(folder / "bin"),
+        "install",
+        "--no-compile",  # before it is imported
+        "--find-links",
+        dist,
+        "ign-service[cpu]",
+    )
     if done.returncode:
         pytest.skip(f"pip found no packages: {done.stderr[-300:]}")
     return folder / "bin"
