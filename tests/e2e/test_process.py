@@ -30,6 +30,11 @@ ONE = {"IGN_WORKERS": "1"}
 TWO = {"IGN_WORKERS": "2"}
 
 
+def pause() -> None:
+    """Between two looks at a process, which needs the CPU meanwhile."""
+    time.sleep(0.02)
+
+
 def new_client() -> httpx.Client:
     """A client with a new connection for each request."""
     return httpx.Client(timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0))
@@ -68,10 +73,11 @@ class Process:
         while True:
             with suppress(httpx.ConnectError):
                 return self.get(path).status_code
+            pause()
 
     def until(self, status: int) -> None:
         while self.get("/readyz").status_code != status:
-            pass
+            pause()
 
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
@@ -340,6 +346,7 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
         # connections that a killed one had not accepted are reset
         with suppress(httpx.TransportError):
             assert process.post({"seed": 1}).status_code == 200
+        pause()
     for seed in range(8):
         assert process.post({"seed": seed}).status_code == 200
 
@@ -350,7 +357,7 @@ def replace(process: Process, dead: int) -> None:
     # Until all its threads have ended, its socket is open and gets connections. Then the parent
     # reaps it.
     while Path(f"/proc/{dead}").exists():
-        pass
+        pause()
     served_until(
         process,
         lambda: (
@@ -369,12 +376,12 @@ class TestSeveralProcesses:
                 "ign_ready 1.0" not in (said := process.get("/metrics").text)
                 or "limit_rows 4096.0" not in said
             ):
-                pass  # one of them has not begun yet, or loads
+                pause()  # one of them has not begun yet, or loads
             for seed in range(8):  # a connection each: with one, only one of them would be asked
                 assert process.post({"seed": seed}).status_code == 200
             expected = 'ign_requests_total{endpoint="/generate",model="toy/1",status="2xx"} 8.0'
             while expected not in (metrics := process.get("/metrics").text):
-                pass  # the text may be a second old
+                pause()  # the text may be a second old
             assert 'ign_queue_rows{model="toy/1"} 0.0' in metrics
             assert metrics.count("ign_model_info{") == 1
             process.terminate()
@@ -388,7 +395,7 @@ class TestSeveralProcesses:
             hung, alive = serving_processes(process.popen.pid)
             os.kill(hung, signal.SIGSTOP)
             while Path(f"/proc/{hung}").exists() or listening_sockets(process.port) < 2:
-                pass
+                pause()
             served_until(process, lambda: True)
             assert alive in serving_processes(process.popen.pid)
             metrics = process.get("/metrics").text
@@ -412,7 +419,7 @@ class TestSeveralProcesses:
         port = free_port()
         with started(environ | TWO | {"IGN_PORT": str(port)}) as process:
             while len(loading := serving_processes(process.popen.pid)) < 2:
-                pass
+                pause()
             try:
                 for pid in loading:
                     os.kill(pid, signal.SIGSTOP)
@@ -466,4 +473,4 @@ class TestSeveralProcesses:
             process.popen.kill()
             process.popen.wait()
             while any(Path(f"/proc/{pid}").exists() for pid in children):
-                pass
+                pause()

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections import Counter
 from email.utils import formatdate
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -154,15 +155,6 @@ class Azurite(Bucket):
         return {**account, "AZURE_STORAGE_ENDPOINT": endpoint}
 
     def _command(self) -> list[str]:
-        with Path(tempfile.gettempdir(), "azurite.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes would unpack into the same folder
-            command = f"npm exec --yes --package={AZURITE} --call='command -v azurite-blob'"
-            got = run("sh", "-c", command)
-        if got.returncode:
-            pytest.skip(
-                f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: "
-                f"{got.stderr[-300:]}"
-            )
         options = [
             "--silent",
             "--disableTelemetry",
@@ -170,7 +162,7 @@ class Azurite(Bucket):
             "--location",
             str(self.folder),
         ]
-        return [got.stdout.strip(), *options, "--blobPort", str(self.port)]
+        return [_azurite(), *options, "--blobPort", str(self.port)]
 
     def _serves(self) -> bool:
         """Whether it answers; makes the container, which obstore cannot do."""
@@ -186,6 +178,20 @@ class Azurite(Bucket):
             return httpx.put(url, headers=headers, timeout=60.0).status_code in (201, 409)
         except httpx.TransportError:
             return False
+
+
+@cache
+def _azurite() -> str:
+    """The program, which npm takes two seconds to find."""
+    with Path(tempfile.gettempdir(), "azurite.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes would unpack into the same folder
+        command = f"npm exec --yes --package={AZURITE} --call='command -v azurite-blob'"
+        got = run("sh", "-c", command)
+    if got.returncode:
+        pytest.skip(
+            f"npm gets no {AZURITE}, so nothing was run on Azure's protocol: {got.stderr[-300:]}"
+        )
+    return got.stdout.strip()
 
 
 class Proxy:

@@ -24,8 +24,8 @@ from tests.contract.data import CALLS, b64, npy
 from tests.contract.harness import Service, bearer, serving, settings, write_keys, write_models
 from tests.helpers.pictures import noise, save
 
-EXAMPLES = 60  # of each operation in the fuzzing phase, valid or not
-MORE = {"/project": 250, "/score": 120}  # where a body can have any of five forms
+EXAMPLES = 30  # of each operation in the fuzzing phase, valid or not
+MORE = {"/project": 120, "/score": 60}  # where a body can have any of five forms
 FORMS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 KINDS = {"image/png", "application/x-npy", "text/event-stream"}
 PHASES = {"examples", "coverage", "fuzzing", "stateful"}

@@ -10,11 +10,11 @@ import pytest
 from tests.helpers.live import run
 
 # What Ray leaves behind goes, too: the next one would look for the cluster of which it reads there,
-# for minutes.
+# for minutes. Its workers would have a niceness of 15, and starve beside other tests.
 _WITHIN: Final = """
 ip link set lo up || exit
 RAY_TMPDIR=$(mktemp -d /tmp/ray.XXXXXX) || exit
-export RAY_TMPDIR
+export RAY_TMPDIR RAY_worker_niceness=0
 "$@"
 status=$?
 rm -rf "$RAY_TMPDIR"

@@ -27,7 +27,7 @@ folder = Path.cwd()
 source, local = pictures(folder / "in", 400), folder / "out"
 timed(bulk(source, local, "--shard", 32))
 with Bucket(folder) as bucket:
-    killed_workers(source, bucket, shard=32, kills=6, ray=True)
+    killed_workers(source, bucket, shard=32, kills=3, ray=True)
     assert bucket.download("out") == output_files(local)
 """
 

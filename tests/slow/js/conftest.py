@@ -1,6 +1,4 @@
-"""The JavaScript client as a person meets it: the tarball of `make release`, installed into an
-empty folder.
-"""
+"""The JavaScript client as a person meets it: its tarball, installed into an empty folder."""
 
 import platform
 import shutil
@@ -17,7 +15,8 @@ OLDEST_NODE = "18.20.8"
 
 
 @pytest.fixture(scope="package")
-def tarball(request: pytest.FixtureRequest) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the package and nothing else; programs in it find the package by its name."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed, so the JavaScript client was not tried")
     got = run("npm", "ci", "--no-audit", "--no-fund", cwd=CLIENT)
@@ -27,15 +26,11 @@ def tarball(request: pytest.FixtureRequest) -> Path:
         pytest.skip(
             f"npm gets no packages, so the JavaScript client was not tried: {got.stderr[-300:]}"
         )
-    return Path(next(request.getfixturevalue("dist").glob("ign-service-client-*.tgz")))
-
-
-@pytest.fixture(scope="package")
-def folder(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the package and nothing else; programs in it find the package by its name."""
     empty = tmp_path_factory.mktemp("empty")
-    installed = run("npm", "install", "--no-audit", "--no-fund", tarball, cwd=empty)
-    assert installed.returncode == 0, installed.stderr
+    # as `make release` packs it
+    packed = run("npm", "pack", "--silent", "--pack-destination", empty, cwd=CLIENT)
+    installed = run("npm", "install", "--no-audit", "--no-fund", packed.stdout.strip(), cwd=empty)
+    assert installed.returncode == 0, packed.stderr + installed.stderr
     assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], (
         "it depends on nothing"
     )
