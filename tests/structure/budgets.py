@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 74_980,
     ("sdk",): 19_550,
     ("benchmarks",): 36_010,
-    ("tests",): 234_200,
+    ("tests",): 234_260,
     ("plugins",): 1_150,
-    (".",): 491_250,
+    (".",): 489_170,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
