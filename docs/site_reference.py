@@ -95,6 +95,6 @@ def _default(field: str) -> str:
             return "`off`" if field == "rate_limit" else "none"
         case bool():
             return f"`{int(default)}`"
-        case int() | float() | str():
-            return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-    return "the shipped models"
+        case float():
+            return f"`{default:g}`"
+    return "the shipped models" if field == "model_dir" else f"`{default}`"

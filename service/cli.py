@@ -177,9 +177,9 @@ def _default(field: str) -> str:
             return "none"
         case bool():
             return "on" if default else "off"
-        case int() | float() | str() | Path():
-            return f"{default:g}" if isinstance(default, float) else str(default)
-    return "the shipped models"
+        case float():
+            return f"{default:g}"
+    return "the shipped models" if field == "model_dir" else str(default)
 
 
 def _run(*, check: bool, **values: Any) -> None:

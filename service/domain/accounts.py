@@ -227,6 +227,10 @@ class Rate:
     count: float
     seconds: float
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.count:g}/{'m' if self.seconds > 1 else 's'}"
+
     @classmethod
     def parse(cls, text: str) -> "Rate":
         """Read `20/s` or `600/m`; anything else raises ValueError."""

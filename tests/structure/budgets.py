@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
-    ("service", "ign"): 118_610,
+    ("service", "ign"): 118_630,
     ("model_export",): 74_980,
     ("sdk",): 19_550,
     ("benchmarks",): 36_010,

@@ -72,7 +72,7 @@ class Upload:
     images: Sequence[ImageBytes]
     masks: Sequence[ImageBytes] = ()
     masks_by_alpha: bool = False  # transparent pixels are regenerated, instead of white ones
-    has_pages: bool = True  # a TIFF of several pages is as many images
+    has_pages: bool = True  # a TIFF of several pages is as many images; else it is refused
 
 
 class OpenUpload(NamedTuple):
