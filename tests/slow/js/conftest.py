@@ -28,9 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     empty = tmp_path_factory.mktemp("empty")
     # as `make release` packs it
-    packed = run("npm", "pack", "--silent", "--pack-destination", empty, cwd=CLIENT)
-    installed = run("npm", "install", "--no-audit", "--no-fund", packed.stdout.strip(), cwd=empty)
-    assert installed.returncode == 0, packed.stderr + installed.stderr
+    packed = tmp_path_factory.mktemp("packed")
+    made = run("npm", "pack", "--silent", "--pack-destination", packed, cwd=CLIENT)
+    assert made.returncode == 0, made.stderr
+    installed = run("npm", "install", "--no-audit", "--no-fund", *packed.iterdir(), cwd=empty)
+    assert installed.returncode == 0, installed.stderr
     assert [path.name for path in (empty / "node_modules").glob("[!.]*")] == ["@ign-service"], (
         "it depends on nothing"
     )
