@@ -213,8 +213,8 @@ class Settings(BaseModel):
     of /readyz must send a key.
     """
     rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = None
-    """requests per caller such as 20/s or 600/m, or off: so many at once after a pause, then evenly.
-    Beyond it, requests get 429.
+    """requests per caller such as 20/s or 600/m, or off. After a pause so many may come at once,
+    then evenly. Beyond it, requests get 429.
     """
     trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = ()
     """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header

@@ -51,6 +51,11 @@ def test_values(name: str, text: str, value: object) -> None:
     assert getattr(load_settings({f"IGN_{name.upper()}": text}), name) == value
 
 
+@pytest.mark.parametrize("text", ["20/s", "600/m"])
+def test_a_rate_is_written_as_it_is_read(text: str) -> None:
+    assert str(Rate.parse(text)) == text
+
+
 @pytest.mark.parametrize(
     "setting",
     [
