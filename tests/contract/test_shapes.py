@@ -123,7 +123,8 @@ def test_memory_is_what_is_counted_and_comes_back(way: str, service: Service, me
     for size, count in cases:
         data = make(size, count)
         headers = SHORT if LONGEST in size else {}
-        # What the service takes it takes each time, unlike what the client in this process does.
+        # On a busy machine a measurement is now and then large, for a reason that is not known.
+        # What the service always takes shows each time.
         for _ in range(3):
             assert ask_quickly(service, data, meter.begin, **headers) in foreseen, (size, count)
             if (beyond := meter.beyond_mib()) < SLACK_MIB:
