@@ -106,7 +106,8 @@ export class ProjectPanel extends EventTarget {
     }
     this.result.expect(this.#mark);
     // An example that draws itself makes one request, at its end.
-    if (byId("live").checked && !this.canvas.isPlaying) this.project();
+    if (this.canvas.isPlaying) showVerdict({ words: "" });
+    else if (byId("live").checked) this.project();
   }
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */

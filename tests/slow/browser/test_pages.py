@@ -138,8 +138,10 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         assert visit.button("Undo").is_enabled()  # it draws itself
         face = visit.canvas("RGB")
         verdict = visit.verdict()
+        visit.choose("Mask")
         visit.choose("Digits")
         visit.one("#about-name").filter(has_text="mnist").wait_for()
+        assert visit.page.get_by_role("radio", name="Pen").is_checked()
         visit.settled()
         assert "d=" not in visit.page.url
         visit.page.go_back()  # a tab is a step of the history
