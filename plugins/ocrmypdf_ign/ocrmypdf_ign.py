@@ -37,10 +37,10 @@ SMALL_PRINT = 200
 LARGE_PRINT = 500
 # A character that tesseract reads with less confidence, in per cent, counts against the page.
 DOUBTFUL = 50
-# Of a page, the boxes on the diagonal of a grid are read twice: of so many rows and columns, or
-# less, so that a row has this height in inches.
-BOXES = 4
-BOX_HEIGHT = 2.5
+# A page has so many parts, one above the other, or less, so that a part has this height in inches.
+# Of N parts, a band of 1/N of the height is read twice.
+PARTS = 4
+PART_HEIGHT = 2.5
 # Where cleaning changes no hundredth of the height and width by more, in grey levels of 255, the
 # page reads as before.
 CHANGED = 4
@@ -161,15 +161,16 @@ def confidence(image: Image.Image, languages: Sequence[str]) -> float:
     """How much of a part of a page tesseract reads with confidence: the sum over its characters of
     what it gives their word, in per cent, above `DOUBTFUL`.
     """
-    # Boxes from all over the page: what hides text, to tesseract, is the difference of light
-    # between one part and another. A mean would prefer a page of which one clear word is left.
+    # Bands from all over the page, as wide as it is, so that no corner is left out: what hides
+    # text, to tesseract, is the difference of light between one place and another. A mean would
+    # prefer a page of which one clear word is left.
     inches = image.height / image.info.get("dpi", (300, 300))[1]
-    boxes = min(max(int(inches / BOX_HEIGHT), 1), BOXES)
-    width, height = (side // boxes for side in image.size)
-    strip = Image.new(image.mode, (width, boxes * height))
-    for i in range(boxes):
-        left, top = i * width, i * height
-        strip.paste(image.crop((left, top, left + width, top + height)), (0, top))
+    parts = min(max(int(inches / PART_HEIGHT), 1), PARTS)
+    band = image.height // parts**2
+    strip = Image.new(image.mode, (image.width, parts * band))
+    for i in range(parts):
+        top = (image.height * (2 * i + 1) // parts - band) // 2
+        strip.paste(image.crop((0, top, image.width, top + band)), (0, i * band))
     strip.info = image.info
     command = ["tesseract", "stdin", "stdout", "-l", "+".join(languages), "tsv"]
     # On more threads it waits for them, with as many seconds of each core.

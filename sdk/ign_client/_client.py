@@ -153,8 +153,8 @@ class Client(_Common[network.HttpTransport, network.HttpClient]):
     Args:
         base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
         api_key: default ``IGN_API_KEY``, or else none.
-        timeout: seconds for one attempt until its response is complete, which the service is told,
-            too; None for the limit of the service.
+        timeout: seconds for one attempt, not for the call, which ``deadline`` limits: until its
+            response is complete. The service is told, too. None for the limit of the service.
         deadline: seconds for a whole call with its retries, also if it sends several requests; None
             for no limit.
         max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for

@@ -59,7 +59,9 @@ class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
     timeout: Annotated[
-        float | None, ..., "seconds for one attempt or the first event; None: the service's limit"
+        float | None,
+        ...,
+        "seconds for one attempt or the first event, not for the call; None: the service's limit",
     ]
     deadline: Annotated[
         float | None, ..., "seconds for the whole call, a stream to its end; None: no limit"

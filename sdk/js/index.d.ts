@@ -11,7 +11,7 @@ export interface ClientOptions {
   local?: boolean;
   /** Sent as `Authorization: Bearer …`. */
   apiKey?: string;
-  /** Seconds for one attempt, which the service is told, too; 30 by default; null for the limit of the service. */
+  /** Seconds for one attempt, not for the call, which the service is told, too; 30 by default; null for the service's limit. */
   timeout?: number | null;
   /** Seconds for a whole call with its retries, a stream to its end; null, the default, for no limit. */
   deadline?: number | null;

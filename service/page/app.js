@@ -54,6 +54,7 @@ async function setModel(chosen) {
   byId("lead").textContent = card.noise !== null ? DRAWING_LEAD : card.name === "scans" ? PAGE_LEAD : (card.description ?? "");
   byId("go").textContent = card.tiles ? "Run again" : "Make it real";
   model = card;
+  choosePenTool(); // a mask is of the drawing before
   setPalette(card.shape[0] === 1 ? [] : ["#000000", "#ffffff"]);
   setShape(card);
   for (const panel of [lasting, generate, interpolate, pages, modelsPanel]) panel.setModel(card);
@@ -241,6 +242,10 @@ function setInk(colour) {
   for (const swatch of byId("swatches").children) {
     swatch.setAttribute("aria-pressed", String(swatch.dataset.colour === colour));
   }
+  choosePenTool();
+}
+
+function choosePenTool() {
   if (canvas.tool !== "pen") document.querySelector("[name=tool][value=pen]").click();
 }
 

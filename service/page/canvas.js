@@ -9,7 +9,7 @@ export class DrawingCanvas extends EventTarget {
   #actions = [];
   #undone = [];
   #card = null;
-  #example = null; // actions that are shown, but not drawn: the first action of the user replaces them
+  #example = null; // "shown" or "playing" while actions are shown that nobody drew: the first action of the user replaces them
   #drawings = new Map(); // model and shape → {actions, undone} of another one
 
   constructor(paint, mask) {
@@ -42,6 +42,11 @@ export class DrawingCanvas extends EventTarget {
   /** Whether an example is shown that nobody drew. */
   get isExample() {
     return this.#example !== null;
+  }
+
+  /** Whether the example that is shown goes on changing by itself. */
+  get isPlaying() {
+    return this.#example === "playing";
   }
 
   /** What is drawn: the actions since the last clear, without images of the paint layer that others cover. */
@@ -97,9 +102,9 @@ export class DrawingCanvas extends EventTarget {
     this.finish();
   }
 
-  /** Show actions that the first action of the user replaces. */
-  showExample(actions) {
-    this.#example = actions;
+  /** Show actions that the first action of the user replaces; `playing` if others follow by themselves. */
+  showExample(actions, { playing = false } = {}) {
+    this.#example = playing ? "playing" : "shown";
     for (const action of [{ kind: "clear" }, ...actions]) this.#perform(action);
     this.revision++;
     this.dispatchEvent(new Event("changed"));

@@ -146,21 +146,22 @@ export class Examples {
         left -= stroke.points.length;
         return points.length ? [{ ...stroke, points }] : [];
       });
-      this.canvas.showExample(drawn);
+      this.canvas.showExample(drawn, { playing: true });
     });
   }
 
   async #drawAndDamage(picture, signal) {
     await this.#draw(picture, DRAW_MS, signal);
     await this.#over(NOISE_MS, signal, (time) => {
-      this.canvas.showExample([imageAction(withNoise(picture, 0.6 * NOISE * time, this.card.shape[0]))]);
+      const noisy = withNoise(picture, 0.6 * NOISE * time, this.card.shape[0]);
+      this.canvas.showExample([imageAction(noisy)], { playing: true });
     });
   }
 
   async #draw(picture, milliseconds, signal) {
     const order = drawingOrder(picture, this.card);
     await this.#over(milliseconds, signal, (time) => {
-      this.canvas.showExample([imageAction(drawnUntil(picture, order, time, this.card))]);
+      this.canvas.showExample([imageAction(drawnUntil(picture, order, time, this.card))], { playing: true });
     });
   }
 

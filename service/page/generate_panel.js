@@ -7,12 +7,14 @@ import { dataUrl, decodeImage } from "./pixels.js";
 import { savePicture } from "./saving.js";
 
 const COUNT = 16;
+const COLUMNS = 4;
 
 /** Dispatches `generated`, with the seed and the pictures as its detail. */
 export class GeneratePanel extends EventTarget {
   #panel = new Panel(byId("generate"));
   #chosen = null; // {seed, index, data}
   #shown = ""; // the seed and the steps of the tiles
+  #layout = { n: COUNT, columns: COLUMNS };
 
   /**
    * @param {object} parts
@@ -52,7 +54,7 @@ export class GeneratePanel extends EventTarget {
 
   setModel(card) {
     this.card = card;
-    this.count = Math.min(COUNT, this.models.limits.n);
+    this.#layout = layoutOf(this.models.limits.n);
     Object.assign(byId("generate-steps"), { value: card.steps.generate, max: this.models.limits.steps });
     this.#panel.reset();
     this.#clear();
@@ -61,7 +63,8 @@ export class GeneratePanel extends EventTarget {
   async generate() {
     const [seed, steps] = [readInteger(byId("seed")), readInteger(byId("generate-steps"))];
     if (!this.card || seed === null || steps === null) return;
-    const json = { model: this.models.reference, n: this.count, seed, steps };
+    const { n, columns } = this.#layout;
+    const json = { model: this.models.reference, n, seed, steps };
     await this.#panel.run("Generating", async (signal) => {
       const answer = await callJson("generate", { json: { ...json, score: true }, signal });
       signal.throwIfAborted();
@@ -71,7 +74,7 @@ export class GeneratePanel extends EventTarget {
       byId("tiles").classList.remove("empty");
       byId("tiles").replaceChildren(...tiles);
       byId("tile-tools").hidden = true;
-      this.#panel.showCommand(curlCommand("generate", { json, accept: "image/png", file: "sheet.png" }));
+      this.#panel.showCommand(curlCommand("generate", { json: { ...json, columns }, accept: "image/png", file: "sheet.png" }));
       this.dispatchEvent(new CustomEvent("generated", { detail: { seed, images: answer.images } }));
       const made = `${answer.images.length} pictures of seed ${seed} in ${serviceTime(answer.timing)}.`;
       return `${made} Choose one to go on with it.`;
@@ -104,10 +107,19 @@ export class GeneratePanel extends EventTarget {
   #clear() {
     this.#shown = "";
     this.#compare();
+    const { n, columns } = this.#layout;
     byId("tiles").classList.add("empty");
-    byId("tiles").replaceChildren(...Array.from({ length: COUNT }, () => createElement("span", { className: "tile" })));
+    byId("tiles").style.setProperty("--columns", columns);
+    byId("tiles").replaceChildren(...Array.from({ length: n }, () => createElement("span", { className: "tile" })));
     byId("tile-tools").hidden = true;
   }
+}
+
+/** How many pictures to show of those that one request may make: full rows, without an empty cell. */
+function layoutOf(most) {
+  const columns = Math.min(COLUMNS, most);
+  const n = Math.min(COUNT, most);
+  return { n: n - (n % columns), columns };
 }
 
 /** Time in the service, without the network. */

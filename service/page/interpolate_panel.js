@@ -125,7 +125,7 @@ export class InterpolatePanel {
       this.#request = json;
       this.#compare();
       this.#showCommand(json);
-      return `${frames} frames, each of them f of a point between the two.`;
+      return `${frames} frames, each of them made real.`;
     });
   }
 

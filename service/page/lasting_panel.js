@@ -26,7 +26,7 @@ export function recordedSteps(steps) {
  */
 export function story(points, apart) {
   const last = points.at(-1);
-  const after = ({ step }) => `After ${step.toLocaleString("en")} step${step === 1 ? "" : "s"}`;
+  const after = ({ step }) => `After ${step.toLocaleString("en")} time${step === 1 ? "" : "s"}`;
   const far = `${formatShare(last.from)} from the first; another picture would be ${formatShare(apart)} away`;
   if (last.from <= SAME * apart) return `${after(last)} it is still the same picture, ${far}.`;
   if (last.from <= OTHER * apart) return `${after(last)} it has changed a little, ${far}.`;
@@ -84,7 +84,7 @@ export class LastingPanel {
       for await (const [name, event] of streamEvents("project", { form, signal })) {
         signal.throwIfAborted(); // events of a run that was ended may still come
         if (name === "step") await this.#add(event, signal);
-        if (name === "progress") this.#panel.say(`${event.steps_done} of ${event.steps} steps`);
+        if (name === "progress") this.#panel.say(`${event.steps_done} of ${event.steps} times`);
       }
       const fields = [["image", "@real.png"], ...Object.entries(options).map(([key, value]) => [key, String(value)])];
       this.#panel.showCommand(curlCommand("project", { fields, accept: "text/event-stream" }));
@@ -119,7 +119,7 @@ export class LastingPanel {
     const [low, high] = this.card.range;
     const by = change === null ? null : change / (high - low);
     this.#points.push({ step, from: difference(pixels, this.#first), by, ink: inkOf(pixels, this.card) });
-    const image = createElement("img", { className: "pixels", src: dataUrl(data), alt: `After ${step} steps` });
+    const image = createElement("img", { className: "pixels", src: dataUrl(data), alt: `After ${step} times` });
     byId("strip").append(createElement("li", {}, image, createElement("span", { "aria-hidden": "true" }, step.toLocaleString("en"))));
     this.#draw();
   }

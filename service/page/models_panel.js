@@ -4,6 +4,7 @@ import { callJson } from "./api.js";
 import { byId, createElement } from "./dom.js";
 import { referenceOf, titleOf } from "./models.js";
 import { Panel } from "./panel.js";
+import { formatShare } from "./verdict.js";
 
 const EVERY_MS = 2000; // between two looks at the statistics, while the panel is in view
 
@@ -113,13 +114,13 @@ function showCard(card) {
 }
 
 function cardFacts(card) {
-  const { training, data, quality, reproducible, origin, steps } = card;
+  const { training, data, quality, reproducible, origin, steps, range: [low, high] } = card;
   const generated = quality?.generation?.[steps.generate === 1 ? "f" : `f${steps.generate}`];
   return [
     ["Images", `${size(card)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
-    generated && ["Generated", `${round(generated.multiple)} times the Fréchet distance of real pictures`],
+    generated && ["Made of noise", `${round(generated.multiple)} times as far from real pictures as other real ones (Fréchet distance)`],
     ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
-    quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
+    quality?.drift?.f !== undefined && ["Made real again", `its pictures change by ${formatShare(quality.drift.f / (high - low))}`],
     ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],
     origin && ["Imported from", list(origin.file, ...origin.folded)],
     ["Limits", (quality?.warnings ?? []).join("; ")],
@@ -134,8 +135,8 @@ function cardFacts(card) {
 function restored(noise) {
   if (!noise) return undefined;
   const { input, f } = noise;
-  if (f.accuracy !== undefined) return `recognised ${share(input.accuracy)} of the time before f, ${share(f.accuracy)} after`;
-  return `${round(input.psnr)} dB before f, ${round(f.psnr)} dB after (PSNR)`;
+  if (f.accuracy !== undefined) return `recognised ${share(input.accuracy)} of the time before, ${share(f.accuracy)} after`;
+  return `${round(input.psnr)} dB before, ${round(f.psnr)} dB after (PSNR)`;
 }
 
 const list = (...parts) => parts.filter(Boolean).join(", ");

@@ -105,7 +105,9 @@ export class ProjectPanel extends EventTarget {
       this.#showSettings();
     }
     this.result.expect(this.#mark);
-    if (byId("live").checked) this.project();
+    // An example that draws itself makes one request, at its end.
+    if (this.canvas.isPlaying) showVerdict({ words: "" });
+    else if (byId("live").checked) this.project();
   }
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */

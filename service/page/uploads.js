@@ -28,7 +28,9 @@ export function onUpload(inputs, area, onFiles) {
   });
 }
 
-const PDF = "This page takes pictures. The command line takes PDFs too: “Clean pages” in the README of ign-service.";
+const PDF =
+  "This page opens pictures, no PDF. Take a photo or a screenshot of each page; on a computer, the command “ign project” cleans " +
+  "whole PDFs.";
 const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**
@@ -39,7 +41,7 @@ const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
  */
 export async function prepareUpload(file, { card, model, limits, signal }) {
   let picture;
-  if (file.type === "application/pdf") throw new Problem({ detail: PDF, retry: false });
+  if ((await file.slice(0, 5).text()) === "%PDF-") throw new Problem({ detail: PDF, retry: false });
   try {
     picture = await createImageBitmap(file); // turned as its EXIF data says
   } catch {

@@ -19,19 +19,25 @@ if shutil.which("tesseract") is None:
 
 PLUGIN = ROOT / "plugins" / "ocrmypdf_ign" / "ocrmypdf_ign.py"
 DPI = 200
-# The lower half of a page lies in a shadow, where tesseract reads nothing.
+# Half of a page lies in a shadow, where tesseract reads nothing.
 LIGHT = ["The quick brown fox jumps over the lazy dog", "while the farmer sleeps beside his basket"]
 DARK = ["and every morning brings another letter", "that nobody in the village ever answers"]
 
 
-def scanned(lines: list[str], size: tuple[int, int] = (1240, 700)) -> Image.Image:
-    """A page of 200 dots per inch with lines of text and a shadow over its lower half."""
-    page = Image.new("L", size, 245)
+def scanned(
+    lines: list[str], size: tuple[int, int] = (1240, 700), *, corners: bool = False
+) -> Image.Image:
+    """A page of 200 dots per inch with lines of text and a shadow over its lower half, or over the
+    corners at the right above and the left below.
+    """
+    page = Image.new("L", size, 255)
     font = ImageFont.load_default(size=44)
-    for line, top in zip(lines, (0.08, 0.25, 0.6, 0.8), strict=True):
-        ImageDraw.Draw(page).text((80, round(top * size[1])), line, fill=20, font=font)
-    height = np.linspace(-0.5, 0.5, size[1])[:, None]
-    shadow = 1 - 0.75 / (1 + np.exp(-40 * height))
+    for i, line in enumerate(lines):
+        top = round((i + 0.4) / len(lines) * size[1])
+        ImageDraw.Draw(page).text((80, top), line, fill=0, font=font)
+    width, height = (np.linspace(-0.5, 0.5, side) for side in size)
+    depth = np.outer(height, -400 * width) - 8 if corners else 40 * height[:, None]
+    shadow = 1 - 0.75 / (1 + np.exp(-depth))
     return Image.fromarray((np.asarray(page) * shadow).astype(np.uint8))
 
 
@@ -74,6 +80,15 @@ def test_words_in_a_shadow_are_read_and_the_pages_look_as_before(
         assert np.abs(after - before).mean() < 1
     for word in ("not cleaned", "loading", "verified", "golden", "selector", SHIPPED["scans"]):
         assert word not in done.stderr
+
+
+def test_a_shadow_in_two_corners_of_a_large_page_is_noticed(tmp_path: Path) -> None:
+    out = tmp_path / "out.pdf"
+    page = scanned(5 * (LIGHT + DARK), (1240, 2200), corners=True)
+    done = ocrmypdf(pdf(tmp_path / "scan.pdf", page), out)
+    assert done.returncode == 0, done.stderr
+    (text,) = texts(out)
+    assert sum(text.count(line) for line in LIGHT + DARK) >= 18  # of 20
 
 
 def test_a_page_that_fails_is_read_as_it_is_with_one_warning(tmp_path: Path) -> None:

@@ -146,10 +146,11 @@ def test_while_models_load_the_page_waits_for_them(
 
 def test_models_are_chosen_and_described(browser: Browser, tiny: Path) -> None:
     with (
-        serving(settings(tiny)) as service,
+        serving(settings(tiny, max_images=10)) as service,
         visiting(browser, service.url, reduced_motion="reduce") as visit,
     ):
         visit.empty()
+        assert visit.one("#tiles img").count() == 8  # full rows
         assert visit.page.get_by_role("radio", name="Grey 10").is_checked()
         assert visit.one("#palette").is_hidden()
         visit.draw()
@@ -298,6 +299,8 @@ def test_fingers_draw_and_do_not_scroll(browser: Browser, service: Service) -> N
             visit.one("#paint").evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
         )
         assert visit.page.evaluate(SMALL) == []
+        tools = " ".join(visit.one(".toolbar").inner_text().split())
+        assert tools == "Tool Pen Eraser Mask Brush Undo Redo Clear Open a picture"
 
 
 # Other pages

@@ -115,14 +115,14 @@ def test_several_pages_are_made_real_shown_again_and_saved(
 def test_the_box_opens_pages_and_a_pdf_is_sent_to_the_command_line(
     browser: Browser, service: Service, tmp_path: Path
 ) -> None:
-    (tmp_path / "scan.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "scan").write_bytes(b"%PDF-1.7")  # phones may tell no type
     with visiting(browser, service.url, "scans", **QUIET) as visit:
         visit.ready()
         visit.settled()  # while the example is shown
         with visit.page.expect_file_chooser() as chosen:
             visit.one("#drawing").click()
-        chosen.value.set_files(tmp_path / "scan.pdf")
-        visit.toast("This page takes pictures. The command line takes PDFs too")
+        chosen.value.set_files(tmp_path / "scan")
+        visit.toast("This page opens pictures, no PDF.")
 
 
 def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> None:
@@ -138,8 +138,10 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         assert visit.button("Undo").is_enabled()  # it draws itself
         face = visit.canvas("RGB")
         verdict = visit.verdict()
+        visit.choose("Mask")
         visit.choose("Digits")
         visit.one("#about-name").filter(has_text="mnist").wait_for()
+        assert visit.page.get_by_role("radio", name="Pen").is_checked()
         visit.settled()
         assert "d=" not in visit.page.url
         visit.page.go_back()  # a tab is a step of the history

@@ -200,6 +200,21 @@ def test_examples(visit: Visit, name: str) -> None:
     visit.one("#masking").wait_for(state="hidden")
 
 
+def test_an_example_makes_one_request(browser: Browser, service: Service) -> None:
+    """Also one that draws itself."""
+    asked: list[str] = []
+    with visiting(browser, service.url) as moving:
+        moving.page.on(
+            "request", lambda request: asked.append(request.headers.get("accept", "") + request.url)
+        )
+        for count, name in enumerate(("", "Drawn", "Half hidden"), 1):
+            if name:
+                moving.button(name).click()
+                moving.one("#undo:enabled").wait_for()
+            moving.settled()
+            assert asked.count(f"application/json{service.url}/project") == count
+
+
 def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service) -> None:
     visit.draw()
     visit.one("#strength").fill("60")
