@@ -103,8 +103,7 @@ LOCKS = {
     "export": ["cpu", "train"],
     "ray-cpu": ["cpu", "ray", "store"],
     "ray-gpu": ["gpu", "ray", "store"],
-    "ci": ["cpu", "train", "avatars", "dev"],
-    "ci-ray": ["cpu", "bulk", "ray", "store"],
+    "ci": ["cpu", "train", "avatars", "bulk", "dev", "ray"],
 }
 
 
