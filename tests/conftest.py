@@ -38,14 +38,14 @@ gc.disable()
 
 SLOW_FOLDER = Path(__file__).parent / "slow"
 # The slow files that take longest, minutes each.
-LONGEST = (
+LONGEST = {
     "benchmarks/test_smoke.py",
     "browser/test_site.py",
     "cluster/test_cluster.py",
     "slow/test_ocrmypdf.py",
     "slow/test_release.py",
     "slow/test_schemathesis.py",
-)
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The longest come first, then the last files: what takes long is at their end, in tests/unit, and
     at the end of a run no worker should wait for another one.
     """
-    items.sort(key=lambda item: (str(item.path).endswith(LONGEST), item.path), reverse=True)
+    items.sort(key=lambda item: ("/".join(item.path.parts[-2:]) in LONGEST, item.path), reverse=True)
     if takes_slow(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 74_980,
     ("sdk",): 19_550,
     ("benchmarks",): 36_010,
-    ("tests",): 234_650,
+    ("tests",): 234_620,
     ("plugins",): 1_150,
-    (".",): 489_570,
+    (".",): 489_540,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
