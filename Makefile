@@ -105,7 +105,8 @@ lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for n
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
 	$(call lock,ray-cpu,$(IN_RAY) --extra cpu --extra ray --extra store docker/lock/ray.in)
 	$(call lock,ray-gpu,$(IN_RAY) --extra gpu $(CUDA_13) --extra ray --extra store docker/lock/ray.in)
-	$(call lock,ci,$(IN_CI) --extra cpu --extra train --extra avatars --extra bulk --extra dev --extra ray docker/lock/ci.in)
+	$(call lock,ci,$(IN_CI) --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
+	$(call lock,ci-ray,$(IN_CI) --extra cpu --extra bulk --extra ray --extra store docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
 	@mv docker/lock/ci.tmp docker/lock/ci.txt
 
@@ -220,13 +221,11 @@ comma := ,
 
 # $(1) name, $(2) extras. What another runtime's stamps promise holds no longer. An ign-service that contained the client
 # leaves first: later, it would take the client's files with it. With LOCKED set, as in CI, everything but torch has the
-# version and hashes of docker/lock/ci.txt, and a torch that lies in PIP_FIND_LINKS is taken: that of PyPI brings 4 GB of
-# CUDA.
+# version and hashes of docker/lock/ci.txt.
 define install
 	@rm -f $(VENV)/.installed-$(if $(filter cpu,$(RUNTIME)),gpu,cpu)-*
 	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME)) ign-service
-	$(if $(LOCKED),$(PIP) install --quiet --no-deps --require-hashes --requirement docker/lock/ci.txt)
-	$(if $(LOCKED),@$(PIP) install --quiet --no-deps --no-index torch torchvision 2>/dev/null || true)
+	$(if $(LOCKED),$(PIP) install --quiet --require-hashes --requirement docker/lock/ci.txt)
 	$(PIP) install --quiet $(if $(LOCKED),--no-build-isolation) --editable ./sdk --editable '.[$(2)]'
 	@touch $(VENV)/.installed-$(RUNTIME)-$(1)
 endef

@@ -37,15 +37,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 gc.disable()
 
 SLOW_FOLDER = Path(__file__).parent / "slow"
-# The slow files that take longest, minutes each.
-LONGEST = {
-    "benchmarks/test_smoke.py",
-    "browser/test_site.py",
-    "cluster/test_cluster.py",
-    "slow/test_ocrmypdf.py",
-    "slow/test_release.py",
-    "slow/test_schemathesis.py",
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,13 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """More workers than there are CPUs, of which a container may have fewer than its host: tests
-    also wait, slow ones for a third of their time.
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are CPUs, of which a container may have fewer than its host: tests
+    also wait.
     """
     from service.environment import available_cpus
 
-    return available_cpus() + (3 if takes_slow(config) else 1)
+    return available_cpus() + 1
 
 
 def takes_slow(config: pytest.Config) -> bool:
@@ -82,10 +73,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out of what `-k` has chosen; `--slow` or `-m` keeps them.
 
-    The longest come first, then the last files: what takes long is at their end, in tests/unit, and
-    at the end of a run no worker should wait for another one.
+    The last files come first: what takes longest is at their end, in tests/unit, and at the end of
+    a run no worker should wait for another one.
     """
-    items.sort(key=lambda item: ("/".join(item.path.parts[-2:]) in LONGEST, item.path), reverse=True)
+    items.sort(key=lambda item: item.path, reverse=True)
     if takes_slow(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -103,7 +103,8 @@ LOCKS = {
     "export": ["cpu", "train"],
     "ray-cpu": ["cpu", "ray", "store"],
     "ray-gpu": ["gpu", "ray", "store"],
-    "ci": ["cpu", "train", "avatars", "bulk", "dev", "ray"],
+    "ci": ["cpu", "train", "avatars", "dev"],
+    "ci-ray": ["cpu", "bulk", "ray", "store"],
 }
 
 
