@@ -221,11 +221,13 @@ comma := ,
 
 # $(1) name, $(2) extras. What another runtime's stamps promise holds no longer. An ign-service that contained the client
 # leaves first: later, it would take the client's files with it. With LOCKED set, as in CI, everything but torch has the
-# version and hashes of docker/lock/ci.txt.
+# version and hashes of docker/lock/ci.txt. Torch comes from PIP_FIND_LINKS where its wheel lies there: on PyPI, the one
+# for Linux brings 3 GB of CUDA.
 define install
 	@rm -f $(VENV)/.installed-$(if $(filter cpu,$(RUNTIME)),gpu,cpu)-*
 	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME)) ign-service
 	$(if $(LOCKED),$(PIP) install --quiet --require-hashes --requirement docker/lock/ci.txt)
+	$(if $(LOCKED),@$(PIP) install --quiet --no-deps --no-index torch torchvision 2>/dev/null || true)
 	$(PIP) install --quiet $(if $(LOCKED),--no-build-isolation) --editable ./sdk --editable '.[$(2)]'
 	@touch $(VENV)/.installed-$(RUNTIME)-$(1)
 endef

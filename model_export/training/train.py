@@ -112,10 +112,9 @@ class Run:
         if preset.network.palette and data.known == "avatars64":
             self.batches.drawn = [each.to(device) for each in draw_pens(data)]
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
-        self.network = build_network(preset.network).to(device)
-        if channels_last:
-            # torch converts parameters of four dimensions only.
-            self.network = self.network.to(memory_format=torch.channels_last)
+        # torch converts parameters of four dimensions only. The types of 2.13 lack the argument.
+        layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
+        self.network = build_network(preset.network).to(device, **layout)
         if saved is not None:
             self._resume(saved)
         else:
