@@ -10,7 +10,7 @@ Vectors are images of one pixel: see `Dense`.
 """
 
 from itertools import pairwise
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ _ZOOM: Final = 2  # of the last layer
 _CLAMP: Final = 8.0
 _PIXELS: Final = 20_000
 _ROUNDS: Final = 15  # of k-means
+FORMS: Final = 2048  # of each part
+_CROSSING: Final = 0.2  # deviation of a part from the form that it becomes
+_CHUNK: Final = 512  # pictures that are read at once
 
 
 class _Read(nn.Module):
@@ -117,6 +120,54 @@ class _Invent(nn.Module):
         return code.view(-1, *self._code)
 
 
+def _means(points: Tensor, count: int) -> Tensor:
+    """k-means of points (N, D), which begins with the first ones: (count, D)."""
+    means = points[:count]
+    for _ in range(_ROUNDS):
+        nearest = torch.cdist(points, means).argmin(1)
+        sums = torch.zeros_like(means).index_add_(0, nearest, points)
+        counts = nearest.bincount(minlength=count)[:, None]
+        means = torch.where(counts > 0, sums / counts.clamp_min(1), means)
+    return means
+
+
+class _Part(nn.Module):
+    """Invented codes (B, code, side, side) → codes in which one part looks like that of a picture.
+
+    A continuous map of noise passes from one form of a mouth to the next through mixtures of both.
+    Here the part becomes the nearest of the forms that pictures have, so the crossing is narrow.
+    Until `fit`, codes stay as they are.
+    """
+
+    forms: Tensor
+    known: Tensor
+
+    def __init__(self, code: int, place: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self._row, self._column, self._height, self._width = place
+        self.register_buffer("forms", torch.zeros(FORMS, code * self._height * self._width))
+        self.register_buffer("known", torch.zeros(()))
+
+    def forward(self, code: Tensor) -> Tensor:
+        part = self._of(code)
+        # the negative squared distance, but for what all forms share
+        near = functional.linear(part, 2 * self.forms, -self.forms.square().sum(1))
+        form = (near / (2 * _CROSSING**2)).softmax(1) @ self.forms
+        change = (form - part).view(-1, code.shape[1], self._height, self._width)
+        right = code.shape[3] - self._column - self._width
+        below = code.shape[2] - self._row - self._height
+        return code + self.known * functional.pad(change, (self._column, right, self._row, below))
+
+    def fit(self, codes: Tensor) -> None:
+        """Learn the forms from codes of pictures (N, code, side, side), N ≥ `FORMS`."""
+        self.forms.copy_(_means(self._of(codes), FORMS))
+        self.known.fill_(1)
+
+    def _of(self, code: Tensor) -> Tensor:
+        rows = slice(self._row, self._row + self._height)
+        return code[:, :, rows, self._column : self._column + self._width].flatten(1)
+
+
 class _Draw(nn.Module):
     """Codes (B, code, side, side) → pictures (B, C, H, W).
 
@@ -170,12 +221,7 @@ class _Draw(nn.Module):
         pixels = pixels[
             torch.randperm(len(pixels), generator=generator, device=pixels.device)[:_PIXELS]
         ]
-        colours = pixels[: self._colours]
-        for _ in range(_ROUNDS):
-            nearest = torch.cdist(pixels, colours).argmin(1)
-            chosen = functional.one_hot(nearest, self._colours).to(pixels.dtype).T
-            counts = chosen.sum(1, keepdim=True)
-            colours = torch.where(counts > 0, chosen @ pixels / counts.clamp_min(1), colours)
+        colours = _means(pixels, self._colours)
         self.palette.get_parameter("bias").copy_(
             torch.atanh(colours.clamp(-0.97, 0.97)).T.flatten()
         )
@@ -195,6 +241,7 @@ class Crisp(nn.Module):
             _Invent(config, side),
             _Draw(config, side),
         )
+        self.parts = nn.Sequential(*(_Part(config.bottleneck, place) for place in config.parts))
 
     def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `read` finds, bounded (B, bottleneck, side, side), and the logit of the gate (B, 1,
@@ -205,7 +252,15 @@ class Crisp(nn.Module):
 
     def invented(self, numbers: Tensor) -> Tensor:
         """Bounded codes of standard normal numbers (B, *self.numbers)."""
-        return torch.tanh(self.invent(numbers).float())
+        code: Tensor = self.parts(torch.tanh(self.invent(numbers).float()))
+        return code
+
+    @torch.no_grad()
+    def fit_parts(self, pictures: Tensor) -> None:
+        """Learn the forms of parts from pictures (N, C, H, W), N ≥ `FORMS`."""
+        codes = torch.cat([self.code(each)[0] for each in torch.split(pictures, _CHUNK)])
+        for part in self.parts:
+            cast(_Part, part).fit(codes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""

@@ -34,6 +34,9 @@ class NetworkConfig:
     full: int = 0
     # colours of a picture of a `model_export.training.crisp.Crisp`; 0: another network
     palette: int = 0
+    # Parts of the code of a `Crisp` (row, column, height, width) that become what pictures have
+    # there, such as a mouth
+    parts: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def kind(self) -> Literal["autoencoder", "crisp", "restorer"]:

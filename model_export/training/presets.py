@@ -226,7 +226,12 @@ PRESETS = {
             name="avatars64",
             objective="naign",
             network=NetworkConfig(
-                size=64, channels=3, widths=(32, 64, 128), bottleneck=16, palette=16
+                size=64,
+                channels=3,
+                widths=(32, 64, 128),
+                bottleneck=16,
+                palette=16,
+                parts=((3, 1, 2, 2), (3, 3, 2, 2), (5, 2, 2, 3)),  # eyes with their brows; mouth
             ),
             stages=crisp_stages(5000, 1200, 4700),
             batch=44,
@@ -338,7 +343,8 @@ def with_overrides(preset: Preset, choices: Choices) -> Preset:
     if preset.name == SMALL:
         network = network_for(size, channels)
     else:
-        network = replace(preset.network, size=size, channels=channels)
+        parts = preset.network.parts if size == preset.network.size else ()
+        network = replace(preset.network, size=size, channels=channels, parts=parts)
     try:
         network.sizes()
         return replace(
@@ -406,6 +412,8 @@ def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspe
     named_by_data = preset.data or not preset.description
     return replace(
         preset,
+        # Other pictures have theirs elsewhere, if any.
+        network=replace(preset.network, parts=()),
         name=choices.name or (_name_of(data.name) if named_by_data else preset.name),
         description="" if named_by_data or choices.name else preset.description,
         licence=choices.licence or NO_LICENCE,

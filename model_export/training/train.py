@@ -28,7 +28,7 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import critics
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
 from model_export.training.checkpoint import Checkpoint, continued_preset
-from model_export.training.crisp import Crisp
+from model_export.training.crisp import FORMS, Crisp
 from model_export.training.crisp_objective import CrispObjective, new_adversary
 from model_export.training.critics import CriticTrainer
 from model_export.training.log import open_log
@@ -47,6 +47,7 @@ _GRID_S = 180.0  # between grids
 _GRID_SIDE = 8
 _BLOCK_PICTURES = 8192  # from which the blocks learn to draw
 _PALETTE_PICTURES = 256
+_PARTS_PICTURES = 16_384  # of whose codes the parts learn their forms
 _SCALING_PICTURES = 2048  # pictures that give mean and deviation of what critics see
 
 
@@ -342,6 +343,10 @@ class Run:
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
+            network = self.average.module
+            if isinstance(network, Crisp) and self.preset.network.parts:
+                count = min(max(FORMS, self.data["pictures"]), _PARTS_PICTURES)
+                network.fit_parts(self.batches.example_pictures(count))
             return
         # The averaged weights are better than the last ones, so the next stage starts from them.
         self.network.load_state_dict(self.average.module.state_dict())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model_export.data.datasets import Dataset
 from model_export.training.batches import TrainingBatch
-from model_export.training.crisp import Crisp
+from model_export.training.crisp import FORMS, Crisp
 from model_export.training.crisp_objective import CrispObjective, code_drifting, new_adversary
 from model_export.training.critics import Adversary, CriticTrainer, FrechetLoss
 from model_export.training.drifting import drifting_loss
@@ -57,6 +57,26 @@ def test_the_numbers_of_normal_noise_are_normal() -> None:
     assert numbers.shape[1:] == f.numbers
     covariance = torch.cov(numbers.flatten(1).T)
     torch.testing.assert_close(covariance, torch.eye(len(covariance)), atol=0.3, rtol=0.0)
+
+
+def test_parts_of_invented_codes_become_those_of_pictures() -> None:
+    torch.manual_seed(0)
+    f = crisp(parts=((1, 0, 2, 3),))
+    x = torch.rand(FORMS, 3, 16, 16) * 2 - 1
+    z = torch.randn(50, *f.numbers)
+    before = f.invented(z)
+    torch.testing.assert_close(before, torch.tanh(f.invent(z)))
+    f.fit_parts(x)
+    after = f.invented(z)
+    # As many forms as pictures: each is one of them.
+    forms = f.code(x)[0][:, :, 1:3, :3].flatten(1)
+    part = after[:, :, 1:3, :3].flatten(1)
+    nearest = torch.cdist(before[:, :, 1:3, :3].flatten(1), forms).argmin(1)
+    change = (part - forms[nearest]).square().mean(1)
+    assert change.median() < 1e-3
+    around = torch.ones(4, 4, dtype=torch.bool)
+    around[1:3, :3] = False
+    torch.testing.assert_close(after[:, :, around], before[:, :, around])
 
 
 AUTOENCODER, DRIFTING, JOINT = crisp_stages(1, 1, 1)

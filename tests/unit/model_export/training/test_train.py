@@ -57,7 +57,14 @@ EXACT = dataclasses.replace(
 )
 CRISP = dataclasses.replace(
     NAIGN,
-    network=NetworkConfig(size=TINY.network.size, channels=1, widths=(8,), bottleneck=4, palette=3),
+    network=NetworkConfig(
+        size=TINY.network.size,
+        channels=1,
+        widths=(8,),
+        bottleneck=4,
+        palette=3,
+        parts=((1, 1, 2, 2),),
+    ),
     stages=tuple(
         dataclasses.replace(stage, steps=n, warmup=2, drift_pictures=stage.drift_pictures and 40)
         for stage, n in zip(crisp_stages(1, 1, 1), (3, 5, 14), strict=True)
