@@ -85,19 +85,13 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 
     Text stands on a large dark box; without, it would look like a part of a photograph.
     """
-    out, (height, width), strips = (
-        image.copy(),
-        image.shape,
-        int(g.integers(1, 8)) if g.random() < 0.5 else 0,
-    )
+    out = image.copy()
+    strips = g.integers(1, 8) if g.random() < 0.5 else 0
     for _ in range(strips or 1):
-        top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
-        bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
-        (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
-        box = (
-            slice(max(0, int(top)), max(0, int(bottom))),
-            slice(max(0, int(left)), max(0, int(right))),
-        )
+        corners = g.uniform(-0.2, 1.2, (2, 2)) * image.shape
+        if strips:
+            corners[1, 0] = corners[0, 0] + g.uniform(0.6, 1.6) * em
+        box = tuple(map(slice, *np.sort(corners, 0).clip(0).astype(int)))
         dark = (
             g.uniform(0.05, 0.3 + 0.3 * strength)
             if strips
@@ -129,11 +123,10 @@ def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A printed screen of dots as the ground of the page or of a part of it."""
-    rows, columns = _grid(image)
     angle = g.uniform(0, np.pi / 2)
     pitch = max(2.5, em / g.uniform(5, 12))
-    u = columns * np.cos(angle) + rows * np.sin(angle)
-    v = rows * np.cos(angle) - columns * np.sin(angle)
+    u = across(image, angle)
+    v = across(image.T, -angle).T  # at a right angle to u
     dots = (
         np.cos(2 * np.pi * u / pitch) * np.cos(2 * np.pi * v / pitch)
         > g.uniform(0.45, 0.8) - 0.3 * strength
@@ -149,12 +142,9 @@ def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> Flo
 def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Blots with uneven edges, dried drops with a dark rim, rings of a cup."""
     rows, columns = _grid(image)
-    for _ in range(int(g.integers(1, 6))):
-        y, x, radius = (
-            g.uniform(0, image.shape[0]),
-            g.uniform(0, image.shape[1]),
-            g.uniform(0.8, 6) * em,
-        )
+    for _ in range(g.integers(1, 6)):
+        y, x = g.uniform(0, image.shape).tolist()
+        radius = g.uniform(0.8, 6) * em
         wide = g.random() < 0.35
         radius = g.uniform(80, 350) if wide else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
@@ -200,7 +190,7 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Folds: a line that is dark, or where ink is worn off, with a shade beside it."""
     height, width = image.shape
-    for _ in range(int(g.integers(1, 3))):
+    for _ in range(g.integers(1, 3)):
         angle = g.choice([0, np.pi / 2]) + g.normal(0, 0.06)
         away = across(image, angle, g.uniform(0, width), g.uniform(0, height))
         core = np.exp(-((away / g.uniform(0.5, 1.2 + 0.04 * em)) ** 2))
@@ -303,10 +293,9 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
     if g.random() < 0.2:
         reach = max(1, round(sigma * 2.5))
         ends = reach * np.array([np.cos(a := g.uniform(0, np.pi)), np.sin(a)])
+        steps = np.outer(ends, np.linspace(-1, 1, 4 * reach + 1))
         kernel = np.zeros((2 * reach + 1,) * 2)
-        for share in np.linspace(-1, 1, 4 * reach + 1):
-            row, column = np.rint(reach + share * ends).astype(int)
-            kernel[row, column] = 1
+        kernel[tuple(np.rint(reach + steps).astype(int))] = 1
         return convolve(image, (kernel / kernel.sum()).astype(np.float32), mode="nearest")
     return gaussian_filter(image, max(0.3, sigma))
 
@@ -323,9 +312,10 @@ def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIma
 
 def noise(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Noise of a sensor, fine or coarse."""
-    sigma = 0.0 if g.random() < 0.7 else g.uniform(0.6, 1.5)
     grain = (
-        noise_field(g, image.shape, sigma) if sigma else g.standard_normal(image.shape, np.float32)
+        g.standard_normal(image.shape, np.float32)
+        if g.random() < 0.7
+        else noise_field(g, image.shape, g.uniform(0.6, 1.5))
     )
     return image + grain * g.uniform(0.02, 0.06 + 0.16 * strength)
 
@@ -336,10 +326,7 @@ def specks(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     mask = g.random(image.shape) < share
     if g.random() < 0.5:
         size = max(2, int(em * g.uniform(0.03, 0.09)))
-        mask |= (
-            grey_dilation((g.random(image.shape) < share / 8).astype(np.uint8), size=(size, size))
-            > 0
-        )
+        mask |= grey_dilation(g.random(image.shape) < share / 8, size=(size, size))
     salt = noise_field(g, image.shape, 2) > g.uniform(-0.5, 1.0)
     return np.where(mask, np.where(salt, g.uniform(0.8, 1), g.uniform(0, 0.3)), image)
 
