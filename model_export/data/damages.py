@@ -395,11 +395,13 @@ def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, Flo
         damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out
     ] or [noise]
     if pale in chosen:
-        chosen, heavy = [damage for damage in chosen if damage in _BESIDE_PALE], heavy / 2
-    hardest, target = chosen.index(pale) if pale in chosen else int(g.integers(len(chosen))), image
-    for i, damage in enumerate(chosen):
+        chosen = [damage for damage in chosen if damage in _BESIDE_PALE]
+        heavy = heavy / 2
+    hardest = pale if pale in chosen else choose(g, chosen)
+    target = image
+    for damage in chosen:
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
-        strength = g.beta(2.0, 1.0) if i == hardest else weak
+        strength = g.beta(2.0, 1.0) if damage is hardest else weak
         seed = int(g.integers(2**63))
         image = damage(np.random.default_rng(seed), image, strength, em)
         if damage in _SHAPES:
