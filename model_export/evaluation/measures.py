@@ -137,18 +137,20 @@ class Evaluation:
         }
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
-        floor = frechet(self._floor.features, self._held_out.features)
-        table: Table = {}
-        after_f = self.classifier.predict(to_levels(self.f(to_rows(self._floor.levels))))
-        for name, predictions in {
-            **samples,
-            "training": self._floor,
-            "training_after_f": after_f,
-        }.items():
-            distance = frechet(predictions.features, self._held_out.features)
-            table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
-            table[name] |= self.classifier.coverage(predictions)
-        return table
+        after_f = self._read(self.f(to_rows(self._floor.levels)))
+        sets = {**samples, "training": self._floor, "training_after_f": after_f}
+        distances = {
+            name: frechet(predictions.features, self._held_out.features)
+            for name, predictions in sets.items()
+        }
+        return {
+            name: {
+                "frechet": distances[name],
+                **_ratio("multiple", distances[name], distances["training"]),
+                **self.classifier.coverage(predictions),
+            }
+            for name, predictions in sets.items()
+        }
 
     def _nearest(self, samples: Predictions) -> Table:
         """Whether samples are copies of one another or of training pictures more often than real
