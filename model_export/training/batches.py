@@ -212,9 +212,8 @@ class BatchBuilder:
             return {"corrupted": to_model_range(self._damaged[indices])}
         names = self._preset.corruptions
         corrupted, kind = corrupt(x, names, self.generator(RngStream.CORRUPTION, step))
-        sketches = [i for i, name in enumerate(names) if name == "sketch"]
-        sketched = torch.isin(kind, torch.tensor(sketches, device=x.device, dtype=kind.dtype))
-        return {"corrupted": corrupted, "sketched": sketched}
+        are_sketches = torch.tensor([name == "sketch" for name in names], device=x.device)
+        return {"corrupted": corrupted, "sketched": are_sketches[kind]}
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last
