@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
+from PIL.Image import Resampling
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
 from model_export.data.chance import choose
@@ -183,7 +184,7 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
     ImageDraw.Draw(layer).text(
         (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
     )
-    turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
+    turned = layer.rotate(g.uniform(-50, 50), Resampling.BILINEAR, fillcolor=255)
     return image * (np.asarray(turned, np.float32) / 255)
 
 
@@ -303,10 +304,8 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Low resolution: down and up again; about 10 pixels an em remain."""
     factor = min(g.uniform(1.2, 1.6 + 1.6 * strength), max(1.1, em / 10))
-    small = resized(
-        image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX
-    )
-    ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    small = resized(image, [max(2, int(side / factor)) for side in image.shape], Resampling.BOX)
+    ways = (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.NEAREST)
     return resized(small, image.shape, choose(g, ways))
 
 

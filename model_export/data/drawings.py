@@ -17,6 +17,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional
 
@@ -186,7 +187,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     soft = image.filter(ImageFilter.GaussianBlur(g.uniform(1.0, 2.5)))
-    levels = np.asarray(soft.resize((side, side), Image.Resampling.BOX), np.float64)
+    levels = np.asarray(soft.resize((side, side), Resampling.BOX), np.float64)
     bright: Levels = (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
     return bright
 

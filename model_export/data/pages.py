@@ -19,6 +19,7 @@ import skimage
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL.Image import Resampling
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from model_export.data.chance import choose
@@ -331,7 +332,7 @@ class _Painter:
             width=pen,
         )
         draw.text((side / 2, side / 2), self.words(6)[:8], colour, self.font, "mm")
-        layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
+        layer = layer.rotate(g.uniform(-40, 40), Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
         self.image.paste(ImageChops.darker(under, layer), at)
@@ -386,8 +387,8 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
         y += height + size * (g.uniform(2, 10) if g.random() < 0.15 else g.uniform(0.1, 1.5))
     image = painter.image
     if g.random() < 0.3:
-        image = image.rotate(g.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=255)
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX)), em
+        image = image.rotate(g.uniform(-_TILT, _TILT), Resampling.BICUBIC, fillcolor=255)
+    return np.asarray(image.resize((side, side), Resampling.BOX)), em
 
 
 def read_photograph(name: str) -> Image.Image:
@@ -411,9 +412,7 @@ def photograph(g: Generator, width: int, height: int) -> Image.Image:
         h = share * height
         left = g.uniform(0, whole.width - w)
         top = g.uniform(0, whole.height - h)
-        return whole.resize(
-            (width, height), Image.Resampling.BICUBIC, (left, top, left + w, top + h)
-        )
+        return whole.resize((width, height), Resampling.BICUBIC, (left, top, left + w, top + h))
     image = Image.new("L", (width, height), int(g.integers(256)))
     draw = ImageDraw.Draw(image)
     side = max(width, height)
@@ -442,7 +441,7 @@ def to_levels(image: FloatImage) -> Levels:
 
 
 def resized(
-    image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = Image.Resampling.BICUBIC
+    image: NDArray[Any], shape: Sequence[int], how: Resampling = Resampling.BICUBIC
 ) -> FloatImage:
     """An image (h, w) in another size (H, W)."""
     scaled: FloatImage = np.asarray(
@@ -468,7 +467,5 @@ def noise_field(g: Generator, shape: Sequence[int], sigma: float) -> FloatImage:
     """Gaussian noise (H, W) of variance 1, smoothed over ``sigma`` pixels."""
     step = max(1, int(sigma))
     small = g.standard_normal((shape[0] // step + 2, shape[1] // step + 2), np.float32)
-    field = resized(
-        gaussian_filter(small, max(0.5, sigma / step)), shape, Image.Resampling.BILINEAR
-    )
+    field = resized(gaussian_filter(small, max(0.5, sigma / step)), shape, Resampling.BILINEAR)
     return field / max(float(field.std()), 1e-6)
