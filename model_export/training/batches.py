@@ -200,10 +200,8 @@ class BatchBuilder:
             chosen = torch.randint(
                 len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device
             )
-            drawn, fitting = (
-                to_model_range(each)
-                for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
-            )
+            drawn = to_model_range(self.drawn[0][chosen])
+            fitting = self._chosen(self.drawn[1][chosen])
         return {"drawings": drawings, "drawn": drawn, "fitting": fitting}
 
     def _corrupted(self, x: Tensor, indices: Tensor, step: int) -> dict[str, Tensor]:

@@ -60,8 +60,8 @@ class Objective:
             loss.compare("project", outputs[-1], x)
         drawn = []
         if batch.drawings is not None:
-            drawn.append(f(batch.drawings))
-            drawn.append(f(drawn[0][::2].detach()))
+            once = f(batch.drawings)
+            drawn = [once, f(once[::2].detach())]
         if self.features is not None:
             self._add_of_features(loss, self.features, batch, y, outputs, drawn)
 
