@@ -281,48 +281,62 @@ def bf16(precision: str, device: "torch.device") -> bool:
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument(
+    add = train.add_argument
+    add(
         "--preset",
         help="one of docs/training.md, such as mnist or small (default: what fits the data)",
     )
-    train.add_argument(
+    add(
         "--quick",
         dest="preset",
         action="store_const",
         const="quick",
         help="own pictures in 20 minutes on one core, 32×32",
     )
-    train.add_argument("--data", help=f"{_DATA} (default: the preset's own)")
-    train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
-    train.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained and how long, and end"
-    )
-    train.add_argument(
-        "--name", help="name of the model (default: the preset's, for other data that of the data)"
-    )
-    train.add_argument("--size", type=int, help="height and width of the pictures")
-    train.add_argument("--channels", type=int, choices=(1, 3))
-    train.add_argument(
-        "--steps", type=int, help="optimiser steps in total, split over the stages; may grow later"
-    )
-    train.add_argument(
-        "--licence", help="of the weights (default: none stated, but for the presets' own data)"
-    )
-    train.add_argument("--batch", type=int, help="pictures per step")
-    train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
-    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    train.add_argument(
+    add("--data", help=f"{_DATA} (default: the preset's own)")
+    add("--out", help="folder of the run: checkpoint, log, sample grids")
+    add("--dry-run", action="store_true", help="say what would be trained and how long, and end")
+    add("--name", help="name of the model (default: the preset's, for other data that of the data)")
+    add("--size", type=int, help="height and width of the pictures")
+    add("--channels", type=int, choices=(1, 3))
+    add("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
+    add("--licence", help="of the weights (default: none stated, but for the presets' own data)")
+    add("--batch", type=int, help="pictures per step")
+    add("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    add(
         "--corruptions",
         nargs="+",
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
     )
-    train.add_argument(
-        "--channels-last", action="store_true", help="keep weights and activations in NHWC order"
+    add("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
+    add("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
+
+
+def _add_export_options(export: argparse.ArgumentParser) -> None:
+    add = export.add_argument
+    add("--models", default="models", help="model directory (default models)")
+    add("--version", type=int, help="number of the version (default: the next free one)")
+    add("--unfinished", action="store_true", help="export a run that is not finished")
+    add("--force", action="store_true", help="replace an existing version")
+    add("--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA")
+    add("--description", help="one or two sentences in place of the preset's")
+    add("--title", help="short name for people, such as Digits")
+    add("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
+    add("--licence", help="of the weights, in place of the run's")
+    add(
+        "--generate-steps",
+        type=int,
+        help="how often f is applied to generate (default: the preset's)",
     )
-    train.add_argument(
-        "--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)"
+    add("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
+    add(
+        "--background",
+        type=float,
+        nargs="+",
+        help="letterbox colour, -1 to 1, one for each channel",
     )
 
 
@@ -344,37 +358,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     _add_train_options(train)
 
     export = add(_export, "write a run's network as model.onnx, checked against the run")
-    export.add_argument("--models", default="models", help="model directory (default models)")
-    export.add_argument(
-        "--version", type=int, help="number of the version (default: the next free one)"
-    )
-    export.add_argument(
-        "--unfinished", action="store_true", help="export a run that is not finished"
-    )
-    export.add_argument("--force", action="store_true", help="replace an existing version")
-    export.add_argument(
-        "--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA"
-    )
-    export.add_argument("--description", help="one or two sentences in place of the preset's")
-    export.add_argument("--title", help="short name for people, such as Digits")
-    export.add_argument(
-        "--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"'
-    )
-    export.add_argument("--licence", help="of the weights, in place of the run's")
-    export.add_argument(
-        "--generate-steps",
-        type=int,
-        help="how often f is applied to generate (default: the preset's)",
-    )
-    export.add_argument(
-        "--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures"
-    )
-    export.add_argument(
-        "--background",
-        type=float,
-        nargs="+",
-        help="letterbox colour, -1 to 1, one for each channel",
-    )
+    _add_export_options(export)
 
     verify = add(_verify, "check an exported model against its run; write its golden rows")
 

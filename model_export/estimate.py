@@ -47,7 +47,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(short, short_data, Path(folder), seed=0, device=device, bf16=bf16, provenance={})
-        run.batches.draws = lambda pictures, _: pictures  # to make the first drawing takes seconds
+        run.batches.draw = lambda pictures, _: pictures  # to make the first drawing takes seconds
         z = run.batches.latents(_MORE, RngStream.SAMPLES, 0)
         for stage in preset.stages:
             times = []

@@ -107,24 +107,18 @@ def corrupt(
     out = x.clone()
     for i, name in enumerate(names):
         rows = (kind == i).nonzero()[:, 0]
-        if not len(rows):
-            continue
         if name == "noise":
             sigma = _scale(uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
             out[rows] = x[rows] + sigma * normal[rows]
-        else:
+        elif len(rows):
             out[rows] = RANDOM[name](x[rows], uniform[rows])
     return torch.where(eight_bit[:, None, None, None], round_to_8_bits(out), out), kind
 
 
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
     chosen = (uniform[:, 0] * len(_FACTORS)).long()
-    out = x.clone()
-    for i, factor in enumerate(_FACTORS):
-        rows = (chosen == i).nonzero()[:, 0]
-        if len(rows):
-            out[rows] = reduce_resolution(x[rows], factor)
-    return out
+    reduced = torch.stack([reduce_resolution(x, factor) for factor in _FACTORS])
+    return reduced[chosen, torch.arange(len(x), device=x.device)]
 
 
 def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
+from PIL.Image import Resampling
 from scipy.ndimage import convolve, gaussian_filter, grey_dilation
 
 from model_export.data.chance import choose
@@ -85,19 +86,13 @@ def tint(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 
     Text stands on a large dark box; without, it would look like a part of a photograph.
     """
-    out, (height, width), strips = (
-        image.copy(),
-        image.shape,
-        int(g.integers(1, 8)) if g.random() < 0.5 else 0,
-    )
+    out = image.copy()
+    strips = g.integers(1, 8) if g.random() < 0.5 else 0
     for _ in range(strips or 1):
-        top, left, bottom, right = g.uniform(-0.2, 1.2, 4) * (height, width, height, width)
-        bottom = top + g.uniform(0.6, 1.6) * em if strips else bottom
-        (top, bottom), (left, right) = sorted((top, bottom)), sorted((left, right))
-        box = (
-            slice(max(0, int(top)), max(0, int(bottom))),
-            slice(max(0, int(left)), max(0, int(right))),
-        )
+        corners = g.uniform(-0.2, 1.2, (2, 2)) * image.shape
+        if strips:
+            corners[1, 0] = corners[0, 0] + g.uniform(0.6, 1.6) * em
+        box = tuple(map(slice, *np.sort(corners, 0).clip(0).astype(int)))
         dark = (
             g.uniform(0.05, 0.3 + 0.3 * strength)
             if strips
@@ -129,11 +124,10 @@ def ruled(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A printed screen of dots as the ground of the page or of a part of it."""
-    rows, columns = _grid(image)
     angle = g.uniform(0, np.pi / 2)
     pitch = max(2.5, em / g.uniform(5, 12))
-    u = columns * np.cos(angle) + rows * np.sin(angle)
-    v = rows * np.cos(angle) - columns * np.sin(angle)
+    u = across(image, angle)
+    v = across(image.T, -angle).T  # at a right angle to u
     dots = (
         np.cos(2 * np.pi * u / pitch) * np.cos(2 * np.pi * v / pitch)
         > g.uniform(0.45, 0.8) - 0.3 * strength
@@ -149,12 +143,9 @@ def halftone(g: Generator, image: FloatImage, strength: float, em: float) -> Flo
 def stain(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Blots with uneven edges, dried drops with a dark rim, rings of a cup."""
     rows, columns = _grid(image)
-    for _ in range(int(g.integers(1, 6))):
-        y, x, radius = (
-            g.uniform(0, image.shape[0]),
-            g.uniform(0, image.shape[1]),
-            g.uniform(0.8, 6) * em,
-        )
+    for _ in range(g.integers(1, 6)):
+        y, x = g.uniform(0, image.shape).tolist()
+        radius = g.uniform(0.8, 6) * em
         wide = g.random() < 0.35
         radius = g.uniform(80, 350) if wide else radius
         away = np.hypot((rows - y) * g.uniform(0.6, 1.6), columns - x)
@@ -193,14 +184,14 @@ def watermark(g: Generator, image: FloatImage, strength: float, em: float) -> Fl
     ImageDraw.Draw(layer).text(
         (width / 2, height / 2), letters, int(255 * g.uniform(0.7, 0.92)), font, "mm"
     )
-    turned = layer.rotate(g.uniform(-50, 50), Image.Resampling.BILINEAR, fillcolor=255)
+    turned = layer.rotate(g.uniform(-50, 50), Resampling.BILINEAR, fillcolor=255)
     return image * (np.asarray(turned, np.float32) / 255)
 
 
 def fold(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Folds: a line that is dark, or where ink is worn off, with a shade beside it."""
     height, width = image.shape
-    for _ in range(int(g.integers(1, 3))):
+    for _ in range(g.integers(1, 3)):
         angle = g.choice([0, np.pi / 2]) + g.normal(0, 0.06)
         away = across(image, angle, g.uniform(0, width), g.uniform(0, height))
         core = np.exp(-((away / g.uniform(0.5, 1.2 + 0.04 * em)) ** 2))
@@ -303,10 +294,9 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
     if g.random() < 0.2:
         reach = max(1, round(sigma * 2.5))
         ends = reach * np.array([np.cos(a := g.uniform(0, np.pi)), np.sin(a)])
+        steps = np.outer(ends, np.linspace(-1, 1, 4 * reach + 1))
         kernel = np.zeros((2 * reach + 1,) * 2)
-        for share in np.linspace(-1, 1, 4 * reach + 1):
-            row, column = np.rint(reach + share * ends).astype(int)
-            kernel[row, column] = 1
+        kernel[tuple(np.rint(reach + steps).astype(int))] = 1
         return convolve(image, (kernel / kernel.sum()).astype(np.float32), mode="nearest")
     return gaussian_filter(image, max(0.3, sigma))
 
@@ -314,18 +304,17 @@ def blur(g: Generator, image: FloatImage, strength: float, em: float) -> FloatIm
 def low(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Low resolution: down and up again; about 10 pixels an em remain."""
     factor = min(g.uniform(1.2, 1.6 + 1.6 * strength), max(1.1, em / 10))
-    small = resized(
-        image, [max(2, int(side / factor)) for side in image.shape], Image.Resampling.BOX
-    )
-    ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    small = resized(image, [max(2, int(side / factor)) for side in image.shape], Resampling.BOX)
+    ways = (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.NEAREST)
     return resized(small, image.shape, choose(g, ways))
 
 
 def noise(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """Noise of a sensor, fine or coarse."""
-    sigma = 0.0 if g.random() < 0.7 else g.uniform(0.6, 1.5)
     grain = (
-        noise_field(g, image.shape, sigma) if sigma else g.standard_normal(image.shape, np.float32)
+        g.standard_normal(image.shape, np.float32)
+        if g.random() < 0.7
+        else noise_field(g, image.shape, g.uniform(0.6, 1.5))
     )
     return image + grain * g.uniform(0.02, 0.06 + 0.16 * strength)
 
@@ -336,10 +325,7 @@ def specks(g: Generator, image: FloatImage, strength: float, em: float) -> Float
     mask = g.random(image.shape) < share
     if g.random() < 0.5:
         size = max(2, int(em * g.uniform(0.03, 0.09)))
-        mask |= (
-            grey_dilation((g.random(image.shape) < share / 8).astype(np.uint8), size=(size, size))
-            > 0
-        )
+        mask |= grey_dilation(g.random(image.shape) < share / 8, size=(size, size))
     salt = noise_field(g, image.shape, 2) > g.uniform(-0.5, 1.0)
     return np.where(mask, np.where(salt, g.uniform(0.8, 1), g.uniform(0, 0.3)), image)
 
@@ -408,11 +394,13 @@ def damaged(g: Generator, image: FloatImage, em: float) -> tuple[FloatImage, Flo
         damage for damage, share in SHARES.items() if g.random() < share and damage not in left_out
     ] or [noise]
     if pale in chosen:
-        chosen, heavy = [damage for damage in chosen if damage in _BESIDE_PALE], heavy / 2
-    hardest, target = chosen.index(pale) if pale in chosen else int(g.integers(len(chosen))), image
-    for i, damage in enumerate(chosen):
+        chosen = [damage for damage in chosen if damage in _BESIDE_PALE]
+        heavy = heavy / 2
+    hardest = pale if pale in chosen else choose(g, chosen)
+    target = image
+    for damage in chosen:
         weak = min(1.0, heavy * g.uniform(0.4, 1.3)) / (1 + 0.15 * (len(chosen) - 1))
-        strength = g.beta(2.0, 1.0) if i == hardest else weak
+        strength = g.beta(2.0, 1.0) if damage is hardest else weak
         seed = int(g.integers(2**63))
         image = damage(np.random.default_rng(seed), image, strength, em)
         if damage in _SHAPES:

@@ -1,12 +1,12 @@
 """Drawings that are no pictures of a data set: inputs u on which f is trained to be a projector,
 and measured.
 
-`RandomDrawings` makes those of training: letters and signs in fonts that matplotlib contains,
+`random_drawings` makes those of training: letters and signs in fonts that matplotlib contains,
 scribbles, polygons, simple figures, and mixtures, mirror images and bent copies of pictures.
 `held_out_drawings` has other fonts and other figures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,6 +17,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,8 @@ from service.domain.latents import FloatRows
 
 Points = NDArray[np.floating[Any]]
 """The corners of a line (N, 2) in about [−1, 1], y downwards."""
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes as many rows that are no pictures as it gets pictures (B, C, H, W) in [−1, 1]."""
 
 
 class Figure(NamedTuple):
@@ -184,7 +187,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     soft = image.filter(ImageFilter.GaussianBlur(g.uniform(1.0, 2.5)))
-    levels = np.asarray(soft.resize((side, side), Image.Resampling.BOX), np.float64)
+    levels = np.asarray(soft.resize((side, side), Resampling.BOX), np.float64)
     bright: Levels = (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
     return bright
 
@@ -240,43 +243,41 @@ def on_background(
     return rows
 
 
-class RandomDrawings:
-    """Draws rows that are no pictures: four of ten upright, three bent and turned, three made of
-    pictures.
+def random_drawings(
+    colours: Tensor, background: Sequence[float], seed: int, *, digits: bool = False
+) -> Draw:
+    """What draws rows that are no pictures: four of ten upright, three bent and turned, three made
+    of pictures.
 
-    In colour, a drawing has a pen of the colour of a random pixel of ``pictures`` (N, C, H, W).
+    In colour, a drawing has a pen of the colour of a random pixel of ``colours`` (N, C, H, W).
     """
+    channels, side, _ = colours.shape[1:]
+    device = colours.device
+    g = np.random.default_rng(seed)
+    # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps of
+    # slant lines.
+    drawings = training_drawings(_BANK, 2 * side, seed, digits=digits)
+    pens = None
+    if channels == 3:
+        pixels = colours.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
+        pens = pixels[g.integers(len(pixels), size=_BANK)]
+    rows = on_background(drawings, channels, background, pens)
+    ground = torch.tensor(background, device=device).expand(channels)[:, None, None]
+    ink = torch.from_numpy(rows).to(device) - ground
 
-    def __init__(
-        self, pictures: Tensor, background: Sequence[float], seed: int, *, digits: bool = False
-    ) -> None:
-        shape = pictures.shape[1:]
-        device = pictures.device
-        g = np.random.default_rng(seed)
-        # Twice the side of a row: after the bending, the average over 2×2 pixels smooths the steps
-        # of slant lines.
-        ink = training_drawings(_BANK, 2 * shape[1], seed, digits=digits)
-        pens = None
-        if shape[0] == 3:
-            pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3).cpu().numpy()
-            pens = pixels[g.integers(len(pixels), size=_BANK)]
-        rows = on_background(ink, shape[0], background, pens)
-        self._background = torch.tensor(background, device=device).expand(shape[0])[:, None, None]
-        self._ink = torch.from_numpy(rows).to(device) - self._background
-
-    def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """As many rows as ``pictures`` (B, C, H, W) in [−1, 1], of which three of ten are made."""
+    def draw(pictures: Tensor, generator: torch.Generator) -> Tensor:
         made = 3 * len(pictures) // 10
         upright = 4 * len(pictures) // 10
         size = (len(pictures) - made,)
-        device = generator.device
-        chosen = torch.randint(len(self._ink), size, generator=generator, device=device)
-        mixed = _mixed((pictures - self._background)[: 2 * made])
+        chosen = torch.randint(len(ink), size, generator=generator, device=device)
+        mixed = _mixed((pictures - ground)[: 2 * made])
         mixed = functional.interpolate(mixed, scale_factor=2.0, mode="bilinear")
         strength = torch.ones(len(pictures), device=device)
         strength[:upright] = 0.1
-        bent = _bend(torch.cat([self._ink[chosen], mixed]), strength, generator)
-        return functional.avg_pool2d(bent, 2) + self._background
+        bent = _bend(torch.cat([ink[chosen], mixed]), strength, generator)
+        return functional.avg_pool2d(bent, 2) + ground
+
+    return draw
 
 
 def _mixed(ink: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Photographs are those that scikit-image contains, and made ones. The families of
 and the pictures of `HELD_OUT_PICTURES` are never drawn: they are for measurements.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import skimage
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL.Image import Resampling
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from model_export.data.chance import choose
@@ -62,32 +64,24 @@ _PICTURES: Final = (
 _FONT_FOLDERS: Final = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts")
 _FEW_FONTS: Final = 10
 _FACES: Final = 6  # of a family, at most
-_NO_TEXT: Final = (
-    "Math",
-    "Emoji",
-    "Symbol",
-    "Dingbat",
-    "Initials",
-    "Outline",
-    "Icon",
-    "Variable",
-    "VF",
-    "Keyboard",
-    "Last Resort",
+_NO_TEXT: Final = re.compile(
+    "Math|Emoji|Symbol|Dingbat|Initials|Outline|Icon|Variable|VF|Keyboard|Last Resort",
+    re.IGNORECASE,
 )
-_ACCENTS: Final = {
-    "a": "áàâäãåąā",
-    "c": "çćč",
-    "e": "éèêëęě",
-    "i": "íìîï",
-    "l": "ł",
-    "n": "ñńň",
-    "o": "óòôöõøő",
-    "s": "ßśšş",
-    "u": "úùûüůű",
-    "y": "ýÿ",
-    "z": "żźž",
-}
+# A letter, and those that stand in its place in other languages.
+_ACCENTS: Final = (
+    "aáàâäãåąā",
+    "cçćč",
+    "eéèêëęě",
+    "iíìîï",
+    "lł",
+    "nñńň",
+    "oóòôöõøő",
+    "sßśšş",
+    "uúùûüůű",
+    "yýÿ",
+    "zżźž",
+)
 # The first letter and the one behind the last, and those of what stands at every third letter:
 # marks, or a space.
 _SCRIPTS: Final = (
@@ -116,9 +110,7 @@ def font_files(*, held_out: bool, letters: str = "aQg7é") -> tuple[Path, ...]:
     for file in sorted(file for folder in folders for file in folder.rglob("*.[ot]t[fc]")):
         face = ImageFont.truetype(file, 16)
         family, style = (str(name) for name in face.getname())
-        is_text = not any(
-            word.casefold() in f"{file.name} {family}".casefold() for word in _NO_TEXT
-        )
+        is_text = not _NO_TEXT.search(f"{file.name} {family}")
         if is_text and family.startswith(HELD_OUT_FONTS) == held_out and _draws(face, letters):
             faces.setdefault(family, {}).setdefault(style, file)
     return tuple(
@@ -192,11 +184,7 @@ def _text(g: Generator, count: int, script: Sequence[int]) -> str:
     start = int(g.integers(max(1, len(_words()) - size)))
     text = " ".join(_words()[start : start + size])
     if kind < 0.34:
-        accents = {
-            ord(letter): str(g.choice(list(others)))
-            for letter, others in _ACCENTS.items()
-            if g.random() < 0.5
-        }
+        accents = {ord(each[0]): choose(g, each[1:]) for each in _ACCENTS if g.random() < 0.5}
         text = text.translate(accents)
     return text.upper() if g.random() < 0.06 else text
 
@@ -344,7 +332,7 @@ class _Painter:
             width=pen,
         )
         draw.text((side / 2, side / 2), self.words(6)[:8], colour, self.font, "mm")
-        layer = layer.rotate(g.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=255)
+        layer = layer.rotate(g.uniform(-40, 40), Resampling.BILINEAR, fillcolor=255)
         at = int(g.uniform(box[0], max(box[0] + 1, box[2] - side))), int(box[1])
         under = self.image.crop((*at, at[0] + side, at[1] + side))
         self.image.paste(ImageChops.darker(under, layer), at)
@@ -365,22 +353,22 @@ class _Painter:
         return int(self.g.integers(1, 4)) * self.scale
 
 
-_REGIONS: Final[Sequence[tuple[float, Callable[[_Painter, Box, int], None]]]] = (
-    (0.50, _Painter.text),
-    (0.11, _Painter.box),
-    (0.11, _Painter.table),
-    (0.11, _Painter.photograph),
-    (0.05, _Painter.diagram),
-    (0.05, _Painter.stamp),
-    (0.06, _Painter.writing),
-)
+_REGIONS: Final[Mapping[Callable[[_Painter, Box, int], None], float]] = {
+    _Painter.text: 0.50,
+    _Painter.box: 0.11,
+    _Painter.table: 0.11,
+    _Painter.photograph: 0.11,
+    _Painter.diagram: 0.05,
+    _Painter.stamp: 0.05,
+    _Painter.writing: 0.06,
+}
 
 
 def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
     """A part of a page (side, side), and the usual height of its type in pixels."""
     em, scale = float(np.exp(g.uniform(*np.log(_EM)))), int(g.choice([1, 1, 2, 3]))
     painter = _Painter(g, side, em, scale)
-    shares = np.array([share for share, _ in _REGIONS])
+    shares = np.array([*_REGIONS.values()])
     margin = int(g.integers(0, side // 12)) * scale
     y = float(g.integers(-20, 60) * scale)
     end = side * scale
@@ -388,7 +376,7 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
         size = em * scale * (float(g.choice([1, 1, 1, 1, 1.4, 2.0])) if em < 45 else 1.0)
         painter.em = int(size)
         painter.choose_font()
-        region = _REGIONS[int(g.choice(len(_REGIONS), p=shares / shares.sum()))][1]
+        region = g.choice(np.array([*_REGIONS]), p=shares / shares.sum())
         height = size * g.uniform(2.2, 9)
         if region is _Painter.photograph or (region is _Painter.box and g.random() < 0.5):
             height = max(height, end * g.uniform(0.15, 0.9))
@@ -399,8 +387,8 @@ def draw_page(g: Generator, side: int) -> tuple[Levels, float]:
         y += height + size * (g.uniform(2, 10) if g.random() < 0.15 else g.uniform(0.1, 1.5))
     image = painter.image
     if g.random() < 0.3:
-        image = image.rotate(g.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=255)
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX)), em
+        image = image.rotate(g.uniform(-_TILT, _TILT), Resampling.BICUBIC, fillcolor=255)
+    return np.asarray(image.resize((side, side), Resampling.BOX)), em
 
 
 def read_photograph(name: str) -> Image.Image:
@@ -424,13 +412,11 @@ def photograph(g: Generator, width: int, height: int) -> Image.Image:
         h = share * height
         left = g.uniform(0, whole.width - w)
         top = g.uniform(0, whole.height - h)
-        return whole.resize(
-            (width, height), Image.Resampling.BICUBIC, (left, top, left + w, top + h)
-        )
+        return whole.resize((width, height), Resampling.BICUBIC, (left, top, left + w, top + h))
     image = Image.new("L", (width, height), int(g.integers(256)))
     draw = ImageDraw.Draw(image)
     side = max(width, height)
-    for _ in range(int(g.integers(10, 150))):
+    for _ in range(g.integers(10, 150)):
         x = g.uniform(0, width)
         y = g.uniform(0, height)
         r = side * 0.5 * g.uniform(0.05, 1) ** 2
@@ -455,7 +441,7 @@ def to_levels(image: FloatImage) -> Levels:
 
 
 def resized(
-    image: NDArray[Any], shape: Sequence[int], how: Image.Resampling = Image.Resampling.BICUBIC
+    image: NDArray[Any], shape: Sequence[int], how: Resampling = Resampling.BICUBIC
 ) -> FloatImage:
     """An image (h, w) in another size (H, W)."""
     scaled: FloatImage = np.asarray(
@@ -481,7 +467,5 @@ def noise_field(g: Generator, shape: Sequence[int], sigma: float) -> FloatImage:
     """Gaussian noise (H, W) of variance 1, smoothed over ``sigma`` pixels."""
     step = max(1, int(sigma))
     small = g.standard_normal((shape[0] // step + 2, shape[1] // step + 2), np.float32)
-    field = resized(
-        gaussian_filter(small, max(0.5, sigma / step)), shape, Image.Resampling.BILINEAR
-    )
+    field = resized(gaussian_filter(small, max(0.5, sigma / step)), shape, Resampling.BILINEAR)
     return field / max(float(field.std()), 1e-6)

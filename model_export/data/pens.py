@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from PIL import Image, ImageColor, ImageDraw
+from PIL.Image import Resampling
 from torch import Tensor
 
 from model_export.data.avatars import BACKGROUNDS
@@ -182,7 +183,7 @@ def draw_pens(data: Dataset) -> tuple[Tensor, Tensor]:
         left_out = [name for name, share in _LEFT_OUT.items() if g.random() < share]
         parts = {name: values[one] for name, values in kinds.items() if name not in left_out}
         image = _draw_face(g, parts).image.resize(
-            (data.train.shape[3], data.train.shape[2]), Image.Resampling.BOX
+            (data.train.shape[3], data.train.shape[2]), Resampling.BOX
         )
         rows.append(np.asarray(image).transpose(2, 0, 1))
         # A picture without glasses fits no drawing with them, and the other way round.

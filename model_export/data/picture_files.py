@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 
 from model_export.errors import UserError
@@ -120,7 +121,7 @@ def _decode(data: bytes, mode: str | None) -> Image.Image:
 def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Crop to the centre square and resize (Lanczos): (C, H, W) uint8."""
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (size, size), Resampling.LANCZOS)
     return np.ascontiguousarray(np.atleast_3d(np.array(image, np.uint8)).transpose(2, 0, 1))
 
 

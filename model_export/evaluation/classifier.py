@@ -10,6 +10,7 @@ or, where there are none either, to recognise four rotations (Gidaris et al., 20
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -221,7 +222,7 @@ def _fit(
     network.train()
 
     def batches() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        for index in _batch_indices(count, steps):
+        for index in islice(_batch_indices(count), steps):
             x, target = inputs_and_targets(
                 pictures[index], None if targets is None else targets[index]
             )
@@ -257,15 +258,10 @@ def train_heads(
         schedule.step()
 
 
-def _batch_indices(count: int, steps: int) -> Iterator[Tensor]:
-    order = torch.randperm(count)
-    start = 0
-    for _ in range(steps):
-        if start and start + _BATCH > count:
-            order = torch.randperm(count)
-            start = 0
-        yield order[start : start + _BATCH]
-        start += _BATCH
+def _batch_indices(count: int) -> Iterator[Tensor]:
+    """Every epoch is a permutation; its incomplete last batch is dropped."""
+    while True:
+        yield from torch.split(torch.randperm(count), _BATCH)[: max(1, count // _BATCH)]
 
 
 def inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:

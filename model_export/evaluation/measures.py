@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,13 @@ class Evaluation:
                 "held_out": len(self.data.held_out),
                 "measured": len(self._real),
             },
-            "protocol": self._protocol(),
+            # What decides on the figures; docs/method.md says what they mean.
+            "protocol": {
+                "samples": self._n,
+                "steps": self.steps,
+                "seed": _SEED,
+                "classifier": {"task": self.classifier.task, "accuracy": self._accuracy},
+            },
             "generation": self._generation(samples),
             **({} if self.card.exact else {"drift": _drift(chain)}),
             "nearest": neighbours,
@@ -112,10 +118,11 @@ class Evaluation:
                 self.f, self.card, self.classifier, self._real, self._train
             ),
         }
-        full: Table = _rounded(
-            {"warnings": [text for warns, text in remarks(table) if warns], **table}
-        )
-        return full
+        warnings = [text for warns, text in remarks(table) if warns]
+        # Plain JSON values, with floats of six decimals.
+        text = json.dumps({"warnings": warnings, **table})
+        rounded: Table = json.loads(text, parse_float=lambda number: round(float(number), 6))
+        return rounded
 
     def _of_latents(self, count: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: count + 1 arrays (N, C, H, W)."""
@@ -127,28 +134,21 @@ class Evaluation:
     def _read(self, rows: FloatRows) -> Predictions:
         return self.classifier.predict(to_levels(rows))
 
-    def _protocol(self) -> Table:
-        """What decides on the figures; docs/method.md says what they mean."""
-        return {
-            "samples": self._n,
-            "steps": self.steps,
-            "seed": _SEED,
-            "classifier": {"task": self.classifier.task, "accuracy": self._accuracy},
-        }
-
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
-        floor = frechet(self._floor.features, self._held_out.features)
-        table: Table = {}
-        after_f = self.classifier.predict(to_levels(self.f(to_rows(self._floor.levels))))
-        for name, predictions in {
-            **samples,
-            "training": self._floor,
-            "training_after_f": after_f,
-        }.items():
-            distance = frechet(predictions.features, self._held_out.features)
-            table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
-            table[name] |= self.classifier.coverage(predictions)
-        return table
+        after_f = self._read(self.f(to_rows(self._floor.levels)))
+        sets = {**samples, "training": self._floor, "training_after_f": after_f}
+        distances = {
+            name: frechet(predictions.features, self._held_out.features)
+            for name, predictions in sets.items()
+        }
+        return {
+            name: {
+                "frechet": distances[name],
+                **_ratio("multiple", distances[name], distances["training"]),
+                **self.classifier.coverage(predictions),
+            }
+            for name, predictions in sets.items()
+        }
 
     def _nearest(self, samples: Predictions) -> Table:
         """Whether samples are copies of one another or of training pictures more often than real
@@ -302,8 +302,3 @@ def _drift(chain: list[FloatRows]) -> Table:
 def _ratio(name: str, value: float, unit: float) -> Table:
     """value/unit under this name; empty if the unit is 0."""
     return {name: value / unit} if unit > 0.0 else {}
-
-
-def _rounded(value: Any) -> Any:
-    """Plain JSON values with floats of six decimals."""
-    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 6))

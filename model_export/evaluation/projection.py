@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from model_export.data.drawings import held_out_drawings, on_background
 from model_export.evaluation.classifier import Classifier, Table, sample_budget
-from model_export.evaluation.metrics import Function, Values, auroc, mean_distance, nearest
+from model_export.evaluation.metrics import Function, auroc, mean_distance, nearest
 from model_export.export.artifact import TrainedCard
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
@@ -32,37 +32,27 @@ def measure_drawings(
         sample_budget(_COUNT, card.shape), card.shape[1], faces=card.shape[0] == 3
     )
     table: Table = {}
-    for name, ink in drawn.items():
+    for kind, ink in drawn.items():
         levels = to_levels(on_background(ink, card.shape[0], card.background))
-        table[name] = _measure(f, levels, classifier, distances, train)
-    return table
-
-
-def _measure(
-    f: Function,
-    levels: Levels,
-    classifier: Classifier,
-    distances: Values,
-    train: Levels,
-) -> Table:
-    u = to_rows(levels)
-    once = f(u)
-    table: Table = {
-        "n": len(u),
-        "auroc": auroc(distances, mean_distance(once, u)),
-        "own": _own(u, once),
-        "distance": {
-            "f": np.median(np.sqrt(np.square(once.astype(np.float64) - u).mean((1, 2, 3)))),
-            "nearest": np.median(nearest(levels, train)),
-        },
-    }
-    if classifier.task == "classes":
-        table |= {"sure": {}, "effective_classes": {}}
-        for name, rows in (("u", u), ("f", once), ("f3", f(f(once)))):
-            read = classifier.predict(to_levels(rows))
-            kl = classifier.coverage(read)["kl"]
-            table["sure"][name] = (read.probabilities.max(1) >= _SURE).mean()
-            table["effective_classes"][name] = classifier.heads[0] * math.exp(-kl)
+        u = to_rows(levels)
+        once = f(u)
+        row: Table = {
+            "n": len(u),
+            "auroc": auroc(distances, mean_distance(once, u)),
+            "own": _own(u, once),
+            "distance": {
+                "f": np.median(np.sqrt(np.square(once.astype(np.float64) - u).mean((1, 2, 3)))),
+                "nearest": np.median(nearest(levels, train)),
+            },
+        }
+        if classifier.task == "classes":
+            row |= {"sure": {}, "effective_classes": {}}
+            for name, rows in (("u", u), ("f", once), ("f3", f(f(once)))):
+                read = classifier.predict(to_levels(rows))
+                kl = classifier.coverage(read)["kl"]
+                row["sure"][name] = (read.probabilities.max(1) >= _SURE).mean()
+                row["effective_classes"][name] = classifier.heads[0] * math.exp(-kl)
+        table[kind] = row
     return table
 
 

@@ -31,13 +31,20 @@ def measure_reach(
     """
     random = np.random.default_rng(0)
     (low, high) = values
-
     images = random.uniform(low, high, (_TRIALS, channels, side, side)).astype(np.float32)
     results = f(images)
     limit = _SAME * (high - low)
-    multiple = next(
-        (each for each in _MULTIPLES if _commutes(f, images, results, each, limit)), None
-    )
+
+    def commutes(shift: int) -> bool:
+        """Whether f of shifted images is shifted in the middle, where f sees no border unless it
+        looks that far.
+        """
+        moved = f(np.roll(images, shift, axis=(2, 3)))
+        here = slice(side // 2, side // 2 + 8)
+        there = slice(side // 2 - shift, side // 2 - shift + 8)
+        return bool(np.abs(moved[..., here, here] - results[..., there, there]).max() <= limit)
+
+    multiple = next(filter(commutes, _MULTIPLES), None)
     if multiple is None:
         return None, 1
     first = side // 2 // multiple * multiple
@@ -53,17 +60,6 @@ def measure_reach(
     radii = range(first - multiple)
     radius = bisect_left(radii, True, key=is_enough)
     return radius if radius in radii else None, multiple
-
-
-def _commutes(f: Function, images: FloatRows, results: FloatRows, shift: int, limit: float) -> bool:
-    """Whether f of shifted images is shifted in the middle, where f sees no border unless it looks
-    that far.
-    """
-    moved = f(np.roll(images, shift, axis=(2, 3)))
-    middle = images.shape[-1] // 2
-    here = slice(middle, middle + 8)
-    there = slice(middle - shift, middle - shift + 8)
-    return bool(np.abs(moved[..., here, here] - results[..., there, there]).max() <= limit)
 
 
 def choose_tiles(

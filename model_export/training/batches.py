@@ -3,9 +3,10 @@
 Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from model_export.data.corruptions import corrupt
 from model_export.data.datasets import to_model_range
-from model_export.data.drawings import RandomDrawings
+from model_export.data.drawings import Draw, random_drawings
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Stage, Weights
@@ -153,14 +154,14 @@ class BatchBuilder:
         ] = ()  # drawings (M, C, H, W) uint8, and the numbers (M, K) of pictures that fit
         self._pool: CandidatePool | None = None
         self._pairs: BalancedPairs | None = None
-        self.draws: Callable[[Tensor, torch.Generator], Tensor] | None = None  # once it is needed
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
         """The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights = stage.weights
-        x = self._chosen_rows(self._pictures, step)
+        indices = self.picture_indices(step)
+        x = self._chosen(indices)
         rows: dict[str, Any] = {"x": x}
         if weights.imle > 0:
             rows["nearest"] = self._nearest(x, step, stage_step, f)
@@ -174,19 +175,15 @@ class BatchBuilder:
         if weights.need("latents"):
             rows["z"] = self.latents(samples, RngStream.NOISE, step)
         if weights.project > 0:
-            rows |= self._corrupted(x, step)
+            rows |= self._corrupted(x, indices, step)
         rows |= self._drawings_of(x, weights, step)
         if weights.need("attraction"):
             rows["drift_pictures"] = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
-        rows |= {
-            "progress": stage_step / stage.steps,
-            "generator": self.generator(RngStream.TERMS, step),
-        }
-        return TrainingBatch(**rows)
-
-    def _chosen_rows(self, pictures: Tensor, step: int) -> Tensor:
-        """The rows of a step, in [−1, 1]."""
-        return to_model_range(pictures[self.picture_indices(step)])
+        return TrainingBatch(
+            **rows,
+            progress=stage_step / stage.steps,
+            generator=self.generator(RngStream.TERMS, step),
+        )
 
     def _drawings_of(self, x: Tensor, weights: Weights, step: int) -> dict[str, Tensor]:
         """As many drawings as pictures.
@@ -203,21 +200,18 @@ class BatchBuilder:
             chosen = torch.randint(
                 len(self.drawn[0]), (_DRAWN_ROWS,), generator=generator, device=x.device
             )
-            drawn, fitting = (
-                to_model_range(each)
-                for each in (self.drawn[0][chosen], self._pictures[self.drawn[1][chosen]])
-            )
+            drawn = to_model_range(self.drawn[0][chosen])
+            fitting = self._chosen(self.drawn[1][chosen])
         return {"drawings": drawings, "drawn": drawn, "fitting": fitting}
 
-    def _corrupted(self, x: Tensor, step: int) -> dict[str, Tensor]:
+    def _corrupted(self, x: Tensor, indices: Tensor, step: int) -> dict[str, Tensor]:
         """Damaged copies of x: those of the data, else random ones and which are sketches."""
         if self._damaged is not None:
-            return {"corrupted": self._chosen_rows(self._damaged, step)}
+            return {"corrupted": to_model_range(self._damaged[indices])}
         names = self._preset.corruptions
         corrupted, kind = corrupt(x, names, self.generator(RngStream.CORRUPTION, step))
-        sketches = [i for i, name in enumerate(names) if name == "sketch"]
-        sketched = torch.isin(kind, torch.tensor(sketches, device=x.device, dtype=kind.dtype))
-        return {"corrupted": corrupted, "sketched": sketched}
+        are_sketches = torch.tensor([name == "sketch" for name in names], device=x.device)
+        return {"corrupted": corrupted, "sketched": are_sketches[kind]}
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last
@@ -275,16 +269,13 @@ class BatchBuilder:
             self._pairs = BalancedPairs(f, latents, pictures)
         return self._pairs.batch(index, self.size)
 
-    def draw(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """As many drawings u, rows that are no pictures, as pictures (B, C, H, W)."""
-        if self.draws is None:  # drawing them takes seconds
-            seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
-            preset = self._preset
-            pens = self.example_pictures(_PENS)
-            self.draws = RandomDrawings(
-                pens, preset.background, seed, digits=preset.drawn_digits
-            ).draw
-        return self.draws(pictures, generator)
+    @cached_property
+    def draw(self) -> Draw:
+        """Makes drawings u, rows that are no pictures. Its first use takes seconds."""
+        preset = self._preset
+        seed = derive_seed(self._seed, RngStream.DRAWINGS, 0)
+        colours = self.example_pictures(_PENS)
+        return random_drawings(colours, preset.background, seed, digits=preset.drawn_digits)
 
     def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
         """Random pictures without repetition, at most as many as there are: (count, C, H, W) in
@@ -295,5 +286,5 @@ class BatchBuilder:
             generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False)
         )
 
-    def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
+    def _chosen(self, indices: NDArray[np.int64] | Tensor) -> Tensor:
         return to_model_range(self._pictures[indices])

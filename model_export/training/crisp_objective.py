@@ -81,7 +81,7 @@ class CrispObjective:
 
     def loss(self, _: nn.Module, batch: TrainingBatch) -> Loss:
         """Every active term. The parts of `network` are called, not f."""
-        loss = Loss(self.stage.weights)
+        loss = Loss(self.stage.weights, self.kind)
         x = batch.x
         corrupted = batch.corrupted
         if corrupted is not None and batch.drift_pictures is None:
@@ -98,7 +98,7 @@ class CrispObjective:
         self._judge(loss, self.trainer, batch, rows, samples, invented, real)
         if batch.progress > _LATE:
             settled = rows.drawn[len(x) :][:_KEPT].detach()
-            loss.add("second", losses.distance(samples[:_KEPT], settled, self.kind).mean())
+            loss.compare("second", samples[:_KEPT], settled)
         return loss
 
     def _restored(self, loss: Loss, batch: TrainingBatch, corrupted: Tensor, kept: Tensor) -> _Rows:
@@ -117,9 +117,11 @@ class CrispObjective:
         loss.add_of_pictures(drawn[:last], target)
         leaf = _leaf(drawn[:last])
         with torch.no_grad():
-            views = self._views(target)
+            views = views_of(self.perceptual, target)
         error = losses.distance(leaf, target, self.kind).mean()
-        features = losses.feature_distance(_features(self._views(leaf)), _features(views))
+        features = losses.feature_distance(
+            _features(views_of(self.perceptual, leaf)), _features(views)
+        )
         gradient = _gradient(weights.project * error + weights.features * features, leaf)
         loss.pull(drawn[:last], gradient)
         loss.terms |= {"project": error.detach(), "features": features.detach()}
@@ -167,7 +169,7 @@ class CrispObjective:
         known, noisy = (
             (each + _NOISE * batch.normal(*each.shape)).flatten(1) for each in (real, code)
         )
-        views = [*self._views(leaf), noisy]
+        views = [*views_of(self.perceptual, leaf), noisy]
         trainer.step(
             [*(view[:count] for view in rows.views), known], [view.detach() for view in views]
         )
@@ -202,9 +204,6 @@ class CrispObjective:
             "frechet": distance.detach(),
             "code_drifting": torch.stack(drifts).sum(),
         }
-
-    def _views(self, x: Tensor) -> list[Tensor]:
-        return views_of(self.perceptual, x)
 
 
 def views_of(perceptual: PerceptualNetwork, x: Tensor) -> list[Tensor]:

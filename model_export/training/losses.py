@@ -149,9 +149,10 @@ or of corrupted copies. They are computed if their weight is above 0.
 class Loss:
     """The loss of one step: the sum of terms times their weights."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, kind: Distance) -> None:
         self.terms: dict[str, Tensor] = {}  # by weight, without it and without gradient
         self._weights = weights
+        self._kind: Distance = kind
         self._parts: list[Tensor] = []
 
     @property
@@ -165,6 +166,10 @@ class Loss:
         weight = getattr(self._weights, name)
         if weight > 0:
             self._parts.append(weight * term)
+
+    def compare(self, name: str, y: Tensor, target: Tensor) -> None:
+        """Add the mean distance times the weight of this name."""
+        self.add(name, distance(y, target, self._kind).mean())
 
     def add_of_pictures(self, y: Tensor, x: Tensor) -> None:
         """Add the active terms of `OF_PICTURES`."""

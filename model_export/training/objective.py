@@ -30,7 +30,7 @@ class Objective:
 
     def loss(self, f: nn.Module, batch: TrainingBatch) -> Loss:
         """Every active term; `rec` always, but of a `Restorer`."""
-        loss = Loss(self.stage.weights)
+        loss = Loss(self.stage.weights, self.kind)
         if isinstance(f, Restorer):
             self._add_restoring(loss, f, batch)
         else:
@@ -39,30 +39,29 @@ class Objective:
 
     def _add_all(self, loss: Loss, f: nn.Module, batch: TrainingBatch) -> None:
         x = batch.x
-        kind = self.kind
         y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need
         # it.
-        rec = losses.distance(y, x, kind)  # IGN, eq. 3: real pictures are fixed points
+        rec = losses.distance(y, x, self.kind)  # IGN, eq. 3: real pictures are fixed points
         loss.add("rec", rec.mean())
         loss.add_of_pictures(y, x)
         # every picture attracts its nearest sample f(z*) (IMLE; NAIGN, eq. 6)
         if batch.nearest is not None:
-            loss.add("imle", losses.distance(f(batch.nearest), x, kind).mean())
+            loss.compare("imle", f(batch.nearest), x)
         # σ(i) is an optimal one-to-one assignment
         if batch.matched is not None and batch.partner is not None:
-            loss.add("match", losses.distance(f(batch.matched), batch.partner, kind).mean())
+            loss.compare("match", f(batch.matched), batch.partner)
         outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
             outputs.append(f(batch.z))
             self._add_of_samples(loss, f, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
             outputs.append(f(batch.corrupted))
-            loss.add("project", losses.distance(outputs[-1], x, kind).mean())
+            loss.compare("project", outputs[-1], x)
         drawn = []
         if batch.drawings is not None:
-            drawn.append(f(batch.drawings))
-            drawn.append(f(drawn[0][::2].detach()))
+            once = f(batch.drawings)
+            drawn = [once, f(once[::2].detach())]
         if self.features is not None:
             self._add_of_features(loss, self.features, batch, y, outputs, drawn)
 
@@ -72,22 +71,20 @@ class Objective:
             raise ValueError("a Restorer learns from `project`")
         y = f(batch.corrupted)
         x = batch.x
-        loss.add("project", losses.distance(y, x, self.kind).mean())
+        loss.compare("project", y, x)
         loss.add_of_pictures(y, x)
         if self.stage.weights.again > 0:
             settled = f.settle(batch.corrupted[::2], y[::2].detach())
             half = x.shape[3] // 2
             target = torch.cat([settled[..., :half], x[::2, ..., half:]], 3)
-            loss.add(
-                "again", losses.distance(f(round_to_8_bits(settled)), target, self.kind).mean()
-            )
+            loss.compare("again", f(round_to_8_bits(settled)), target)
 
     def _add_of_samples(self, loss: Loss, f: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> None:
         """The active terms of y = f(z). All share one forward pass for y."""
         weights = self.stage.weights
         if weights.idem > 0:
             # IGN, eq. 5: the gradient moves y, and f_copy stays.
-            loss.add("idem", losses.distance(losses.frozen(f)(y), y, self.kind).mean())
+            loss.compare("idem", losses.frozen(f)(y), y)
         if weights.tight > 0:
             # IGN, eq. 7: the gradient moves the outer f only.
             tight = -losses.distance(f(y.detach()), y.detach(), self.kind)
@@ -99,7 +96,7 @@ class Objective:
             )
         if weights.settle > 0:
             fixed = y[: len(rec)].detach()  # the outer f learns to keep its outputs
-            loss.add("settle", losses.distance(f(fixed), fixed, self.kind).mean())
+            loss.compare("settle", f(fixed), fixed)
         if self.scores is not None:
             loss.add("critic", losses.generator_loss(self.scores(y)))
 

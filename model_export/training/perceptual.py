@@ -7,7 +7,7 @@ exported. `model_export.evaluation` measures with a classifier of another archit
 which training never sees.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_export.data.datasets import Dataset
+from model_export.data.drawings import Draw
 from model_export.evaluation.classifier import (
     heads_of,
     inputs_and_targets,
@@ -30,9 +31,6 @@ _BATCH: Final = 96
 _LR: Final = 3e-3
 _NOISE: Final = 0.15  # the largest σ, of every second batch
 _DETAIL: Final = 4.0  # weight of what is finer than three pixels, whose differences are small
-
-Draw = Callable[[Tensor, torch.Generator], Tensor]
-"""Makes as many rows that are no pictures as it gets pictures."""
 
 
 class PerceptualNetwork(nn.Module):

@@ -16,9 +16,7 @@ from torch import Tensor
 from model_export.data import avatars, damages, known_sets, pages, pens, scans
 from model_export.data.avatars import BACKGROUNDS, draw_avatars
 from model_export.data.datasets import Attributes, Dataset, open_source
-from model_export.data.drawings import (
-    RandomDrawings,
-)
+from model_export.data.drawings import random_drawings
 from model_export.data.pens import draw_pens
 from model_export.errors import UserError
 from tests.unit.model_export.conftest import seeded
@@ -29,8 +27,8 @@ COLOURS = torch.rand((4, 3, 28, 28), generator=seeded(0)) * 2 - 1
 
 
 def sketched(pictures: Tensor, background: tuple[float, ...], seed: int = 0) -> Tensor:
-    source = RandomDrawings(COLOURS[:, : pictures.shape[1]], background, 5)
-    return source.draw(pictures, seeded(seed))
+    draw = random_drawings(COLOURS[:, : pictures.shape[1]], background, 5)
+    return draw(pictures, seeded(seed))
 
 
 @pytest.mark.parametrize(("channels", "background"), GROUNDS)
