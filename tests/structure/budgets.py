@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nodes of `ast`, of folders together; "." is the whole repository.
 NODES = {
     ("service", "ign"): 118_630,
-    ("model_export",): 74_980,
+    ("model_export",): 75_000,
     ("sdk",): 19_550,
     ("benchmarks",): 36_010,
-    ("tests",): 234_620,
+    ("tests",): 234_920,
     ("plugins",): 1_150,
-    (".",): 489_540,
+    (".",): 489_900,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
