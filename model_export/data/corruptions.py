@@ -123,15 +123,15 @@ def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
 
 def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
     share = _scale(uniform[:, 0], _HOLE_SHARE)
-    mask = torch.ones_like(x[:, :1], dtype=torch.bool)
-    for axis, position in ((2, uniform[:, 1]), (3, uniform[:, 2])):
-        length = x.shape[axis]
+    inside = []
+    for length, position in zip(x.shape[2:], uniform[:, 1:].T, strict=True):
         side = (share * length).round().clamp_min(1.0)
         first = (position * (length - side + 1.0)).floor()[:, None]
         index = torch.arange(length, device=x.device)[None]
-        inside = (index >= first) & (index < first + side[:, None])  # (N, length)
-        mask &= inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
-    return x.masked_fill(mask, 0.0)  # mid-range grey
+        inside.append((index >= first) & (index < first + side[:, None]))  # (N, length)
+    rows, columns = inside
+    # mid-range grey
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = {

@@ -46,6 +46,12 @@ def across(image: FloatImage, angle: float, x: float = 0.0, y: float = 0.0) -> F
     return np.asarray((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle))
 
 
+def _slope(g: Generator, image: FloatImage) -> FloatImage:
+    """How far each pixel is from a line through the middle, in any direction."""
+    height, width = image.shape
+    return across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2)
+
+
 def _cells(g: Generator, image: FloatImage) -> int:
     return int(np.clip(max(image.shape) / g.uniform(80, 400), 2, 12))
 
@@ -54,8 +60,7 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
     """Uneven light: bumps, a slope, and perhaps the soft edge of a shadow."""
     low = 1 - (0.25 + 0.5 * strength) * g.uniform(0.6, 1)
     side = max(image.shape)
-    height, width = image.shape
-    slope = across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2) / (side / 2)
+    slope = _slope(g, image) / (side / 2)
     lit = smooth_field(g, image.shape, _cells(g, image), low, 1.0)
     lit = lit * (1 - (1 - low) * 0.5 * (1 + np.clip(slope, -1, 1)) * g.uniform(0, 0.7))
     if g.random() < 0.4:
@@ -66,8 +71,7 @@ def light(g: Generator, image: FloatImage, strength: float, em: float) -> FloatI
 
 def shadow(g: Generator, image: FloatImage, strength: float, em: float) -> FloatImage:
     """A deep shadow over a part of the page, with an edge that is as soft as the light is wide."""
-    height, width = image.shape
-    away = across(image, g.uniform(0, 2 * np.pi), width / 2, height / 2)
+    away = _slope(g, image)
     soft = np.exp(g.uniform(*np.log(_SHADOW_EDGE)))
     edge = _step((away - g.uniform(-0.7, 0.5) * max(image.shape)) / soft)
     return image * (1 - edge * g.uniform(0.2, 0.35 + 0.3 * strength))

@@ -182,7 +182,7 @@ Source = FileSource | ArraySource
 """Pictures that `--data` names, before their size and channels are chosen."""
 
 
-def load_data_of(card: Card, source: str, *, skip_bad: bool = False) -> Dataset:
+def load_data_of(card: Card, source: str, *, skip_bad: bool) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
     opened = open_source(source, skip_bad=skip_bad)
     data = opened.load(size=card.shape[1], channels=card.shape[0])

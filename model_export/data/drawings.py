@@ -192,7 +192,7 @@ def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     return bright
 
 
-def training_drawings(count: int, side: int, seed: int, *, digits: bool = False) -> Levels:
+def training_drawings(count: int, side: int, seed: int, *, digits: bool) -> Levels:
     """Letters, signs and figures, and with ``digits`` digits, not yet varied: (count, side, side),
     255 on 0.
     """
@@ -219,12 +219,11 @@ def held_out_drawings(count: int, side: int, *, faces: bool) -> Mapping[str, Lev
     }
     figures = {
         "shapes": _HELD_OUT_FIGURES,
-        "faces": _HELD_OUT_FACES[: len(_HELD_OUT_FACES) * faces],
+        **({"faces": _HELD_OUT_FACES} if faces else {}),
     }
     return kinds | {
         name: np.stack([_render(g, known[i % len(known)], side) for i in range(count)])
         for name, known in figures.items()
-        if known
     }
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from tqdm import tqdm
 
-from model_export.data.datasets import Dataset, load_data_of
+from model_export.data.datasets import load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
@@ -46,7 +46,13 @@ def evaluate(
     for artifact in artifacts:
         check_golden(artifact.function, golden, card, artifact.precision)
     data = load_data_of(card, source, skip_bad=skip_bad)
-    _check_usable(data, samples, steps)
+    if samples < _MIN_PICTURES:
+        raise UserError(f"--samples {samples}: at least {_MIN_PICTURES}")
+    if min(len(data.train), len(data.held_out)) < _MIN_PICTURES:
+        needed = f"at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"
+        raise UserError(f"--data {data.name}: needs {needed}")
+    if steps < 1:
+        raise UserError(f"--steps {steps}: at least 1")
     classifier = classifier_for(data, cache)
     with tqdm(desc="measuring", unit=" images", mininterval=1.0) as bar:
 
@@ -73,13 +79,3 @@ def evaluate(
     text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
     publish(folder, files | {METRICS_FILE: text}, keep=True)
     return table
-
-
-def _check_usable(data: Dataset, samples: int, steps: int) -> None:
-    if samples < _MIN_PICTURES:
-        raise UserError(f"--samples {samples}: at least {_MIN_PICTURES}")
-    if min(len(data.train), len(data.held_out)) < _MIN_PICTURES:
-        needed = f"at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"
-        raise UserError(f"--data {data.name}: needs {needed}")
-    if steps < 1:
-        raise UserError(f"--steps {steps}: at least 1")

@@ -69,7 +69,7 @@ def choose_tiles(
     *,
     side: int | None,
     overlap: int | None,
-    takes_others: bool = True,
+    takes_others: bool,
 ) -> tuple[list[str], int, Tiles | None]:
     """Lines for people, the side of a tile, and its overlap; without, f takes images of one size.
 

@@ -49,9 +49,9 @@ def draw_figures(
     source: str,
     out: Path,
     *,
-    skip_bad: bool = False,
-    seed: int = 0,
-    threads: int = 0,
+    skip_bad: bool,
+    seed: int,
+    threads: int,
 ) -> list[Path]:
     """Draw every figure of the model in ``out``; each file is written as soon as it is drawn."""
     if not 0 <= seed < 2**32:

@@ -44,11 +44,8 @@ class PerceptualNetwork(nn.Module):
         side = size // 2
         blocks: list[nn.Module] = []
         for width in _WIDTHS:
-            convolution = (
-                nn.Conv2d(channels, width, 3, 1, 1)
-                if blocks
-                else nn.Conv2d(channels, width, 4, 2, 1)
-            )
+            kernel, stride = (3, 1) if blocks else (4, 2)
+            convolution = nn.Conv2d(channels, width, kernel, stride, 1)
             blocks.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU()))
             channels = width
             if side // 2 < _LEAST:
