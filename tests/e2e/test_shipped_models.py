@@ -17,7 +17,7 @@ from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.live import GENERATORS, MODELS, SHIPPED, live_service
 
-LARGEST = 20 * 2**20
+LARGEST = 21 * 2**20
 
 
 @pytest.fixture(scope="module")
