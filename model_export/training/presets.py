@@ -407,13 +407,14 @@ def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspe
     that of the folder or file, the description is empty and no licence is stated unless the command
     line says so.
     """
-    if preset.data and data.known == preset.data and choices.name in (None, preset.name):
+    own = preset.data and data.known == preset.data
+    if own and choices.name in (None, preset.name):
         return replace(preset, licence=choices.licence or preset.licence)
     named_by_data = preset.data or not preset.description
     return replace(
         preset,
         # Other pictures have theirs elsewhere, if any.
-        network=replace(preset.network, parts=()),
+        network=preset.network if own else replace(preset.network, parts=()),
         name=choices.name or (_name_of(data.name) if named_by_data else preset.name),
         description="" if named_by_data or choices.name else preset.description,
         licence=choices.licence or NO_LICENCE,

@@ -23,9 +23,9 @@ NODES = {
     ("model_export",): 75_000,
     ("sdk",): 19_550,
     ("benchmarks",): 36_010,
-    ("tests",): 234_920,
+    ("tests",): 235_000,
     ("plugins",): 1_150,
-    (".",): 489_900,
+    (".",): 489_940,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`

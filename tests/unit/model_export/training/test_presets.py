@@ -312,6 +312,15 @@ def test_name_description_and_licence_of_a_preset_belong_to_its_own_data(data: D
         assert (other.name, other.description, other.licence) == ("patterns", "", NO_LICENCE)
 
 
+@pytest.mark.parametrize("known", ["avatars64", "mnist"])
+def test_only_the_own_pictures_of_a_preset_have_its_parts(data: Dataset, known: str) -> None:
+    preset = PRESETS["avatars64"]
+    described = dataclasses.replace(data, known=known)
+    network = describe_model(preset, Choices(name="mine"), described, GREY).network
+    assert network.parts == (preset.network.parts if known == preset.data else ())
+    assert with_overrides(preset, Choices(size=32)).network.parts == ()
+
+
 def test_the_estimate_grows_with_the_steps(data: Dataset) -> None:
     short = PRESETS["tiny"]
     long = dataclasses.replace(
