@@ -140,7 +140,7 @@ class _Part(nn.Module):
     """
 
     forms: Tensor
-    known: Tensor
+    known: Tensor  # 1 after `fit`, before it 0
 
     def __init__(self, code: int, place: tuple[int, int, int, int]) -> None:
         super().__init__()
