@@ -33,7 +33,7 @@ def models(*, folder: str | None, as_json: bool) -> None:
     refs = repository.find_all()
     default = ""
     with suppress(StartupError):  # it is not there
-        default = repository.default_of(refs)
+        default = repository.defaults(refs)[-1]
     width = max(map(len, refs))
     for row in [_describe(repository, ref) | {"default": ref == default} for ref in refs]:
         click.echo(json.dumps(row) if as_json else _line(row, width))

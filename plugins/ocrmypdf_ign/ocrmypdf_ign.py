@@ -92,7 +92,7 @@ def check_options(options: Any) -> None:
         found = repository_options(local_settings())
         repository = Repository(open_models=lambda _: [], only=model, **found)
         repository.refresh(may_fail=True)
-        card = repository.card(repository.default_of(repository.find_all()))
+        card = repository.card(repository.defaults(repository.find_all())[-1])
     except StartupError as exc:
         raise BadArgsError(f"--ign-model: {exc.detail}") from exc
     if card.tiles is None:

@@ -305,9 +305,8 @@ class ModelRegistry:
             _LOG.warning("the model directory cannot be read: %s", exc)
             on_disk = []
         failures = self.failures
-        entries = {ref: IndexEntry(ref, "UNAVAILABLE", "not loaded") for ref in on_disk}
-        for ref, reason in failures.items():
-            entries[ref] = IndexEntry(ref, "UNAVAILABLE", reason)
+        absent = {**dict.fromkeys(on_disk, "not loaded"), **failures}
+        entries = {ref: IndexEntry(ref, "UNAVAILABLE", absent[ref]) for ref in absent}
         for model in self._retiring:
             entries[model.ref] = IndexEntry(model.ref, "UNLOADING", "finishes what it has")
         for ref in self._loading:
@@ -380,8 +379,9 @@ class ModelRegistry:
         }
 
     def _deactivate(self, ref: str) -> None:
-        model = self.models[ref]
-        self._set_models({other: served for other, served in self.models.items() if other != ref})
+        models = dict(self.models)
+        model = models.pop(ref)
+        self._set_models(models)
         self._retire(model)
 
     def _retire(self, model: ServedModel) -> None:

@@ -144,7 +144,7 @@ class Repository:
         """Load every version in the directory; this blocks until all are verified or have failed.
 
         Raises StartupError as `find_all`; also if a version is missing that is the default or
-        pinned, or if the default fails.
+        pinned, or if none loads that the default may be.
         """
         failures = {
             ref: reason
@@ -152,8 +152,8 @@ class Repository:
             if ref.count("/") == 1
         }
         refs = self.find_all()
-        default = self.default_of(refs)  # before the loading, which can take minutes
-        refs = refs if self.only is None else [default]
+        defaults = self.defaults(refs)  # before the loading, which can take minutes
+        refs = refs if self.only is None else defaults[-1:]
         _LOG.info("loading %d models of %s", len(refs), self.directory)
         loaded = dict[str, LoadedModel]()
         waiting = deque(refs)
@@ -163,7 +163,7 @@ class Repository:
                 loaded[ref] = self.load(ref)
             except Exception as exc:
                 failures[ref] = describe_failure(ref, exc)
-                if ref == default:
+                if not {*loaded, *waiting}.intersection(defaults):
                     close_all(loaded.values())
                     raise StartupError(failures[ref]) from exc
                 _LOG.error("%s does not serve: %s", ref, failures[ref])
@@ -171,11 +171,11 @@ class Repository:
                 lost = [ref for ref, model in loaded.items() if model.device == "cuda"]
                 close_all(map(loaded.pop, lost))
                 waiting += lost
-        return Loaded({ref: loaded[ref] for ref in refs if ref in loaded}, failures)
+        return Loaded(loaded, failures)
 
-    def default_of(self, refs: Sequence[str]) -> str:
-        """`name/version` of the default among those of `find_all`; raises StartupError if it or a
-        pinned version is missing.
+    def defaults(self, refs: Sequence[str]) -> list[str]:
+        """Each `name/version` of `find_all` that the default stands for if no later one serves;
+        raises StartupError if there is none, or a pinned version is missing.
         """
         there = f"there is {', '.join(refs)}"
         for name, version in self.pins.items():
@@ -191,7 +191,7 @@ class Repository:
                 else f"IGN_DEFAULT_MODEL={self.default}: not there; {there}; choose with "
                 f"--default-model"
             )
-        return versions[-1]
+        return versions
 
     def is_named(self, ref: str) -> bool:
         """Whether the settings name this very version."""

@@ -206,8 +206,9 @@ def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[],
     the first listens.
 
     The exit status is 0 if every process stopped cleanly, else the status of the first that did
-    not, or the number of the signal that killed it. Raises StartupError if a process did not start,
-    or processes die again and again before one listens; the others are stopped.
+    not, or the number of the signal that killed it. Raises StartupError if a process does not start
+    before one has listened, or processes die again and again before one listens; the others are
+    stopped.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True)
@@ -348,6 +349,8 @@ class _Supervisor:
                         if not self._listening:
                             self._listening = True
                             self.on_listening()
+                    case str(reason) if self._listening:  # the others go on
+                        _LOG.error("process %s does not start: %s", child.process.pid, reason)
                     case str(reason):
                         self._fail(reason)
 

@@ -30,26 +30,20 @@ def serves_shortly(settings: Settings, messages: Connection) -> None:
 
 
 def serves_alone(settings: Settings, messages: Connection) -> None:
-    """Serve, if it is the first; else end when that one serves."""
+    """Serve, if it is the first; else end when that one serves, and say so after the first end."""
     with contextlib.suppress(FileExistsError):
         (settings.model_dir / "first").touch(exist_ok=False)
         serves(settings, messages)
-    while len(list(settings.model_dir.iterdir())) < 2:
+    while (files := len(list(settings.model_dir.iterdir()))) < 2:
         time.sleep(0.05)
+    if files > 2:
+        refuses(settings, messages)
     dies(settings, messages)
 
 
 def refuses(settings: Settings, messages: Connection) -> None:
     """Refuse to start."""
     messages.send("no model in /nowhere")
-
-
-def refuses_later(settings: Settings, messages: Connection) -> None:
-    """Serve, if it is one of the first two; else refuse to start."""
-    if len(list(settings.model_dir.iterdir())) >= 2:
-        refuses(settings, messages)
-    else:
-        serves(settings, messages)
 
 
 def dies(settings: Settings, messages: Connection) -> None:

@@ -153,8 +153,9 @@ def test_damage_is_refused_by_file(
 ) -> None:
     monkeypatch.setattr(module, "MAX_MODEL_BYTES", 10_000)
     write_model(tmp_path, "a")  # sound, and loaded first: it has to be closed as well
+    write_model(tmp_path, version="2")  # sound, but the default is the other version
     damage(write_model(tmp_path) / file)
-    assert refusal(tmp_path, default="toy").startswith(f"toy/1/{file}: {says}")
+    assert refusal(tmp_path, default="toy/1").startswith(f"toy/1/{file}: {says}")
 
 
 @pytest.mark.parametrize("what", ["toy", "toy/1", "toy/1/model.onnx", "toy/1/golden.npz"])
