@@ -14,6 +14,7 @@ from ign.parsers import SETTINGS, commands_of, one_voice
 from service.domain.errors import StartupError
 
 Loader = Callable[[], click.Command]
+Loaders = Mapping[str, tuple[str, Loader]]
 _PROGRAM: Final = "ign"
 
 
@@ -22,7 +23,7 @@ class LazyGroup(click.Group):
     imports it.
     """
 
-    def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
+    def __init__(self, name: str, loaders: Loaders, **kwargs: Any) -> None:
         summaries = [
             click.Command(name, short_help=summary) for name, (summary, _) in loaders.items()
         ]
@@ -112,7 +113,7 @@ def _completion(shell: str) -> None:
         click.echo(script(main, {}, _PROGRAM, "_IGN_COMPLETE").source())
 
 
-_COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
+_COMMANDS: Final[Loaders] = {
     "serve": ("serve models over HTTP, with a page to draw in", _serve),
     "models": ("list the models that serve would serve", _models),
     "site": ("write the page as static files that run the models in the browser", _site),

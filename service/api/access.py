@@ -37,11 +37,11 @@ from service.domain.errors import (
     first_error,
     wrap_errors,
 )
+from service.settings import Network
 
 if TYPE_CHECKING:
     from service.api.request import ApiRequest
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
 
 _MAX_HOPS: Final = 16  # of X-Forwarded-For that are looked at, the last ones

@@ -38,6 +38,7 @@ from service.domain.errors import (
 )
 
 Body = TypeVar("Body", bound=BaseModel)
+HeaderFields = Sequence[tuple[bytes, bytes]]
 
 # request line and headers; also trailers, and the extensions of one chunk
 MAX_HEAD_BYTES: Final = 1 << 14
@@ -71,7 +72,7 @@ class RequestHeaders(dict[bytes, str]):
     value, all of them are in ``fields``.
     """
 
-    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def __init__(self, fields: HeaderFields) -> None:
         super().__init__([(name, value.decode("latin-1")) for name, value in reversed(fields)])
         self.fields = fields
 

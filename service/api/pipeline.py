@@ -27,6 +27,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
+from service.api.message import HeaderFields
 from service.api.negotiation import Media
 from service.api.request import ApiRequest, Plan, RawHeaders
 from service.api.stream import Event, Events, send_events
@@ -91,9 +92,9 @@ class Work(ABC):
     """Whether encoding needs a thread of the codec pool."""
     must_open: bool = False
     """Whether the plan depends on the headers of uploaded files."""
-    headers: Sequence[tuple[bytes, bytes]] = ()
+    headers: HeaderFields = ()
     """Headers of the response that are known before it runs."""
-    caching: Sequence[tuple[bytes, bytes]] = ((b"vary", b"Accept"),)
+    caching: HeaderFields = ((b"vary", b"Accept"),)
     """Headers for caches."""
 
     # Of the pipeline. `handle` is that of the scheduler, until the last event.
@@ -103,7 +104,7 @@ class Work(ABC):
     result: Result = field(init=False)
 
     # What `encode` makes, which may run again after an error of another work.
-    result_headers: Sequence[tuple[bytes, bytes]] = ()
+    result_headers: HeaderFields = ()
     content: Sequence[Piece] = ()
     media_type: str = Media.JSON
 

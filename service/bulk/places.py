@@ -26,6 +26,8 @@ from service.models.store import named, open_store
 
 T = TypeVar("T")
 Contents = Sequence[tuple[str, bytes]]  # names and contents of files
+Files = Iterator[tuple[str, int, float]]
+"""Name, size in bytes and Unix time of change of each file."""
 MAX_BYTES: Final = 2**31 - 1  # of one file
 _TEMP_SUFFIX: Final = ".partial"
 _PATIENCE_S: Final = 60.0  # a store may restart
@@ -50,10 +52,8 @@ class Folder:
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.abspath(root))
 
-    def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
-        """Name, size in bytes and Unix time of change of every file in a subfolder; none if there
-        is no such folder.
-        """
+    def files(self, below: str = "") -> Files:
+        """Every file in a subfolder; none if there is no such folder."""
         top = os.path.join(self.root, below)
         for folder, subfolders, names in os.walk(top, onerror=_raise) if os.path.isdir(top) else ():
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -143,7 +143,7 @@ class Bucket:
         # as many requests at a time
         self._threads = ThreadPoolExecutor(64, thread_name_prefix="store")
 
-    def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
+    def files(self, below: str = "") -> Files:
         """As those of a folder; the order is that of the store."""
         if type(self._store).__name__ == "HTTPStore":
             raise StoreError("a web server has single files, which can be read")

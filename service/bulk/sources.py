@@ -29,6 +29,7 @@ _MAX_GROUP: Final = 2**31  # bytes of a row group before compression
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 Row = tuple[str, int]  # name and size in bytes
+Get = Callable[[str], bytes | None]  # the content of a file of the output
 
 
 class _Group(NamedTuple):
@@ -47,9 +48,7 @@ class Listing:
     workers and later runs, which have ``known``, what `summary` was.
     """
 
-    def __init__(
-        self, source: str, known: dict[str, Any] | None, get: Callable[[str], bytes | None]
-    ) -> None:
+    def __init__(self, source: str, known: dict[str, Any] | None, get: Get) -> None:
         self.source = source
         try:
             self.place, single = locate(source)
@@ -75,7 +74,7 @@ class Listing:
         """Write that file: a line for each name."""
         file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
 
-    def _recorded(self, get: Callable[[str], bytes | None]) -> list[Row]:
+    def _recorded(self, get: Get) -> list[Row]:
         content = get(self.file)
         if content is None:
             raise FileNotFoundError(f"{self.file}: is gone from the output; use another folder")

@@ -124,7 +124,7 @@ class GenerateRequest(StepOptions):
     """Number of images."""
     seed: Seed | None = None
     """Number or text; random if absent. The response has it."""
-    offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    offset: _Uint32 = 0
     """Index of the first image of the seed."""
     noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Factor of the noise."""
