@@ -9,10 +9,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from logging.handlers import QueueListener
+from functools import lru_cache, partial
 from queue import SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO
 
 from service import __version__
 
@@ -140,14 +139,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord, request: RequestRecord) -> dict[str, Any]:
-    request_id, method, route, status, milliseconds = record.args or ()
-    fields = {
-        "request_id": request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        "ms": milliseconds,
-    }
+    names = ("request_id", "method", "route", "status", "ms")  # of what `_LINE` shows
+    fields: dict[str, Any] = dict(zip(names, record.args or (), strict=True))
     fields |= {key: value for key in _FIELDS if (value := getattr(request, key)) is not None}
     if request.problem is not None:
         fields["code"] = request.problem
@@ -161,38 +154,44 @@ def _fields(record: logging.LogRecord, request: RequestRecord) -> dict[str, Any]
 
 
 class QueuedHandler(logging.Handler):
-    """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does
+    """Writes records to ``stream`` in a thread of its own, so that a pipe that nobody reads does
     not stop the service.
 
-    Beyond `MAX_WAITING` waiting records it drops further ones.
+    It drops those beyond `MAX_WAITING` waiting ones, and those that the stream does not take, as on
+    a full disk.
     """
 
-    def __init__(self, target: logging.Handler) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        self._stream = stream
+        self._waiting: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self.on_drop: Callable[[], object] = lambda: None
-        _Writer(self._waiting, target).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it as dropped."""
         if self._waiting.qsize() >= MAX_WAITING:
             self.on_drop()
         else:
-            self._waiting.put(record)
+            self._waiting.put(partial(self._write, record))
 
     def flush(self) -> None:
         """Wait until everything is written, at most a second."""
         written = threading.Event()
-        self._waiting.put(written)
+        self._waiting.put(written.set)
         written.wait(_FLUSH_S)
 
+    def _run(self) -> None:
+        while True:
+            self._waiting.get()()
 
-class _Writer(QueueListener):
-    def handle(self, record: Any) -> None:
-        if isinstance(record, threading.Event):
-            record.set()
-        else:
-            super().handle(record)
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            self._stream.write(f"{self.format(record)}\n")  # stderr flushes every line
+        except OSError:
+            self.on_drop()
+        except Exception:  # a defect of the line that logs
+            self.handleError(record)
 
 
 def flush_log() -> None:

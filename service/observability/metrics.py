@@ -222,7 +222,7 @@ class Metrics:
         )
         versions.labels(__version__, platform.python_version(), onnxruntime_version()).set(1)
         self.dropped_log_lines = counter(
-            "ign_dropped_log_lines", "Lines of the log that could not be written in time."
+            "ign_dropped_log_lines", "Lines of the log that could not be written, or not in time."
         )
         self.process_replacements = counters(
             "ign_process_replacements",

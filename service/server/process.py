@@ -165,9 +165,9 @@ def leave(status: int) -> NoReturn:
 
 def configure_logging(settings: Settings) -> None:
     """Log to stderr in the format of the settings, from a thread of its own."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = QueuedHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[QueuedHandler(handler)], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # This service writes its own startup, shutdown and access lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # It warns about each malformed form, which the response already reports.
