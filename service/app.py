@@ -204,8 +204,8 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     Raises StartupError if the API keys file is unusable, or the folder of the site.
     """
     settings = services.settings
-    keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
-    services.metrics.add_callers([key.name for key in keys or ()])
+    keys = () if settings.api_keys_file is None else load_keys(settings.api_keys_file)
+    services.metrics.add_callers([key.name for key in keys])
     endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS, settings), *page.endpoints(settings.site)]
     app = FastAPI(
         title="ign-service",
@@ -223,8 +223,8 @@ def create_app(services: AppState, *, on_loaded: OnLoaded = _log_error) -> Appli
     return Application(
         services,
         app,
-        table.RouteTable(endpoints, settings.private_endpoints),
-        keys=None if keys is None else {key.sha256: key for key in keys},
+        table.RouteTable(endpoints),
+        keys={key.sha256: key for key in keys},
     )
 
 

@@ -200,9 +200,10 @@ class Settings(BaseModel):
     drain_s: DrainSeconds = 15.0
     """seconds after which a stopping service leaves. It leaves even with requests in flight."""
     public: bool = False
-    """whether it is a page for strangers, without API keys. Nobody can change models, and unless
-    they are set, limits are tight: 20 requests a second of a caller, 1000 steps, 16 million pixels
-    for all models, 60 s of a stream, 1024 waiting rows, 128 requests in flight.
+    """whether it is a page for strangers. They need API keys for private endpoints alone. Nobody
+    can change models, and unless they are set, limits are tight: 20 requests a second of a caller,
+    1000 steps, 16 million pixels for all models, 60 s of a stream, 1024 waiting rows, 128 requests
+    in flight.
     """
     site: Path | None = None
     """folder that `ign site` wrote. The page then has a switch to run its models in the browser."""
@@ -249,8 +250,9 @@ class Settings(BaseModel):
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
             ),
             (
-                self.public and self.api_keys_file is not None,
-                "IGN_PUBLIC=1 serves strangers without keys, and IGN_API_KEYS_FILE is set",
+                self.public and self.api_keys_file is not None and not self.private_endpoints,
+                "IGN_PUBLIC=1 serves strangers without keys: IGN_API_KEYS_FILE is for "
+                "IGN_PRIVATE_ENDPOINTS only, and needs it",
             ),
             (
                 self.workers > 1 and cuda,
@@ -298,6 +300,13 @@ class Settings(BaseModel):
     def pins(self) -> dict[str, str]:
         """The version of each name in ``versions``."""
         return dict(pin.split("=") for pin in self.versions)
+
+    @property
+    def keyed(self) -> tuple[str, ...]:
+        """Each `Access` that needs a key."""
+        if self.public or self.api_keys_file is None:
+            return self.private_endpoints
+        return ("key", "admin", *self.private_endpoints)
 
     def for_images(self, any_size: object) -> Self:
         """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it

@@ -75,8 +75,8 @@ class CorsMiddleware(CORSMiddleware):
 class Application:
     """See the module; this is what the server calls.
 
-    ``keys`` are the API keys by their digests, if there are any. ``fastapi`` answers what runs
-    no model, and has the lifespan, within which alone requests are answered.
+    ``keys`` are the API keys by their digests. ``fastapi`` answers what runs no model, and has the
+    lifespan, within which alone requests are answered.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Application:
         fastapi: FastAPI,
         routes: RouteTable,
         *,
-        keys: Mapping[str, ApiKey] | None = None,
+        keys: Mapping[str, ApiKey],
     ) -> None:
         self.services = services
         self.fastapi = fastapi
@@ -94,6 +94,7 @@ class Application:
         self._keys = keys
         settings = services.settings
         self._settings = settings
+        self._keyed = settings.keyed
         self._in_flight = services.in_flight
         self._tracing = services.tracing
         self._inner: ASGIApp = self._serve
@@ -198,12 +199,12 @@ class Application:
             # where the next request begins is in doubt
             request.added.append((b"connection", b"close"))
             raise request.error
-        if self._keys is None:
-            origins = self._settings.cors_origins
-            if request.method == "POST" and ("*" not in origins or route.access == "admin"):
-                check_origin(request.headers, origins)
-        elif route.needs_key:
+        if route.access in self._keyed:
             identify(self._keys, request, "admin" if route.access == "admin" else "infer")
+        elif "key" not in self._keyed and request.method == "POST":
+            origins = self._settings.cors_origins
+            if "*" not in origins or route.access == "admin":
+                check_origin(request.headers, origins)
         if not route.is_probe:
             if in_flight.draining:
                 raise Draining("the service is shutting down")

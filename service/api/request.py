@@ -77,7 +77,6 @@ class Route(NamedTuple):
     parameters: Mapping[str, str] = MappingProxyType({})
     access: str = "key"
     is_probe: bool = False
-    needs_key: bool = True
 
 
 class Plan(NamedTuple):

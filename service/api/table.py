@@ -6,7 +6,7 @@ A dialect is a file that declares its endpoints: `service.api.native`, `service.
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
@@ -103,11 +103,9 @@ def _responder(run: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 class RouteTable:
-    """Finds the endpoints of a path, for every request before it is admitted; ``private`` are those
-    that everybody could use, but need a key.
-    """
+    """Finds the endpoints of a path, for every request before it is admitted."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], private: Collection[str] = ()) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._routes: dict[re.Pattern[str], Route] = {}
         for endpoint in endpoints:
             access = endpoint.access
@@ -117,7 +115,6 @@ class RouteTable:
                 {**known, **dict.fromkeys(endpoint.methods, endpoint)},
                 access=access,
                 is_probe=access in ("health", "metrics"),
-                needs_key=access in ("key", "admin", *private),
             )
         self.find = lru_cache(maxsize=_CACHED)(self._find)
         """The first route that matches a path, or one with the template `unmatched`."""

@@ -294,7 +294,7 @@ def write_startup_line(bound: socket.socket, settings: Settings) -> None:
         _WILDCARDS.get(host, f"[{host}]" if ":" in host else host),
         port,
         " (all interfaces)" if host in _WILDCARDS else "",
-        "with" if settings.api_keys_file else "without",
+        "with" if "key" in settings.keyed else "without",
     )
     if not (settings.api_keys_file or settings.public or ipaddress.ip_address(host).is_loopback):
         _LOG.warning("others may call this service: without IGN_API_KEYS_FILE it needs no key")

@@ -83,13 +83,16 @@ def test_health_metrics_and_docs_stay_open(guarded: Service, path: str) -> None:
 
 def test_what_is_configured_closed_needs_a_key_too(models: Path, keys: Path) -> None:
     key = bearer("alice")
-    with serving(
-        settings(models, api_keys_file=keys, private_endpoints=("metrics", "docs", "page"))
-    ) as service:
-        for path in OPEN:
-            problem(service.get(path), 401, "unauthorized")
-            assert service.get(path, headers=key).status_code == 200
-        assert service.get("/healthz").status_code == 200
+    private = settings(models, api_keys_file=keys, private_endpoints=("metrics", "docs", "page"))
+    for public in (False, True):
+        with serving(private.replace(public=public)) as service:
+            for path in OPEN:
+                problem(service.get(path), 401, "unauthorized")
+                assert service.get(path, headers=key).status_code == 200
+            assert service.get("/healthz").status_code == 200
+            assert service.post("/score", {}).status_code == (422 if public else 401)
+            load = service.post("/v2/repository/models/colour/load", headers=bearer("ops"))
+            assert load.status_code == (403 if public else 200)
     with serving(
         settings(models, api_keys_file=keys, private_endpoints=("health",)), ready=False
     ) as service:

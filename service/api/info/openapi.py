@@ -60,7 +60,6 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     adapters = [(kind, mode, TypeAdapter(kind)) for kind, mode in kinds.items()]
     found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
     schemas = {kind: schema for (kind, _), schema in found.items()}
-    keyed = ("key", "admin", *settings.private_endpoints)
     parts = _read("parts.json")
     base: Json = parts["document"]
     base["info"]["description"] = (_FOLDER / "introduction.md").read_text(encoding="utf-8").strip()
@@ -70,15 +69,14 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
     # What these accept is negated twice: generators of clients make numbered classes of `anyOf`.
     for name, accepted in parts["schemas"].items():
         models[name] = dict(sorted({**models[name], **accepted}.items()))
-    has_keys = settings.api_keys_file is not None
-    if has_keys:
+    if settings.keyed:
         base["components"]["securitySchemes"] = parts["security_schemes"]
     for each in endpoints:
-        guarded = each.access in keyed
+        guarded = each.access in ("key", "admin", *settings.private_endpoints)
         base["paths"].setdefault(each.template, {})[each.methods[0].lower()] = {
             **_operation(each, schemas),
             "responses": _responses(each, schemas, guarded=guarded),
-            "security": [{"key": []}] if guarded and has_keys else None,
+            "security": [{"key": []}] if each.access in settings.keyed else None,
         }
     limited: Json = _limited(base, settings)
     return limited

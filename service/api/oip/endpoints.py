@@ -287,7 +287,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
 async def _read(api: ApiRequest, schema: type[BaseModel]) -> Any:
     """The body of a call, whatever its Content-Type, if the caller may make it."""
     settings = api.settings
-    if settings.api_keys_file is None:
+    if "key" not in settings.keyed:
         check_host(api.headers, public=settings.public)
     api.services.require_serving()
     return parse_as(schema, await api.read_body(_MAX_REPOSITORY_BYTES))

@@ -117,7 +117,10 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
             {"PRIVATE_ENDPOINTS": "docs, page"},
             ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE"),
         ),
-        ({"PUBLIC": "1", "API_KEYS_FILE": "keys.json"}, ("IGN_PUBLIC=1", "IGN_API_KEYS_FILE")),
+        (
+            {"PUBLIC": "1", "API_KEYS_FILE": "keys.json"},
+            ("IGN_PUBLIC=1", "IGN_API_KEYS_FILE", "IGN_PRIVATE_ENDPOINTS"),
+        ),
         ({"GPU_COUNT": "2"}, ("IGN_GPU_COUNT=2", "needs IGN_DEVICE=cuda")),
     ],
 )
