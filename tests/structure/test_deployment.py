@@ -157,6 +157,8 @@ def test_compose_needs_nothing_and_is_for_this_machine_only() -> None:
     """No variable is required, no GPU, and without any variable all ports are local."""
     text = read("docker-compose.yml")
     assert not re.findall(r"\$\{\w+:?\?", text)
+    # an empty value would win over that of service.env
+    assert not re.findall(r"IGN_\w+(?:: |=)\$\{\w+:(?:-\}|\+)", text)
     services = yaml.safe_load(text)["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 4

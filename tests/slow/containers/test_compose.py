@@ -106,7 +106,7 @@ def test_the_files_fit_together(
     merged = run("docker", "compose", "--profile", "*", "config", **variables)
     services = yaml.safe_load(merged.stdout)["services"]
     assert services["ign"]["image"] == f"ign-service:1.2.3-{'cpu' if files == FILES else 'gpu'}"
-    assert not services["ign"]["environment"]["IGN_API_KEYS_FILE"]
+    assert not {"IGN_API_KEYS_FILE", "IGN_PUBLIC"} & set(services["ign"]["environment"])
     reserved = {
         name: device["count"]
         for name, service in services.items()
