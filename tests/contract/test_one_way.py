@@ -49,9 +49,12 @@ NAMES: Final = (
 COUNTED: Final = {f"ign_{name}" for name in NAMES.split(" ")}
 
 
-def counts(service: Service) -> Counter[tuple[str, tuple[tuple[str, str], ...]]]:
+Labels = tuple[tuple[str, str], ...]
+
+
+def counts(service: Service) -> Counter[tuple[str, Labels]]:
     service.get("/healthz")  # the event loop has counted the requests before this one
-    found: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+    found = Counter[tuple[str, Labels]]()
     for family in text_string_to_metric_families(service.services.metrics.render()[0].decode()):
         for sample in family.samples if family.name in COUNTED else ():
             if not (
@@ -173,7 +176,7 @@ def whole(rng: np.random.Generator) -> Case:
     return Case("", choose(rng, GOOD))
 
 
-Reply = tuple[bytes, tuple[tuple[str, str], ...], bytes]
+Reply = tuple[bytes, Labels, bytes]
 
 
 def reply(stream: Any) -> Reply:

@@ -40,19 +40,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & {"numpy", "PIL", "fastapi", "pydantic", "onnxruntime", "httpx", "uvicorn"}
 
 
+Served = list[tuple[dict[str, str], bool]]
+"""Options, and whether they are only checked."""
+
+
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], bool]]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """What `ign serve` would serve, in place of serving."""
-    calls: list[tuple[dict[str, str], bool]] = []
+    calls: Served = []
     monkeypatch.setattr(cli, "serve", lambda options, *, check: calls.append((options, check)))
     monkeypatch.setattr("service.server.process.leave", lambda _: None)
     return calls
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
-def test_an_option_equals_its_variable(
-    field: str, served: list[tuple[dict[str, str], bool]]
-) -> None:
+def test_an_option_equals_its_variable(field: str, served: Served) -> None:
     info = Settings.model_fields[field]
     option = f"--{field.replace('_', '-')}"
     value = get_args(info.annotation)[0] if get_origin(info.annotation) is Literal else "7"
@@ -73,7 +75,7 @@ def test_serve_help_names_every_setting_variable_and_default() -> None:
     assert "[IGN_RATE_LIMIT; off]" in text
 
 
-def test_only_given_options_are_passed_on(served: list[tuple[dict[str, str], bool]]) -> None:
+def test_only_given_options_are_passed_on(served: Served) -> None:
     assert ign("serve --check", IGN_PORT="not a port").exit_code == 0
     assert ign("serve --models there --port 0").exit_code == 0
     assert served == [({}, True), ({"model_dir": "there", "port": "0"}, False)]
