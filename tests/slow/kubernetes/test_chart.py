@@ -10,7 +10,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 
 from service import __version__
 from service.cluster import DeploymentOptions, replica_settings
+from service.domain.errors import StartupError
 from service.observability.metrics import Metrics
 from service.settings import Settings, load_settings, variable_of
 from tests.contract.harness import bearer, write_keys
@@ -439,22 +440,23 @@ def test_rules_and_dashboards_are_those_of_compose() -> None:
 # Values
 
 
-def test_every_setting_may_be_given_and_a_wrong_value_is_named() -> None:
+def test_every_setting_may_be_given_and_what_the_service_refuses_is_named() -> None:
     # Those of which other values decide.
     owned = {
         f"IGN_{name}"
         for name in ("HOST", "PORT", "MODEL_DIR", "MODEL_CACHE", "API_KEYS_FILE", "GPU_COUNT")
     }
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"][
-        "settings"
-    ]
-    assert (
-        set(schema["properties"]) == {variable_of(name) for name in Settings.model_fields} - owned
-    )
-    for name, field in Settings.model_fields.items():
-        if field.annotation in (int, float, bool) or variable_of(name) in owned:
-            with pytest.raises(helm.HelmError, match=variable_of(name)):
-                render({"settings": {variable_of(name): "wrong"}})
+    schema = json.loads(read("deploy/chart/ign-service/values.schema.json"))["properties"]
+    given = schema["settings"]["properties"]
+    assert set(given) == {variable_of(name) for name in Settings.model_fields} - owned
+    for name, value in product(given, (-1, 0, 0.0005, 10**13, "two words")):
+        try:
+            load_settings({name: str(value)})
+        except StartupError as exc:
+            if "is not allowed" in exc.detail:
+                with pytest.raises(helm.HelmError, match=name):
+                    render({"settings": {name: value}})
+    render({"settings": {"IGN_PUBLIC": 1}})
 
 
 @pytest.mark.parametrize(
