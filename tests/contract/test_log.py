@@ -66,10 +66,12 @@ def test_probes_and_scrapes_are_not_logged_unless_they_fail(
         assert service.get(path).status_code == 200
     assert service.post("/healthz").status_code == 405
     assert service.get("/models").status_code == 200
-    service.until(lambda: len(lines) >= 2)
-    assert [(line["route"], line["status"]) for line in lines] == [
-        ("/healthz", 405),
-        ("/models", 200),
+    assert service.post("/v2/repository/models/colour/load").status_code == 200
+    service.until(lambda: len(lines) >= 3)
+    assert [(line["route"], line["status"], line.get("model")) for line in lines] == [
+        ("/healthz", 405, None),
+        ("/models", 200, None),
+        ("/v2/repository/models/{name}/load", 200, "colour"),
     ]
 
 

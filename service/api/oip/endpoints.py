@@ -281,6 +281,7 @@ async def _change(api: ApiRequest, **change: bool) -> Any:
     services = api.services
     make = services.change_everywhere or services.registry.change
     await make(ModelChange(api.ref, **change))
+    api.model = api.ref  # of a model that exists: it is a label of metrics, too
     return {}
 
 
