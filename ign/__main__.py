@@ -13,8 +13,7 @@ import service
 from ign.parsers import SETTINGS, commands_of, one_voice
 from service.domain.errors import StartupError
 
-Loader = Callable[[], click.Command]
-Loaders = Mapping[str, tuple[str, Loader]]
+Loaders = Mapping[str, tuple[str, Callable[[], click.Command]]]
 _PROGRAM: Final = "ign"
 
 

@@ -56,8 +56,8 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
 
 
 def _count_processes(settings: Settings) -> int:
-    """How many processes serve; raises StartupError if several are wanted, and models could run on
-    a GPU.
+    """How many processes serve; raises StartupError if several are wanted, or a limit of memory,
+    and models could run on a GPU.
 
     As many as pay: HTTP and image coding of one use one core, and a model the other.
     `IGN_MODEL_MEMORY_MIB` is for more models than memory holds, and a process would hold fewer of
@@ -67,12 +67,17 @@ def _count_processes(settings: Settings) -> int:
     # `Settings` takes 256.
     pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
-    if count == 1 or settings.device == "cpu":
+    if settings.device == "cpu" or (count == 1 and not settings.model_memory_mib):
         return count
     from service.runtime.session import cuda_is_usable
 
     if settings.device == "auto" and not cuda_is_usable():
         return count
+    if settings.model_memory_mib:
+        raise StartupError(
+            f"IGN_MODEL_MEMORY_MIB={settings.model_memory_mib} needs IGN_DEVICE=cpu: a GPU is "
+            f"there, whose memory it does not limit"
+        )
     if settings.workers:
         raise StartupError(
             f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes "

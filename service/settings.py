@@ -131,7 +131,7 @@ class Settings(BaseModel):
     """
     model_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
     """memory of open models in MiB; 0 for no limit. Those used least recently close, and open again
-    for the next request. Needs device cpu.
+    for the next request. Beside a GPU it needs device cpu.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives
@@ -260,7 +260,7 @@ class Settings(BaseModel):
                 f"split the batches",
             ),
             (
-                self.model_memory_mib and self.device != "cpu",
+                self.model_memory_mib and cuda,
                 f"IGN_MODEL_MEMORY_MIB={self.model_memory_mib} needs IGN_DEVICE=cpu: it "
                 f"limits no memory of GPUs",
             ),

@@ -296,7 +296,8 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
         ("device=cuda", 9, 64, True, 1),
         ("device=cpu", 9, 64, True, 4),
         ("device=cpu threads=6", 64, 64, True, 3),
-        ("device=cpu model_memory_mib=512", 9, 64, False, 1),
+        ("device=cpu model_memory_mib=512", 9, 64, True, 1),
+        ("model_memory_mib=512", 9, 64, False, 1),
         ("workers=1", 9, 64, False, 1),
         ("workers=2 device=cpu", 1, 0, True, 2),
     ],
@@ -328,6 +329,7 @@ def test_several_processes_and_a_gpu_are_refused(
     configured(DEVICE="auto", API_KEY_FILE="keys.json")
     for options, said in (
         ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
+        ({"model_memory_mib": "9"}, "--model-memory-mib=9 needs IGN_DEVICE=cpu: a GPU is there"),
         ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
         ({"api_keys_file": "/nowhere", "device": "cpu"}, "API keys file /nowhere: "),
         ({"device": "cpu"}, "IGN_API_KEY_FILE is no setting; did you mean IGN_API_KEYS_FILE?"),
