@@ -42,6 +42,7 @@ const touch = matchMedia("(pointer: coarse)").matches;
 async function setModel(chosen) {
   const card = chosen.tiles ? { ...chosen, shape: [chosen.shape[0], ...SHEET] } : chosen;
   samples = null;
+  project.stopPlacing();
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
   document.documentElement.style.setProperty("--paper", cssColour(backgroundColour(card)));
   document.body.classList.toggle("pages", Boolean(card.tiles));

@@ -93,7 +93,7 @@ export class Examples {
   /** Show what the model does, before anybody asks: without motion only the last moment of it. */
   async introduce() {
     if (this.card.noise === null) {
-      if (this.card.tiles && this.card.shape[0] === 1) await this.#showPage(() => this.canvas.isEmpty);
+      if (this.card.tiles && this.card.shape[0] === 1 && this.project.isFree) await this.#showPage();
       return;
     }
     const drawing = this.#drawings.length ? this.#nextDrawing() : null;
@@ -119,17 +119,14 @@ export class Examples {
   }
 
   /** The page beside what the model makes of it: at once, where that is known. */
-  async #showPage(wanted = () => true) {
-    const { card, project } = this;
-    if (card.name !== PAGE_MADE.model) {
-      const file = new File([await (await fetch(PAGE)).blob()], "page.webp");
-      if (this.card === card) await project.openAndProject(file);
-      return;
-    }
-    const [page, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
-    if (this.card !== card || !wanted()) return;
-    const description = "The example page, made clean";
-    project.showExample(page, { seen: toBase64(page), made: toBase64(made), description, measured: {}, source: "page.webp" });
+  #showPage() {
+    if (this.card.name !== PAGE_MADE.model) return this.project.openAndProject(PAGE);
+    return this.project.showExample(async () => {
+      const [image, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
+      const description = "The example page, made clean";
+      const result = { seen: toBase64(image), made: toBase64(made), description, measured: {}, source: "page.webp" };
+      return { image, result };
+    });
   }
 
   #nextDrawing() {

@@ -47,7 +47,7 @@ export class Pages {
   /** Show a page and its result again; without one, the last. */
   async showAgain(item = this.#list.findLast(({ result }) => result)) {
     if (!item) return;
-    await this.project.place(item.file);
+    if (!(await this.project.place(item.file))) return;
     this.project.showResult(item.result);
     this.#show(item);
   }

@@ -7,6 +7,7 @@ const LONGEST_WAIT_S = 60; // before a request is sent again without being asked
 
 export class Panel {
   #abort = null;
+  #before = ""; // the status before the running task
 
   constructor(root) {
     this.root = root;
@@ -15,21 +16,25 @@ export class Panel {
     this.curl?.querySelector(".copy").addEventListener("click", (event) => this.#copy(event.currentTarget));
   }
 
+  get isRunning() {
+    return this.#abort !== null;
+  }
+
   /**
-   * Run a task; aborts the one before. Shows a status after 250 ms, then the result, or the error as a toast. A task that
+   * Run a task; aborts the one before. Shows a status after some ms, then the result, or the error as a toast. A task that
    * the service refuses for being busy (429, 503) runs again after Retry-After.
    *
    * @param {string} label what the task does, such as "Generating"
    * @param {(signal: AbortSignal) => Promise<string | undefined>} task returns the status to show; undefined keeps it
    * @returns {Promise<boolean>} whether it succeeded
    */
-  async run(label, task) {
+  async run(label, task, delay = 250) {
+    if (!this.isRunning) this.#before = this.status.textContent;
     this.stop();
     const abort = (this.#abort = new AbortController());
     this.root.setAttribute("aria-busy", "true");
     const waiting = `${label} …`;
-    const before = this.status.textContent;
-    const timer = setTimeout(() => this.say(waiting), 250);
+    const timer = delay ? setTimeout(() => this.say(waiting), delay) : this.say(waiting);
     try {
       const result = await this.#persist(task, abort.signal);
       if (abort.signal.aborted) return false;
@@ -37,12 +42,12 @@ export class Panel {
       if (result !== undefined) this.say(result);
       return true;
     } catch (error) {
-      if (!abort.signal.aborted) this.#fail(error, () => this.run(label, task));
+      if (!abort.signal.aborted) this.#fail(error, () => this.run(label, task, delay));
       return false;
     } finally {
       clearTimeout(timer);
-      if (this.status.textContent === waiting) this.say(before);
       if (this.#abort === abort) {
+        if (this.status.textContent === waiting) this.say(this.#before);
         this.#abort = null;
         this.root.removeAttribute("aria-busy");
       }

@@ -17,7 +17,8 @@ const DRAWING_STEPS = 8; // of a model that takes several from noise: with 4, th
 
 export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));
-  #uploads = new Panel(byId("real")); // so that an upload and a projection do not end each other
+  #uploads = new Panel(byId("real")); // of pictures for the canvas: the newest ends those before, but no projection
+  #placing = null; // a promise of the newest
   #wanted = false; // whether the drawing has changed since the last request
   running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
@@ -75,6 +76,11 @@ export class ProjectPanel extends EventTarget {
     this.#changed();
   }
 
+  /** Whether nothing is on the canvas, or on its way there. */
+  get isFree() {
+    return this.canvas.isEmpty && !this.#uploads.isRunning;
+  }
+
   /** Whether there is a result, and it belongs to what is on the canvas, with the pen up. */
   get isSettled() {
     return this.result.isCurrent && !this.canvas.isDrawing;
@@ -125,7 +131,7 @@ export class ProjectPanel extends EventTarget {
 
   async #once(signal) {
     this.#wanted = false;
-    const mark = this.#mark;
+    const [mark, source] = [this.#mark, this.#source];
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
     if (inkOf(image, this.card) < BLANK && !mask) {
       this.result.clear();
@@ -139,9 +145,10 @@ export class ProjectPanel extends EventTarget {
     const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
     const { data: made, trajectory: [{ data: seen }], distance, drift } = answer;
     const measured = { distance, drift, image, pixels: card.tiles ? null : await decodePixels(made) };
+    await this.#placing; // the next picture, which ends this unless it cannot be read
     signal.throwIfAborted();
-    const description = `The drawing made real ${formatTimes(steps)}`;
-    this.showResult({ seen, made, description, measured, source: this.#source }, mark);
+    const description = `${card.tiles ? source : "The drawing"} made real ${formatTimes(steps)}`;
+    this.showResult({ seen, made, description, measured, source }, mark);
     this.#showCommand(options, mask);
     this.dispatchEvent(new Event("projected"));
     return undefined;
@@ -209,34 +216,60 @@ export class ProjectPanel extends EventTarget {
     this.canvas.placeImage(toCanvas(change(image)));
   }
 
-  /** Make an image real; its result, or null if that failed. */
-  async openAndProject(file) {
-    if (!(await this.place(file))) return null;
+  /** Make an image real; its result, or null if that failed or another picture came. */
+  async openAndProject(source) {
+    if (!(await this.place(source))) return null;
+    const { revision } = this.canvas;
     this.project();
     await this.running;
-    return this.result.current;
+    return this.canvas.revision === revision ? this.result.current : null;
   }
 
   /** Put an image on the canvas: a file, or what a URL has. Whether that succeeded. */
   place(source) {
-    return this.#uploads.run("Reading the picture", async (signal) => {
-      const { card, models } = this;
+    const { card, models } = this;
+    return this.#place(async (signal) => {
       const fetched = source instanceof URL && (await (await fetch(source, { signal })).blob());
-      const file = fetched ? new File([fetched], "The example") : source;
+      const file = fetched ? new File([fetched], source.pathname.split("/").at(-1)) : source;
       const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
-      if (!picture || signal.aborted) return undefined;
-      if (card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [picture.height, picture.width] }));
-      this.canvas.placeImage(picture);
-      this.#source = file.name;
-      return undefined;
+      return picture && [picture, () => {
+        this.#source = file.name;
+        this.canvas.placeImage(picture);
+      }];
+    }, 0);
+  }
+
+  /** Show an image and its result, once they are there, as an example: the first action of the user replaces it. */
+  showExample(load) {
+    return this.#place(async () => {
+      const { image, result } = await load();
+      return [image, () => {
+        this.canvas.showExample([{ kind: "image", layer: "paint", image }]);
+        this.showResult(result);
+      }];
     });
   }
 
-  /** Show an image and what is said of it as an example, which the first action of the user replaces. */
-  showExample(image, result) {
-    this.dispatchEvent(new CustomEvent("sized", { detail: [image.height, image.width] }));
-    this.canvas.showExample([{ kind: "image", layer: "paint", image }]);
-    this.showResult(result);
+  /** End what is on its way to the canvas. */
+  stopPlacing() {
+    this.#uploads.stop();
+  }
+
+  /** Show what `load` returns, an image and how to show it, unless another one is wanted meanwhile. */
+  #place(load, delay) {
+    this.#placing = this.#uploads.run("Reading the picture", async (signal) => {
+      try {
+        this.result.expect(null);
+        const [image, show] = (await load(signal)) ?? [];
+        if (!image || signal.aborted) return undefined;
+        if (this.card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [image.height, image.width] }));
+        show();
+      } finally {
+        if (!signal.aborted) this.result.expect(this.#mark);
+      }
+      return undefined;
+    }, delay);
+    return this.#placing;
   }
 
   #saveDrawing() {

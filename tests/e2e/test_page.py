@@ -14,7 +14,6 @@ def test_a_drawing_is_made_real_while_it_is_drawn(browser: Browser, service: Ser
     replaces the example.
     """
     with visiting(browser, service.url) as visit:
-        visit.ready()
         visit.settled()
         assert visit.one("#tiles img").count() == 16
         visit.draw()

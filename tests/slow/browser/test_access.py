@@ -75,7 +75,6 @@ def test_a_drawing_outlasts_a_reload_and_a_lost_network(visit: Visit) -> None:
     visit.page.wait_for_function("() => location.hash.includes('d=')")
     drawn = visit.canvas().astype("int64")
     visit.page.reload()
-    visit.ready()
     visit.settled()
     assert abs(visit.canvas() - drawn).mean() < 4  # points are rounded
     visit.expected.append(FAILED)
@@ -262,7 +261,6 @@ def test_it_fits(browser: Browser, service: Service, width: int, height: int, mo
         reduced_motion="reduce",
         **look,
     ) as visit:
-        visit.ready()
         visit.settled()
         assert visit.one("#models :checked + span").inner_text() == titles[model]
         assert visit.one("#steps-out").inner_text() == "once"
@@ -290,7 +288,6 @@ def test_fingers_draw_and_do_not_scroll(browser: Browser, service: Service) -> N
     with visiting(
         browser, service.url, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
     ) as visit:
-        visit.ready()
         visit.settled()
         empty = visit.canvas()
         visit.one("#paint").tap()

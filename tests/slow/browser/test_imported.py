@@ -8,7 +8,7 @@ from service.artifact.card import Origin, Tiles
 from tests.contract.harness import serving, settings
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
-from tests.slow.browser.visit import Browser, visiting
+from tests.slow.browser.visit import Browser, Route, visiting
 
 
 def test_what_needs_noise_is_hidden_and_the_rest_works(browser: Browser, tmp_path: Path) -> None:
@@ -42,15 +42,18 @@ def write_pages(models: Path) -> None:
 def test_an_opened_image_keeps_its_size(browser: Browser, tmp_path: Path) -> None:
     write_pages(tmp_path)
     image = noise(150, 90, seed=1)
+    late: list[Route] = []
     with (
         serving(settings(tmp_path, default_model="pages")) as service,
         visiting(browser, service.url) as visit,
     ):
+        visit.page.route("**/example_page.webp", lambda route: late.append(route))
+        visit.page.reload(wait_until="commit")
         visit.ready()
-        visit.one("#file").set_input_files(
-            {"name": "page.png", "mimeType": "image/png", "buffer": save(image)}
-        )
-        visit.says("real", "Done.")
+        visit.opens(save(image))
+        for route in late:
+            route.continue_()  # an example that comes late does not replace it
+        visit.page.wait_for_load_state("networkidle")
         assert visit.picture("#made").shape == image.shape
         np.testing.assert_array_equal(visit.picture("#seen"), image)
         assert not visit.one("#lasting").is_visible()

@@ -26,7 +26,6 @@ def test_it_opens_with_a_page_and_what_the_model_makes_of_it(
         browser, f"{service.url}/#", viewport={"width": width, "height": 800}, **QUIET
     ) as visit:
         visit.page.on("request", lambda request: asked.append(request.url))
-        visit.ready()
         visit.settled()
         visit.says("real", "Done.")
         slider = visit.page.get_by_role("slider", name="Compare with what went in")
@@ -61,7 +60,6 @@ def test_a_phone_shows_a_large_result_that_a_tap_enlarges(
             assert box["width"] > 300
             assert box["y"] + box["height"] < 740
     with visiting(browser, service.url, "avatars64", **phone, **QUIET) as visit:
-        visit.ready()
         visit.settled()
         drawn, made = (visit.one(selector).bounding_box() for selector in ("#paint", "#made"))
         assert drawn is not None
@@ -85,7 +83,6 @@ def test_several_pages_are_made_real_shown_again_and_saved(
     page.rotate(180).save(files[1])
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with visiting(browser, service.url, "scans", **QUIET) as visit:
-        visit.ready()
         visit.settled()
         visit.one("#file").set_input_files([*files, tmp_path / "broken.png"])
         visit.one("#save-all:enabled").wait_for()
@@ -117,7 +114,6 @@ def test_the_box_opens_pages_and_a_pdf_is_sent_to_the_command_line(
 ) -> None:
     (tmp_path / "scan").write_bytes(b"%PDF-1.7")  # phones may tell no type
     with visiting(browser, service.url, "scans", **QUIET) as visit:
-        visit.ready()
         visit.settled()  # while the example is shown
         with visit.page.expect_file_chooser() as chosen:
             visit.one("#drawing").click()
@@ -127,7 +123,6 @@ def test_the_box_opens_pages_and_a_pdf_is_sent_to_the_command_line(
 
 def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> None:
     with visiting(browser, service.url, "avatars64", **QUIET) as visit:
-        visit.ready()
         visit.settled()
         assert visit.verdict().startswith("Made real.")
         assert float(visit.one("#brush").input_value()) > 0.15
@@ -151,7 +146,6 @@ def test_each_model_keeps_its_drawing(browser: Browser, service: Service) -> Non
         assert visit.verdict() == verdict
         assert float(visit.one("#brush").input_value()) == pytest.approx(0.1, abs=0.01)
         visit.page.goto(service.url)  # the bare address goes on where this tab was
-        visit.ready()
         visit.settled()
         assert abs(visit.canvas("RGB").astype(int) - face).mean() < 4
         assert visit.verdict() == verdict
@@ -162,7 +156,6 @@ def test_a_link_names_a_model_without_its_version(
     browser: Browser, service: Service, name: str
 ) -> None:
     with visiting(browser, service.url, name, **QUIET) as visit:
-        visit.ready()
         visit.settled()
         assert visit.page.get_by_role("radio", name="Scans", exact=True).is_checked()
 

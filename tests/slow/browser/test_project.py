@@ -272,13 +272,11 @@ def test_the_address_holds_model_seed_and_drawing(
     assert f"#m={SHIPPED['mnist']}&s=7&d=" in address
     assert len(address) < 1500
     with visiting(browser, address.replace("s=7", "s=11"), reduced_motion="reduce") as other:
-        other.ready()
         other.settled()
         assert other.one("#seed").input_value() == "11"
         assert np.abs(other.canvas().astype(float) - drawn).mean() < 4  # points are rounded
         assert np.abs(other.picture("#seen").astype(float) - seen).mean() < 4
     for broken in ("#m=nope/1&d=AQ", "#d=%%%", "#s=-1&d=__________"):
         with visiting(browser, f"{service.url}/{broken}", reduced_motion="reduce") as other:
-            other.ready()
             other.settled()  # an example is shown
             assert other.one("#seed").input_value() == "7"

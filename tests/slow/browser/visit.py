@@ -58,17 +58,24 @@ class Visit:
 
     def empty(self) -> None:
         """Wait for the example that is shown at first, and clear the canvas."""
-        self.ready()
         self.settled()
         self.button("Clear").click()
         self.says("real", "Draw something first.")
 
     def settled(self) -> None:
         """Wait until the result is that of what is on the canvas."""
+        self.ready()
         self.page.wait_for_function(
             """() => !document.querySelector("#real").hasAttribute("data-stale")
               && !document.querySelector("#made").hidden"""
         )
+
+    def opens(self, content: bytes) -> None:
+        """Open a picture of any size, and wait for what the model makes of it."""
+        file: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": content}
+        self.one("#file").set_input_files(file)
+        self.one("#made[alt^='mine.png made real']").wait_for()
+        self.settled()
 
     def toast(self, text: str) -> Locator:
         """The message over the page that says this."""
