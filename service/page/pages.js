@@ -5,8 +5,9 @@ import { toBlob } from "./pixels.js";
 import { saveBlob, zipOf } from "./saving.js";
 
 export class Pages {
-  #items = new Map(); // model → [{file, result}]; the result is null while there is none
-  #running = false;
+  #items = new Map(); // model → [{file, result}]; the result is undefined while it is awaited, null if there will be none
+  #current = null; // the item that is shown
+  #running = null; // the items that are being made real
 
   /** @param {{project: ProjectPanel, canvas: DrawingCanvas}} parts */
   constructor({ project, canvas }) {
@@ -16,11 +17,14 @@ export class Pages {
 
   setModel(card) {
     this.card = card;
+    this.#running = null;
     this.#show();
   }
 
+  /** The pages that have a result, or wait for it. */
   get #list() {
-    return this.#items.get(this.card.name) ?? [];
+    const items = this.#items.get(this.card.name) ?? [];
+    return items.filter(({ result }) => result || (result === undefined && items === this.#running));
   }
 
   /** Whether pages of this model were opened before. */
@@ -28,47 +32,47 @@ export class Pages {
     return this.#list.length > 0;
   }
 
-  /** Make these files real, in their order; one that fails stays without a result. */
+  /** Make these files real, in their order; one that fails leaves nothing behind. */
   async open(files) {
-    const items = files.map((file) => ({ file, result: null }));
-    const { card } = this;
-    this.#items.set(card.name, items);
-    this.#running = true;
+    const items = (this.#running = files.map((file) => ({ file })));
+    const before = this.#list;
+    this.#items.set(this.card.name, items);
     this.#show();
     for (const item of items) {
       item.result = await this.project.openAndProject(item.file);
-      if (this.card !== card || this.#items.get(card.name) !== items) return; // others came meanwhile
-      this.#show(item);
+      if (this.#running !== items) return; // others came meanwhile
+      this.#show(item.result ? item : this.#current);
     }
-    this.#running = false;
-    this.#show(items.at(-1));
+    this.#running = null;
+    if (this.#list.length === 0) this.#items.set(this.card.name, before);
+    this.#show();
   }
 
   /** Show a page and its result again; without one, the last. */
-  async showAgain(item = this.#list.findLast(({ result }) => result)) {
+  async showAgain(item = this.#list.at(-1)) {
     if (!item) return;
     if (!(await this.project.place(item.file))) return;
     this.project.showResult(item.result);
     this.#show(item);
   }
 
-  #show(current) {
+  #show(current = this.#current) {
+    this.#current = current;
     const items = this.card.tiles ? this.#list : [];
     byId("pages").hidden = items.length < 2;
-    byId("save-all").disabled = this.#running || !items.some(({ result }) => result);
+    byId("save-all").disabled = this.#running !== null;
     byId("page-list").replaceChildren(...items.map((item, i) => this.#button(item, `Page ${i + 1}`, item === current)));
   }
 
   #button(item, name, current) {
-    const properties = { type: "button", title: item.file.name, disabled: !item.result || this.#running, "aria-pressed": String(current) };
+    const properties = { type: "button", title: item.file.name, disabled: this.#running !== null, "aria-pressed": String(current) };
     const button = createElement("button", properties, name);
     button.addEventListener("click", () => this.showAgain(item));
     return createElement("li", {}, button);
   }
 
   async #save() {
-    const done = this.#list.filter(({ result }) => result);
-    const files = done.map(({ file, result }, i) => [`${i + 1}-${file.name.replace(/\.[^.]*$/, "")}.png`, toBlob(result.made)]);
+    const files = this.#list.map(({ file, result }, i) => [`${i + 1}-${file.name.replace(/\.[^.]*$/, "")}.png`, toBlob(result.made)]);
     saveBlob(await zipOf(files), "pages.zip");
   }
 }

@@ -28,9 +28,10 @@ export function onUpload(inputs, area, onFiles) {
   });
 }
 
-const PDF =
-  "This page opens pictures, no PDF. Take a photo or a screenshot of each page; on a computer, the command “ign project” cleans " +
-  "whole PDFs.";
+const pdfProblem = ({ name, tiles }) => {
+  const command = tiles ? ` To clean a PDF, run: ign project --local --model ${name} scan.pdf --out clean.pdf` : "";
+  return new Problem({ detail: `This page opens pictures, no PDF.${command}`, retry: false });
+};
 const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**
@@ -41,7 +42,7 @@ const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
  */
 export async function prepareUpload(file, { card, model, limits, signal }) {
   let picture;
-  if ((await file.slice(0, 5).text()) === "%PDF-") throw new Problem({ detail: PDF, retry: false });
+  if ((await file.slice(0, 5).text()) === "%PDF-") throw pdfProblem(card);
   try {
     picture = await createImageBitmap(file); // turned as its EXIF data says
   } catch {

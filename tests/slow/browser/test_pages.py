@@ -87,8 +87,7 @@ def test_several_pages_are_made_real_shown_again_and_saved(
         visit.one("#file").set_input_files([*files, tmp_path / "broken.png"])
         visit.one("#save-all:enabled").wait_for()
         visit.toast("broken.png is no picture").get_by_role("button").first.click()
-        shown = [button.is_enabled() for button in visit.one("#page-list button").all()]
-        assert shown == [True, True, False]
+        assert visit.one("#page-list button").count() == 2
         with zipfile.ZipFile(visit.saved("Save all")) as saved:
             assert saved.testzip() is None
             assert saved.namelist() == ["1-first.png", "2-second.png"]
