@@ -53,7 +53,6 @@ async function setModel(chosen) {
     place.textContent = touch ? forFingers(prompt) : prompt;
   }
   byId("lead").textContent = card.noise !== null ? DRAWING_LEAD : card.name === "scans" ? PAGE_LEAD : (card.description ?? "");
-  byId("go").textContent = card.tiles ? "Run again" : "Make it real";
   model = card;
   choosePenTool(); // a mask is of the drawing before
   setPalette(card.shape[0] === 1 ? [] : ["#000000", "#ffffff"]);

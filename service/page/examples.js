@@ -4,7 +4,7 @@ import { decodeDrawing } from "./address.js";
 import { byId, createElement } from "./dom.js";
 import { DRAWINGS } from "./drawings.js";
 import { NOISE, asDrawn, drawingOrder, drawnUntil, toGrey, toSketch, withNoise } from "./effects.js";
-import { toBase64, toCanvas } from "./pixels.js";
+import { toBase64, toCanvas, toPng } from "./pixels.js";
 
 const DRAW_MS = 1500;
 const STROKE_MS = 2600; // of a drawing of strokes
@@ -124,8 +124,8 @@ export class Examples {
     return this.project.showExample(async () => {
       const [image, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
       const description = "The example page, made clean";
-      const result = { seen: toBase64(image), made: toBase64(made), description, measured: {}, source: "page.webp" };
-      return { image, result };
+      const [seen, clean] = await Promise.all([image, made].map(async (each) => toBase64(await toPng(each))));
+      return { image, result: { seen, made: clean, description, measured: {}, source: "page.webp" } };
     });
   }
 

@@ -3,7 +3,7 @@
 import { callApi, callJson, curlCommand } from "./api.js";
 import { byId, hideImage, readInteger, showImage } from "./dom.js";
 import { Panel } from "./panel.js";
-import { dataUrl, toBase64, toCanvas } from "./pixels.js";
+import { dataUrl, toBase64, toCanvas, toPng } from "./pixels.js";
 import { saveBlob } from "./saving.js";
 
 const FPS = 12;
@@ -21,8 +21,8 @@ class Endpoint {
     this.thumb = root.querySelector("img");
     [this.seed, this.index] = ["seed", "index"].map((name) => root.querySelector(`[name=${name}]`));
     for (const field of [this.seed, this.index]) field.addEventListener("input", () => this.#clearImage());
-    root.querySelector("button").addEventListener("click", () => {
-      this.#image = toBase64(canvas.modelInput().image);
+    root.querySelector("button").addEventListener("click", async () => {
+      this.#image = await toBase64(await toPng(canvas.modelInput().image));
       showImage(this.thumb, dataUrl(this.#image), "What is on the canvas");
       onChange();
     });

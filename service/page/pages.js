@@ -13,6 +13,11 @@ export class Pages {
   constructor({ project, canvas }) {
     Object.assign(this, { project, canvas });
     byId("save-all").addEventListener("click", () => this.#save());
+    project.addEventListener("projected", () => {
+      const result = project.result.current; // of other settings, too
+      const [current, idle] = [this.#current, !this.#running];
+      if (current && idle && result?.source === current.file.name) current.result = result;
+    });
   }
 
   setModel(card) {
@@ -51,9 +56,11 @@ export class Pages {
   /** Show a page and its result again; without one, the last. */
   async showAgain(item = this.#list.at(-1)) {
     if (!item) return;
-    if (!(await this.project.place(item.file))) return;
-    this.project.showResult(item.result);
-    this.#show(item);
+    const { project } = this;
+    this.#current = item;
+    if (item.result.settings !== project.settings) item.result = (await project.openAndProject(item.file)) ?? item.result;
+    else if (await project.place(item.file)) project.showResult(item.result);
+    this.#show();
   }
 
   #show(current = this.#current) {
@@ -72,6 +79,7 @@ export class Pages {
   }
 
   async #save() {
+    for (const item of this.#list) if (item.result.settings !== this.project.settings) await this.showAgain(item);
     const files = this.#list.map(({ file, result }, i) => [`${i + 1}-${file.name.replace(/\.[^.]*$/, "")}.png`, toBlob(result.made)]);
     saveBlob(await zipOf(files), "pages.zip");
   }

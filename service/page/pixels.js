@@ -103,8 +103,16 @@ export function toCanvas(image) {
 /** @returns {Promise<Blob>} a PNG */
 export const toPng = (image) => new Promise((resolve) => toCanvas(image).toBlob(resolve, "image/png"));
 
-/** @returns {string} base64 of a PNG */
-export const toBase64 = (image) => toCanvas(image).toDataURL("image/png").split(",")[1];
+/** @returns {Promise<Blob>} a JPEG of high quality */
+export const toJpeg = (image) => new Promise((resolve) => toCanvas(image).toBlob(resolve, "image/jpeg", 0.95));
+
+/** @returns {Promise<string>} base64 of a file */
+export async function toBase64(blob) {
+  const reader = new FileReader();
+  reader.readAsDataURL(blob);
+  await new Promise((resolve) => reader.addEventListener("load", resolve));
+  return reader.result.split(",")[1];
+}
 
 /** The data URL of a base64 PNG. */
 export const dataUrl = (data) => `data:image/png;base64,${data}`;

@@ -4,7 +4,7 @@ import { callJson, curlCommand, streamEvents } from "./api.js";
 import { byId } from "./dom.js";
 import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
-import { decodePixels, inkOf, inkedShare, toCanvas, toPng } from "./pixels.js";
+import { decodePixels, inkOf, inkedShare, toBase64, toCanvas, toJpeg, toPng } from "./pixels.js";
 import { Problem } from "./problem.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
@@ -23,7 +23,7 @@ export class ProjectPanel extends EventTarget {
   running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
   #samples = null;
-  #source = ""; // the name of the file on the canvas
+  #source = {}; // of the picture on the canvas: {name: of the file, whole: [width, height] if that was larger}
 
   constructor(canvas, models) {
     super();
@@ -38,6 +38,12 @@ export class ProjectPanel extends EventTarget {
         this.#stepsChosen ||= name === "steps";
         this.#showSettings();
         this.#changed();
+      });
+      // A page takes seconds: once the slider is let go, and at once.
+      byId(name).addEventListener("change", () => {
+        if (!this.card.tiles || (!this.result.made && !this.running)) return;
+        this.#panel.stop();
+        this.project();
       });
     }
     byId("live").addEventListener("change", () => {
@@ -61,10 +67,10 @@ export class ProjectPanel extends EventTarget {
 
   /** Switch to another model. */
   setModel(card) {
+    this.#stepsChosen &&= this.card.digest === card.digest;
     this.card = card;
     this.#samples = null;
     byId("steps").max = Math.min(16, this.models.limits.steps);
-    this.#stepsChosen = false;
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#panel.reset();
     this.result.setModel(card);
@@ -72,7 +78,7 @@ export class ProjectPanel extends EventTarget {
     // Nobody draws on an image of any size, and it takes seconds.
     byId("live").checked = !card.tiles;
     byId("live").parentElement.hidden = Boolean(card.tiles);
-    byId("go").hidden = !card.tiles;
+    byId("go").hidden = true;
     this.#changed();
   }
 
@@ -96,10 +102,14 @@ export class ProjectPanel extends EventTarget {
     if (this.result.measured) this.#showVerdict(this.result.measured);
   }
 
+  /** What the next request sends beside the picture, as text. */
+  get settings() {
+    return [byId("steps").value, byId("strength").value, byId("forget").checked, this.models.reference].join();
+  }
+
   /** What the next request sends, as text: results of another one are out of date. */
   get #mark() {
-    const settings = [byId("steps").value, byId("strength").value, byId("forget").checked, this.models.reference];
-    return [this.canvas.revision, ...settings].join();
+    return [this.canvas.revision, this.settings].join();
   }
 
   #changed() {
@@ -114,6 +124,7 @@ export class ProjectPanel extends EventTarget {
     // An example that draws itself makes one request, at its end.
     if (this.canvas.isPlaying) showVerdict({ words: "" });
     else if (byId("live").checked) this.project();
+    else if (this.result.made) showVerdict({ words: this.card.tiles ? "" : "Press “Make it real” to see what becomes of it." });
   }
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
@@ -131,7 +142,7 @@ export class ProjectPanel extends EventTarget {
 
   async #once(signal) {
     this.#wanted = false;
-    const [mark, source] = [this.#mark, this.#source];
+    const [mark, settings, { name: source, whole }] = [this.#mark, this.settings, this.#source];
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
     if (inkOf(image, this.card) < BLANK && !mask) {
       this.result.clear();
@@ -140,25 +151,29 @@ export class ProjectPanel extends EventTarget {
     }
     const { card } = this;
     const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
-    const options = { steps, strength, record: "0", score: !card.tiles };
-    const request = { form: await this.#form(image, mask, options), signal };
+    // Of a page, the original is shown, with its colours.
+    const options = { steps, strength, ...(card.tiles ? {} : { record: "0", score: true }) };
+    const form = await this.#form(image, mask, options);
+    const request = { form, signal };
     const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
-    const { data: made, trajectory: [{ data: seen }], distance, drift } = answer;
-    const measured = { distance, drift, image, pixels: card.tiles ? null : await decodePixels(made) };
+    const { data: made, distance, drift } = answer;
+    const seen = card.tiles ? await toBase64(form.get("image")) : answer.trajectory[0].data;
+    const pixels = card.tiles ? null : await decodePixels(made);
+    const measured = { distance, drift, image, pixels, whole };
     await this.#placing; // the next picture, which ends this unless it cannot be read
     signal.throwIfAborted();
     const description = `${card.tiles ? source : "The drawing"} made real ${formatTimes(steps)}`;
-    this.showResult({ seen, made, description, measured, source }, mark);
+    this.showResult({ seen, made, description, measured, source, settings }, mark);
     this.#showCommand(options, mask);
     this.dispatchEvent(new Event("projected"));
     return undefined;
   }
 
   /** Say what f made of a picture, from how far it moved it and from the pixels before and after. */
-  #showVerdict({ distance, drift, image, pixels }) {
+  #showVerdict({ distance, drift, image, pixels, whole }) {
     const { card, samples } = this;
     const drawing = this.canvas.isDrawing;
-    if (card.tiles) return showVerdict(verdict({}, card));
+    if (card.tiles) return showVerdict({ words: "Done.", numbers: ["Drag the line to compare.", whole && this.#sizes(whole)].filter(Boolean).join(" ") });
     if (!samples && card.noise !== null) return showVerdict({ words: "" }); // compared with nothing, it would be another one
     const nearlyEmpty = isNearlyEmpty(image, card, samples);
     if (!samples) return showVerdict(verdict({ distance, drift }, card, { nearlyEmpty }), { drawing });
@@ -174,6 +189,12 @@ export class ProjectPanel extends EventTarget {
     this.#showVerdict(result.measured);
   }
 
+  #sizes(whole) {
+    const [, height, width] = this.card.shape;
+    const most = Math.floor(this.models.limits.pixels / 1e6);
+    return `The result has ${width} × ${height} pixels, not ${whole.join(" × ")}: at most ${most} million can be made here.`;
+  }
+
   /** The image of a response, while it says how many tiles are done. */
   async #byTiles(request) {
     const pictures = [];
@@ -184,7 +205,7 @@ export class ProjectPanel extends EventTarget {
       else if (name === "step") pictures.push(data);
       else {
         showProgress(null);
-        return { ...data.images[0], data: pictures.at(-1).data, trajectory: pictures };
+        return { ...data.images[0], data: pictures.at(-1).data };
       }
     }
     showProgress(null);
@@ -193,7 +214,9 @@ export class ProjectPanel extends EventTarget {
 
   async #form(image, mask, options) {
     const form = new FormData();
-    form.append("image", await toPng(image), "drawing.png");
+    const png = await toPng(image);
+    const fits = png.size < 0.95 * this.models.limits.body_bytes; // else a photograph of many pixels
+    form.append("image", fits ? png : await toJpeg(image), "drawing.png");
     if (mask) form.append("mask", await toPng(mask), "mask.png");
     // The canvas already has the polarity and the size of the model.
     for (const [name, value] of Object.entries({ model: this.models.reference, invert: false, ...options })) {
@@ -233,7 +256,7 @@ export class ProjectPanel extends EventTarget {
       const file = fetched ? new File([fetched], source.pathname.split("/").at(-1)) : source;
       const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
       return picture && [picture, () => {
-        this.#source = file.name;
+        this.#source = { name: file.name, whole: picture.whole };
         this.canvas.placeImage(picture);
       }];
     }, 0);
@@ -244,6 +267,7 @@ export class ProjectPanel extends EventTarget {
     return this.#place(async () => {
       const { image, result } = await load();
       return [image, () => {
+        this.#source = { name: result.source };
         this.canvas.showExample([{ kind: "image", layer: "paint", image }]);
         this.showResult(result);
       }];

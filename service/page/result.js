@@ -20,8 +20,8 @@ export class Result {
     byId("save-card").addEventListener("click", () => {
       saveCard(this.#shown, this.card, byId("verdict").querySelector(".status").textContent);
     });
-    byId("enlarge").addEventListener("click", (event) => this.#enlarge(event));
-    byId("large").addEventListener("click", () => byId("large").close());
+    byId("enlarge").addEventListener("click", () => this.#enlarge());
+    byId("large").addEventListener("click", (event) => this.#zoom(event));
     byId("keep").addEventListener("click", async () => onKeep(await decodeImage(this.#shown.made)));
   }
 
@@ -101,16 +101,24 @@ export class Result {
     this.#dim();
   }
 
-  /** Show the result on the whole screen; a page in its own pixels, at the place that was tapped. */
-  #enlarge({ clientX, clientY, detail }) {
-    const [dialog, image] = [byId("large"), byId("large-picture")];
+  /** Show the whole result, as large as the screen. */
+  #enlarge() {
     const { src, alt } = byId("made");
-    Object.assign(image, { src, alt });
-    dialog.showModal();
-    if (!detail) return; // by the keyboard
-    const { left, top, width, height } = this.stage.getBoundingClientRect();
+    Object.assign(byId("large-picture"), { src, alt });
+    byId("large").classList.remove("zoomed");
+    byId("large").showModal();
+    byId("large").classList.toggle("zooms", byId("made").naturalWidth > byId("large-picture").clientWidth);
+  }
+
+  /** Show a picture that is larger than the screen in its own pixels, at the place of a click; close it at another one. */
+  #zoom({ target, clientX, clientY }) {
+    const [dialog, image] = [byId("large"), byId("large-picture")];
+    if (target !== image || !dialog.classList.contains("zooms") || dialog.classList.contains("zoomed")) return dialog.close();
+    const { left, top, width, height } = image.getBoundingClientRect();
+    dialog.classList.add("zoomed");
     dialog.scrollLeft = ((clientX - left) / width) * dialog.scrollWidth - dialog.clientWidth / 2;
     dialog.scrollTop = ((clientY - top) / height) * dialog.scrollHeight - dialog.clientHeight / 2;
+    return undefined;
   }
 
   #dim() {

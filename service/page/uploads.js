@@ -32,7 +32,6 @@ const pdfProblem = ({ name, tiles }) => {
   const command = tiles ? ` To clean a PDF, run: ign project --local --model ${name} scan.pdf --out clean.pdf` : "";
   return new Problem({ detail: `This page opens pictures, no PDF.${command}`, retry: false });
 };
-const MOST_PIXELS = 9e6; // of an image of any size: an A4 page at 300 dpi
 
 /**
  * An image as the model sees it: the part that the user chooses if the proportions are not the model's, in its size and
@@ -48,7 +47,7 @@ export async function prepareUpload(file, { card, model, limits, signal }) {
   } catch {
     throw new Problem({ detail: `${file.name} is no picture that this browser can read.`, retry: false });
   }
-  if (card.tiles) return reduced(picture, Math.min(MOST_PIXELS, limits.pixels));
+  if (card.tiles) return reduced(picture, limits.pixels);
   const [, height, width] = card.shape;
   const part = await chooseCrop(picture, width / height);
   if (!part) return null;
@@ -61,10 +60,11 @@ export async function prepareUpload(file, { card, model, limits, signal }) {
   return createImageBitmap(await response.blob());
 }
 
-/** The image with at most so many pixels. */
-function reduced(picture, most) {
+/** The image with at most so many pixels; with its size before as `whole`, if it had more. */
+async function reduced(picture, most) {
   const scale = Math.sqrt(most / (picture.width * picture.height));
   if (scale >= 1) return picture;
   const [resizeWidth, resizeHeight] = [picture.width, picture.height].map((side) => Math.max(1, Math.floor(side * scale)));
-  return createImageBitmap(picture, { resizeWidth, resizeHeight, resizeQuality: "high" });
+  const whole = [picture.width, picture.height];
+  return Object.assign(await createImageBitmap(picture, { resizeWidth, resizeHeight, resizeQuality: "high" }), { whole });
 }

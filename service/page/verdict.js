@@ -35,7 +35,6 @@ export function percentile(value, quantiles) {
  * @returns {{words: string, numbers: string}} a sentence for everybody, and what was measured
  */
 export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreign = false } = {}) {
-  if (card.tiles) return { words: "Done.", numbers: "Drag the line to compare." };
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
   const share = (value) => formatShare(value / (high - low));
