@@ -34,6 +34,7 @@ const modelsPanel = new ModelsPanel(models);
 let model = null; // the card of the chosen model
 let samples = null; // its generated pictures
 let restored = false; // whether the drawing of the address is on the canvas
+let colours = []; // that are offered, none for a model of grey pictures
 const pens = new Map(); // the name of a model → what the user chose for it: {brush, colour}
 const [PAGE_LEAD, DRAWING_LEAD] = [byId("lead").textContent, "A small network makes it real."];
 const SHEET = [880, 760]; // the shape of a page before one is opened: that of the example, as in the style sheet
@@ -87,10 +88,8 @@ function setShape(card) {
   document.body.classList.toggle("large", Math.max(height, width) > 448); // the browser reduces it
   document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
   document.documentElement.style.setProperty("--ratio", width / height);
-  // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
-  const brush = pens.get(card.name)?.brush ?? Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
-  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
-  setBrush(brush);
+  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any" });
+  takePen();
   canvas.setModel(card);
   project.setModel(card);
 }
@@ -104,7 +103,7 @@ async function setSamples(card, images) {
   if (model !== card) return;
   samples = project.samples = decoded;
   examples.setSamples(samples);
-  if (card.shape[0] === 3) setPalette(samples.palette(), examples.firstStroke);
+  if (card.shape[0] === 3) setPalette(samples.palette());
   if (canvas.isEmpty) await examples.introduce();
   await project.running;
   if (model !== card) return;
@@ -166,6 +165,7 @@ canvas.addEventListener("finished", async () => {
 for (const action of ["undo", "redo", "clear"]) {
   byId(action).addEventListener("click", () => {
     canvas[action]();
+    if (action === "clear" && pens.delete(model.name)) takePen();
     if (byId(action).disabled) canvas.paint.focus({ preventScroll: true }); // a disabled button loses the focus
   });
 }
@@ -213,8 +213,9 @@ function setBrush(width) {
   byId("brush").previousElementSibling.style.setProperty("--brush", width);
 }
 
-/** Offer these colours, none for a model of grey pictures; begin with colour and width of a stroke, if there is one. */
-function setPalette(colours, stroke) {
+/** Offer these colours. */
+function setPalette(offered) {
+  colours = offered;
   byId("palette").hidden = colours.length === 0;
   const swatches = colours.map((colour) => {
     const swatch = createElement("button", { type: "button", className: "swatch", "aria-label": `Colour ${colour}` });
@@ -224,10 +225,18 @@ function setPalette(colours, stroke) {
     return swatch;
   });
   byId("swatches").replaceChildren(...swatches);
-  const pen = { colour: stroke?.colour, brush: stroke?.size, ...pens.get(model.name) };
+  takePen();
+}
+
+/** Take the pen that the user chose for the model since it was cleared, or one that is seen well. */
+function takePen() {
+  // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
+  const usual = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(...model.shape.slice(1))));
+  const { brush = usual, colour } = pens.get(model.name) ?? {};
+  byId("brush").value = brush;
+  setBrush(brush);
   if (colours.length === 0) canvas.colour = null;
-  else setInk(pen.colour ?? mostVisible(colours, backgroundColour(model)));
-  if (pen.brush) setBrush((byId("brush").value = pen.brush));
+  else setInk(colour ?? mostVisible(colours, backgroundColour(model)));
 }
 
 /** The colour that differs most from the background. */

@@ -57,11 +57,6 @@ export class Examples {
     this.#drawings = await Promise.all((DRAWINGS[card.name] ?? []).map(decodeDrawing));
   }
 
-  /** The first stroke of the drawings of the model, if it has some. */
-  get firstStroke() {
-    return this.#drawings[0]?.[0];
-  }
-
   setSamples(samples) {
     this.#samples = samples;
     this.#enable();

@@ -76,7 +76,7 @@ export class GeneratePanel extends EventTarget {
       byId("tile-tools").hidden = true;
       this.#panel.showCommand(curlCommand("generate", { json: { ...json, columns }, accept: "image/png", file: "sheet.png" }));
       this.dispatchEvent(new CustomEvent("generated", { detail: { seed, images: answer.images } }));
-      const made = `${answer.images.length} pictures of seed ${seed} in ${serviceTime(answer.timing)}.`;
+      const made = `${answer.images.length} pictures of number ${seed} in ${serviceTime(answer.timing)}.`;
       return `${made} Choose one to go on with it.`;
     });
   }
@@ -95,7 +95,7 @@ export class GeneratePanel extends EventTarget {
     this.#chosen = image;
     for (const tile of byId("tiles").children) tile.setAttribute("aria-pressed", tile === button);
     byId("tile-tools").hidden = false;
-    this.#panel.say(`Picture ${image.index} of seed ${image.seed}:`);
+    this.#panel.say(`Picture ${image.index} of number ${image.seed}:`);
   }
 
   /** Dim tiles that are not those of the form. */

@@ -32,7 +32,7 @@ class Endpoint {
   setImage({ seed, index, data }) {
     this.#image = null;
     [this.seed.value, this.index.value] = [seed, index];
-    showImage(this.thumb, dataUrl(data), `Picture ${index} of seed ${seed}`);
+    showImage(this.thumb, dataUrl(data), `Picture ${index} of number ${seed}`);
     this.onChange();
   }
 
@@ -49,7 +49,7 @@ class Endpoint {
     const { seed, index } = this.point;
     const json = { model, seed, offset: index };
     const { images } = await callJson("generate", { json, signal });
-    showImage(this.thumb, dataUrl(images[0].data), `Picture ${index} of seed ${seed}`);
+    showImage(this.thumb, dataUrl(images[0].data), `Picture ${index} of number ${seed}`);
   }
 
   #clearImage() {

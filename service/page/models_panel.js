@@ -106,38 +106,47 @@ const size = ({ shape: [channels, height, width], tiles }) =>
 function showCard(card) {
   byId("about-name").textContent = `${titleOf(card)}: ${card.name}, version ${card.version}`;
   byId("about-lead").textContent = card.description ?? "";
-  byId("about-facts").replaceChildren(
-    ...cardFacts(card).map(([name, value]) =>
+  showFacts("about-facts", plainFacts(card));
+  showFacts("about-details", technicalFacts(card));
+}
+
+function showFacts(id, facts) {
+  byId(id).replaceChildren(
+    ...facts.filter((fact) => fact && fact[1]).map(([name, value]) =>
       createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)),
     ),
   );
 }
 
-function cardFacts(card) {
-  const { training, data, quality, reproducible, origin, steps, range: [low, high] } = card;
-  const generated = quality?.generation?.[steps.generate === 1 ? "f" : `f${steps.generate}`];
+function plainFacts(card) {
+  const { data, quality, origin, range: [low, high] } = card;
   return [
     ["Images", `${size(card)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
-    generated && ["Made of noise", `${round(generated.multiple)} times as far from real pictures as other real ones (Fréchet distance)`],
-    ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
+    ["Heavy noise", recognised(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Made real again", `its pictures change by ${formatShare(quality.drift.f / (high - low))}`],
     ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],
     origin && ["Imported from", list(origin.file, ...origin.folded)],
     ["Limits", (quality?.warnings ?? []).join("; ")],
-    training?.parameters && ["Parameters", count(training.parameters)],
     card.licence && ["Licence of the weights", card.licence],
-    ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
-    ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
-  ].filter((fact) => fact && fact[1]);
+  ];
 }
 
-/** What f restores: recognised pictures where there are classes, else the signal-to-noise ratio. */
-function restored(noise) {
-  if (!noise) return undefined;
-  const { input, f } = noise;
-  if (f.accuracy !== undefined) return `recognised ${share(input.accuracy)} of the time before, ${share(f.accuracy)} after`;
-  return `${round(input.psnr)} dB before, ${round(f.psnr)} dB after (PSNR)`;
+function technicalFacts(card) {
+  const { training, quality, reproducible, steps } = card;
+  const generated = quality?.generation?.[steps.generate === 1 ? "f" : `f${steps.generate}`];
+  return [
+    generated && ["Made of noise", `${round(generated.multiple)} times as far from real pictures as other real ones (Fréchet distance)`],
+    ["Heavy noise", cleaned(quality?.restoration?.["noise_0.8_8bit"])],
+    training?.parameters && ["Parameters", count(training.parameters)],
+    ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
+    ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
+  ];
 }
+
+/** What f restores: recognised pictures where there are classes, and the signal-to-noise ratio. */
+const recognised = ({ input, f } = {}) =>
+  f?.accuracy !== undefined && `recognised ${share(input.accuracy)} of the time before, ${share(f.accuracy)} after`;
+const cleaned = ({ input, f } = {}) => f && `${round(input.psnr)} dB before, ${round(f.psnr)} dB after (PSNR)`;
 
 const list = (...parts) => parts.filter(Boolean).join(", ");
 const count = (value) => value.toLocaleString("en");

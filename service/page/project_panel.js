@@ -4,12 +4,12 @@ import { callJson, curlCommand, streamEvents } from "./api.js";
 import { byId } from "./dom.js";
 import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
-import { decodePixels, inkOf, inkedShare, toBase64, toCanvas, toJpeg, toPng } from "./pixels.js";
+import { decodePixels, inkOf, toBase64, toCanvas, toJpeg, toPng } from "./pixels.js";
 import { Problem } from "./problem.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
 import { onUpload, prepareUpload } from "./uploads.js";
-import { formatTimes, isNearlyEmpty, showVerdict, verdict } from "./verdict.js";
+import { formatTimes, judge, showVerdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
@@ -23,7 +23,7 @@ export class ProjectPanel extends EventTarget {
   running = null; // a promise, while requests are sent
   #stepsChosen = false; // by the user, for this model
   #samples = null;
-  #source = {}; // of the picture on the canvas: {name: of the file, whole: [width, height] if that was larger}
+  #source = {}; // of the picture on the canvas: {name: of the file, note: about its size}
 
   constructor(canvas, models) {
     super();
@@ -109,7 +109,7 @@ export class ProjectPanel extends EventTarget {
 
   /** What the next request sends, as text: results of another one are out of date. */
   get #mark() {
-    return [this.canvas.revision, this.settings].join();
+    return `${this.canvas.revision},${this.settings}`;
   }
 
   #changed() {
@@ -124,7 +124,7 @@ export class ProjectPanel extends EventTarget {
     // An example that draws itself makes one request, at its end.
     if (this.canvas.isPlaying) showVerdict({ words: "" });
     else if (byId("live").checked) this.project();
-    else if (this.result.made) showVerdict({ words: this.card.tiles ? "" : "Press “Make it real” to see what becomes of it." });
+    else if (this.result.made) showVerdict({ words: this.card.tiles ? "" : "Press “Make it real” to see the result." });
   }
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
@@ -142,7 +142,7 @@ export class ProjectPanel extends EventTarget {
 
   async #once(signal) {
     this.#wanted = false;
-    const [mark, settings, { name: source, whole }] = [this.#mark, this.settings, this.#source];
+    const [mark, settings, { name: source, note }] = [this.#mark, this.settings, this.#source];
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
     if (inkOf(image, this.card) < BLANK && !mask) {
       this.result.clear();
@@ -153,13 +153,11 @@ export class ProjectPanel extends EventTarget {
     const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
     // Of a page, the original is shown, with its colours.
     const options = { steps, strength, ...(card.tiles ? {} : { record: "0", score: true }) };
-    const form = await this.#form(image, mask, options);
-    const request = { form, signal };
+    const request = { form: await this.#form(image, mask, options), signal };
     const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
     const { data: made, distance, drift } = answer;
-    const seen = card.tiles ? await toBase64(form.get("image")) : answer.trajectory[0].data;
-    const pixels = card.tiles ? null : await decodePixels(made);
-    const measured = { distance, drift, image, pixels, whole };
+    const seen = card.tiles ? await toBase64(request.form.get("image")) : answer.trajectory[0].data;
+    const measured = { distance, drift, image, pixels: card.tiles ? null : await decodePixels(made), note };
     await this.#placing; // the next picture, which ends this unless it cannot be read
     signal.throwIfAborted();
     const description = `${card.tiles ? source : "The drawing"} made real ${formatTimes(steps)}`;
@@ -169,17 +167,8 @@ export class ProjectPanel extends EventTarget {
     return undefined;
   }
 
-  /** Say what f made of a picture, from how far it moved it and from the pixels before and after. */
-  #showVerdict({ distance, drift, image, pixels, whole }) {
-    const { card, samples } = this;
-    const drawing = this.canvas.isDrawing;
-    if (card.tiles) return showVerdict({ words: "Done.", numbers: ["Drag the line to compare.", whole && this.#sizes(whole)].filter(Boolean).join(" ") });
-    if (!samples && card.noise !== null) return showVerdict({ words: "" }); // compared with nothing, it would be another one
-    const nearlyEmpty = isNearlyEmpty(image, card, samples);
-    if (!samples) return showVerdict(verdict({ distance, drift }, card, { nearlyEmpty }), { drawing });
-    const moved = distance * Math.max(1, samples.inkedShare / inkedShare([image, pixels], card));
-    const input = { nearlyEmpty, foreign: samples.isForeign(pixels) };
-    return showVerdict(verdict({ distance: moved, drift }, card, input), { drawing });
+  #showVerdict(measured) {
+    showVerdict(judge(measured, this.card, this.samples), { drawing: this.canvas.isDrawing });
   }
 
   /** Show a result of what is on the canvas. */
@@ -187,12 +176,6 @@ export class ProjectPanel extends EventTarget {
     this.result.expect(this.#mark);
     this.result.show({ ...result, mark });
     this.#showVerdict(result.measured);
-  }
-
-  #sizes(whole) {
-    const [, height, width] = this.card.shape;
-    const most = Math.floor(this.models.limits.pixels / 1e6);
-    return `The result has ${width} × ${height} pixels, not ${whole.join(" × ")}: at most ${most} million can be made here.`;
   }
 
   /** The image of a response, while it says how many tiles are done. */
@@ -214,9 +197,8 @@ export class ProjectPanel extends EventTarget {
 
   async #form(image, mask, options) {
     const form = new FormData();
-    const png = await toPng(image);
-    const fits = png.size < 0.95 * this.models.limits.body_bytes; // else a photograph of many pixels
-    form.append("image", fits ? png : await toJpeg(image), "drawing.png");
+    const png = await toPng(image); // that of a large photograph is more than a body may have
+    form.append("image", png.size < 0.95 * this.models.limits.body_bytes ? png : await toJpeg(image), "drawing.png");
     if (mask) form.append("mask", await toPng(mask), "mask.png");
     // The canvas already has the polarity and the size of the model.
     for (const [name, value] of Object.entries({ model: this.models.reference, invert: false, ...options })) {
@@ -256,7 +238,7 @@ export class ProjectPanel extends EventTarget {
       const file = fetched ? new File([fetched], source.pathname.split("/").at(-1)) : source;
       const picture = await prepareUpload(file, { card, model: models.reference, limits: models.limits, signal });
       return picture && [picture, () => {
-        this.#source = { name: file.name, whole: picture.whole };
+        this.#source = { name: file.name, note: picture.note };
         this.canvas.placeImage(picture);
       }];
     }, 0);
@@ -282,8 +264,8 @@ export class ProjectPanel extends EventTarget {
   /** Show what `load` returns, an image and how to show it, unless another one is wanted meanwhile. */
   #place(load, delay) {
     this.#placing = this.#uploads.run("Reading the picture", async (signal) => {
+      this.result.expect(null);
       try {
-        this.result.expect(null);
         const [image, show] = (await load(signal)) ?? [];
         if (!image || signal.aborted) return undefined;
         if (this.card.tiles) this.dispatchEvent(new CustomEvent("sized", { detail: [image.height, image.width] }));

@@ -110,10 +110,11 @@ export class Result {
     byId("large").classList.toggle("zooms", byId("made").naturalWidth > byId("large-picture").clientWidth);
   }
 
-  /** Show a picture that is larger than the screen in its own pixels, at the place of a click; close it at another one. */
+  /** Show a picture that is larger than the screen in its own pixels, where it was clicked; another click closes it. */
   #zoom({ target, clientX, clientY }) {
     const [dialog, image] = [byId("large"), byId("large-picture")];
-    if (target !== image || !dialog.classList.contains("zooms") || dialog.classList.contains("zoomed")) return dialog.close();
+    const zooms = target === image && dialog.matches(".zooms:not(.zoomed)");
+    if (!zooms) return dialog.close();
     const { left, top, width, height } = image.getBoundingClientRect();
     dialog.classList.add("zoomed");
     dialog.scrollLeft = ((clientX - left) / width) * dialog.scrollWidth - dialog.clientWidth / 2;

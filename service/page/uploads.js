@@ -60,11 +60,14 @@ export async function prepareUpload(file, { card, model, limits, signal }) {
   return createImageBitmap(await response.blob());
 }
 
-/** The image with at most so many pixels; with its size before as `whole`, if it had more. */
+/** The image with at most so many pixels; with a note that says so, if it had more. */
 async function reduced(picture, most) {
   const scale = Math.sqrt(most / (picture.width * picture.height));
   if (scale >= 1) return picture;
-  const [resizeWidth, resizeHeight] = [picture.width, picture.height].map((side) => Math.max(1, Math.floor(side * scale)));
-  const whole = [picture.width, picture.height];
-  return Object.assign(await createImageBitmap(picture, { resizeWidth, resizeHeight, resizeQuality: "high" }), { whole });
+  const { width, height } = picture;
+  const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.floor(side * scale)));
+  const sizes = `${resizeWidth} × ${resizeHeight} pixels, not ${width} × ${height}`;
+  const note = `The result has ${sizes}: at most ${Math.floor(most / 1e6)} million can be made here.`;
+  const smaller = await createImageBitmap(picture, { resizeWidth, resizeHeight, resizeQuality: "high" });
+  return Object.assign(smaller, { note });
 }

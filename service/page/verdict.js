@@ -4,9 +4,15 @@
 // the result, as in generated pictures.
 
 import { byId } from "./dom.js";
-import { contrastOf, inkOf } from "./pixels.js";
+import { contrastOf, inkOf, inkedShare } from "./pixels.js";
 
+const KEPT = 90; // percentile of the change of real pictures up to which a picture is left nearly as it is
+// How far a result may change when it is made real again: so many times as far as generated pictures in the model's own
+// measurement, or as far as most real pictures where there is none.
+const REAL = 1.5;
+const MOST_REAL = 80; // percentile
 const NEARLY_EMPTY = 0.5; // of the least ink of a generated picture
+const FILLED = 0.9; // share of ink of pictures that have backgrounds of their own
 const PLAIN = 0.04; // contrast: of a photo of a wall
 
 /** A mean difference as a percentage of the model's range. */
@@ -25,10 +31,23 @@ export function percentile(value, quantiles) {
   return above - 1 + (value - low) / (quantiles[above] - low);
 }
 
+/** What is said of a result, from how far f moved the picture, and from the pixels before and after. */
+export function judge({ distance, drift, image, pixels, note = "" }, card, samples) {
+  if (card.tiles) return { words: "Done.", numbers: `Drag the line to compare. ${note}`.trim() };
+  if (!samples && card.noise !== null) return { words: "" }; // compared with nothing, it would be another one
+  const nearlyEmpty = isNearlyEmpty(image, card, samples);
+  if (!samples) return verdict({ distance, drift }, card, { nearlyEmpty });
+  const filled = samples.inkedShare > FILLED;
+  const sparse = filled ? 1 : Math.max(1, samples.inkedShare / inkedShare([image, pixels], card));
+  const input = { nearlyEmpty, foreign: samples.isForeign(pixels) };
+  return verdict({ distance: distance * sparse, drift: drift === null ? null : drift * sparse }, card, input);
+}
+
 /**
  * The verdict on one result.
  *
- * @param {{distance: number, drift: number | null}} result in the model's units; no drift if it was not measured
+ * @param {{distance: number, drift: number | null}} result in the model's units; no drift if it was not measured. That
+ *   of an exact model says nothing: it keeps whatever it made.
  * @param {object} card
  * @param {{nearlyEmpty: boolean, foreign: boolean}} input so little is drawn that nothing can be said of it; the result is
  *   like no generated picture
@@ -38,19 +57,22 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreig
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
   const share = (value) => formatShare(value / (high - low));
-  const settled = drift === null || drift <= Math.max(quantiles?.[99] ?? 0, distance / 10);
+  const within = (value, most) => Boolean(quantiles) && percentile(value, quantiles) <= most;
+  const usual = card.quality?.drift?.f;
+  const changes = drift !== null && drift > (usual ? REAL * usual : (quantiles?.[MOST_REAL] ?? Infinity));
   return { words: words(), numbers: `${numbers().join("; ")}.` };
 
   function words() {
     if (nearlyEmpty) return "There is too little to go on.";
     if (foreign) return `This does not look like ${thingOf(card)} to the network.`;
-    if (!settled) return "Not quite real yet: once more, and it changes again.";
-    return quantiles && percentile(distance, quantiles) <= 90 ? "This looked real already." : "Made real.";
+    if (changes) return "Not quite real yet: once more, and it changes again.";
+    if (within(distance, KEPT)) return "The network leaves this nearly as it is.";
+    return card.exact || drift === null || !quantiles ? "This is what the network makes of it." : "Made real.";
   }
 
   function numbers() {
     const real = quantiles && `real pictures change by ${share(quantiles[1]).replace("\u00a0%", "")} to ${share(quantiles[99])}`;
-    return [`Changed by ${share(distance)}`, real, !settled && `once more, by ${share(drift)}`].filter(Boolean);
+    return [`Changed by ${share(distance)}`, real, changes && `once more, by ${share(drift)}`].filter(Boolean);
   }
 }
 

@@ -123,7 +123,7 @@ def test_a_busy_service_is_asked_again_by_itself(visit: Visit) -> None:
     visit.one("#seed").fill("11")
     visit.button("Generate").click()
     visit.toast("Trying again in 1 s.")
-    visit.says("generate", "16 pictures of seed 11")
+    visit.says("generate", "16 pictures of number 11")
     assert visit.one("#toasts > *").count() == 0
 
 

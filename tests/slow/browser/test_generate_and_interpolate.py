@@ -13,7 +13,7 @@ from tests.slow.browser.visit import Browser, Visit, visiting
 def generate(visit: Visit, seed: int) -> None:
     visit.one("#seed").fill(str(seed))
     visit.button("Generate").click()
-    visit.says("generate", f"16 pictures of seed {seed}")
+    visit.says("generate", f"16 pictures of number {seed}")
 
 
 def test_sixteen_pictures_of_a_seed(visit: Visit, service: Service) -> None:
@@ -25,10 +25,10 @@ def test_sixteen_pictures_of_a_seed(visit: Visit, service: Service) -> None:
             visit.picture(f"#tiles .tile:nth-child({i + 1}) img")
             == pixels(unb64(answer[i]["data"]), "L")
         ).all()
-    visit.button("New seed").click()
+    visit.button("New pictures").click()
     seed = visit.one("#seed").input_value()
     assert seed != "11"
-    visit.says("generate", f"16 pictures of seed {seed}")
+    visit.says("generate", f"16 pictures of number {seed}")
 
 
 def test_a_picture_goes_to_the_canvas(visit: Visit) -> None:
@@ -104,7 +104,7 @@ def test_a_walk_from_what_is_drawn(visit: Visit) -> None:
 
 
 def test_a_field_that_is_out_of_range_sends_nothing(visit: Visit) -> None:
-    visit.says("generate", "16 pictures of seed 7")  # those the page begins with
+    visit.says("generate", "16 pictures of number 7")  # those the page begins with
     asked: list[str] = []
     # Playwright marks its handlers: no builtin
     visit.page.on("request", lambda request: asked.append(request.post_data or ""))

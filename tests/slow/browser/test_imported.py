@@ -30,7 +30,7 @@ def test_what_needs_noise_is_hidden_and_the_rest_works(browser: Browser, tmp_pat
         visit.one("#lasting").scroll_into_view_if_needed()
         visit.one("#strip img").first.wait_for()
         visit.choose("Toy")
-        visit.says("generate", "16 pictures of seed")
+        visit.says("generate", "16 pictures of number")
         assert visit.one("[data-example=drawn]").is_visible()
 
 
@@ -75,5 +75,5 @@ def test_a_page_is_an_example(browser: Browser, tmp_path: Path) -> None:
         assert visit.picture("#made").shape == (880, 760)
         assert not visit.one("[data-example=noisy]").is_visible()
         visit.choose("Toy")
-        visit.says("generate", "16 pictures of seed")
+        visit.says("generate", "16 pictures of number")
         assert not visit.one("[data-example=page]").is_visible()

@@ -24,20 +24,21 @@ HOLD = """() => {
     }));
   };
 }"""
+MADE = "This is what the network makes of it."
 VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
-    (0.05, 0.01, {}, "This looked real already. | Changed by 3 %; REAL."),
+    (0.05, 0.01, {}, "The network leaves this nearly as it is. | Changed by 3 %; REAL."),
     (
         0.0,
         0.0,
         {"nearlyEmpty": True},
         "There is too little to go on. | Changed by less than 0.1 %; REAL.",
     ),
-    (0.5, 0.09, {}, "Made real. | Changed by 25 %; REAL."),
+    (0.5, 0.07, {}, "Made real. | Changed by 25 %; REAL."),
     (
         0.5,
-        0.2,
+        0.09,
         {},
-        "Not quite real yet: once more, and it changes again. | Changed by 25 %; REAL; once more, by 10 %.",
+        "Not quite real yet: once more, and it changes again. | Changed by 25 %; REAL; once more, by 5 %.",
     ),
     (1.2, 0.01, {}, "Made real. | Changed by 60 %; REAL."),
     (
@@ -47,7 +48,8 @@ VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
         "This does not look like a face to the network. | Changed by 10 %; REAL.",
     ),
     # a card without measures compares with none
-    (0.01, 0.0, {"distance_quantiles": None}, "Made real. | Changed by 0.5 %."),
+    (0.01, 0.0, {"distance_quantiles": None}, f"{MADE} | Changed by 0.5 %."),
+    (0.5, 0.0, {"exact": True}, f"{MADE} | Changed by 25 %; REAL."),
 ]
 
 

@@ -303,7 +303,7 @@ def test_the_second_visit_needs_no_server(browser: Browser, folder: Path) -> Non
         visit.empty()
         visit.draw()
         visit.settled()
-        visit.says("generate", "16 pictures of seed 7")
+        visit.says("generate", "16 pictures of number 7")
 
 
 @pytest.mark.parametrize("damage", ["cut", "no memory"])

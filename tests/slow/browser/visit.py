@@ -31,7 +31,7 @@ __all__ = [
 ]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 VERDICT = re.compile(
-    r"^(Made real|This looked real already|Not quite real yet|There is too little|This does not)"
+    r"^(Made real|This is what|The network leaves|Not quite real|There is too little|This does not)"
 )
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
