@@ -34,6 +34,8 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # With COVERAGE set, as in CI, `make test` records its coverage, and `make check` runs only the slow tests, which would
 # take a fifth longer if theirs was recorded.
 COVERAGE ?=
+# The files that have slow tests: every worker imports all that it may run.
+SLOW = tests/slow $(shell grep -rl 'mark\.slow' tests --include='test_*.py')
 THOROUGH := -m pytest $(PARALLEL) --hypothesis-profile=ci
 
 # One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.
@@ -86,7 +88,7 @@ types: $(DEVELOP)  ## check types
 
 coverage: $(DEVELOP)  ## run all tests but those of containers; fast ones cover 95 % of the service, 100 % of the client
 	$(if $(COVERAGE),,$(MAKE) --no-print-directory test COVERAGE=add ARGS=)
-	$(BIN)/python $(THOROUGH) -m slow --ignore=tests/slow/containers
+	$(BIN)/python $(THOROUGH) -m slow --ignore=tests/slow/containers $(SLOW)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total

@@ -25,7 +25,7 @@ else:
     # thorough profile.
     shared: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("fast", max_examples=25, **shared)
-    settings.register_profile("ci", max_examples=200, **shared)
+    settings.register_profile("ci", max_examples=100, **shared)
     settings.load_profile("ci" if os.environ.get("CI") else "fast")
 
 # The workers of pytest-xdist share the CPUs. torch reads this when it is imported, which is later.
@@ -44,13 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker more than there are CPUs, of which a container may have fewer than its host: tests
-    also wait.
+    also wait. Slow ones wait half of their time, mostly for other processes.
     """
     from service.environment import available_cpus
 
-    return available_cpus() + 1
+    return available_cpus() + 1 + takes_slow(config)
 
 
 def takes_slow(config: pytest.Config) -> bool:

@@ -93,7 +93,7 @@ class Callers:
 
     def _call(self, number: int) -> None:
         with httpx.Client(base_url=self._url, timeout=60.0, trust_env=False) as client:
-            while not self._over.wait(0.01):
+            while not self._over.wait(0.05):
                 try:
                     response = client.post("/generate", json={"seed": number})
                     response.raise_for_status()

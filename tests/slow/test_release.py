@@ -107,7 +107,7 @@ def test_without_onnxruntime_the_line_says_what_to_type(installed: Path, tmp_pat
     succeed(tmp_path, installed / "ign", "serve", "--check")
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
 def test_the_wheels_come_and_go_in_either_order(dist: Path, tmp_path: Path, version: str) -> None:
     programs = install(f"python{version}", dist, tmp_path / "venv")  # the client first
     remove = (*pip(programs), "uninstall", "--yes")
