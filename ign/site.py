@@ -91,8 +91,8 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
         raise StartupError(f"{exc.filename}: {exc.strerror}") from exc
     size = sum(map(len, files.values())) / 1e6
     click.echo(
-        f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server -d {out}` shows "
-        f"the page",
+        f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server 8001 -d {out}` "
+        f"shows the page",
         err=True,
     )
 
@@ -149,8 +149,7 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
         raise StartupError(f"{folder}: no model of it can be used")
     # As in the service, a name stands for its highest version.
     named = [ref for ref in models if default in (ref, ref.split("/")[0])]
-    first = (named or list(models))[-1]
-    return index | {"models": list(models.values()), "default": first}
+    return index | {"models": list(models.values()), "default": (named or list(models))[-1]}
 
 
 def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -221,22 +220,23 @@ def _add_page(files: Files, index: Mapping[str, Any]) -> None:
         }
     files["runtime/LICENSE.txt"] = files.pop("page/LICENSE.txt")
     files["models.json"] = json.dumps(index, separators=(",", ":")).encode()
-    policy = PAGE_POLICY.replace(
-        "script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
+    policy = (
+        PAGE_POLICY.replace(
+            "script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
+        )
+        .replace("connect-src 'self'", "connect-src 'self' data:")
+        .replace("frame-ancestors 'none'; ", "")
     )
-    policy = policy.replace("connect-src 'self'", "connect-src 'self' data:").replace(
-        "frame-ancestors 'none'; ", ""
+    page = files.pop("page/index.html").decode()
+    files["index.html"] = (
+        page.replace('<html lang="en">', '<html lang="en" class="site">')
+        .replace(
+            "<title>",
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types ign">'
+            "\n<title>",
+        )
+        .encode()
     )
-    page = (
-        files.pop("page/index.html")
-        .decode()
-        .replace('<html lang="en">', '<html lang="en" class="site">')
-    )
-    head = (
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types '
-        f'ign">\n<title>'
-    )
-    files["index.html"] = page.replace("<title>", head).encode()
     worker = files.pop("page/service-worker.js")
     kept = [
         "./",

@@ -118,7 +118,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     if form := _file_format(options):
         check_free([options.out], options.force)
         sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
-        _save(sheet, options.out)
+        save(sheet, options.out)
         terminal.result(f"{options.out}: seed {sheet.seed}")
         return True
     if options.n < 1:
@@ -204,7 +204,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     target: Path = options.out
     if form := _file_format(options):
         check_free([target], options.force)
-        _save(
+        save(
             client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)),
             target,
         )
@@ -215,7 +215,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     frames = client.latent_interpolate(points, **_given(options, lists.PathOptions))
     digits = max(3, len(str(len(frames) - 1)))
     for frame in frames:
-        _save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
+        save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
@@ -262,10 +262,8 @@ def _file_format(options: argparse.Namespace) -> Any:
     """The format of the one file that `--out` names, or None for a folder; sets
     `options.format`.
     """
-    suffix = options.out.suffix.lower()
-    if suffix in _NO_OUTPUT:
-        raise errors.InputError(f"--out {options.out}: expected a folder, or a file: {_SUFFIXES}")
-    form = SUFFIXES.get(suffix)
+    is_path = options.run is interpolate
+    form = form_of(options.out, get_args(lists.PathForm if is_path else lists.Format))
     if form is None:
         for name in ("columns", "gap"):
             if getattr(options, name, None):
@@ -277,6 +275,19 @@ def _file_format(options: argparse.Namespace) -> Any:
             f"--format {options.format}: --out {options.out} is {form}; leave one of them out"
         )
     options.format = form or options.format or "png"
+    return form
+
+
+def form_of(out: Path, forms: Collection[str]) -> str | None:
+    """The format, one of ``forms``, of the file that `--out` names, or None for a folder."""
+    suffix = out.suffix.lower()
+    if not suffix or out.is_dir():
+        return None
+    form = SUFFIXES.get(suffix, suffix[1:])
+    if form not in forms:
+        raise errors.InputError(
+            f"--out {out}: expected .{' .'.join(forms)}, or a folder: a name without a suffix"
+        )
     return form
 
 
@@ -305,7 +316,7 @@ def _save_all(
     def save_some(some: Sequence[K]) -> None:
         nonlocal saved
         for target, image in make(some):
-            _save(image, target)
+            save(image, target)
             with lock:
                 saved += 1
 
@@ -318,7 +329,8 @@ def _save_all(
     return saved, failed
 
 
-def _save(picture: Picture, target: Path) -> None:
+def save(picture: Picture, target: Path) -> None:
+    """Write an image, and the folders above it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target)
 
@@ -438,9 +450,6 @@ def _output_path(text: str) -> Path:
     return Path(text)
 
 
-_SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
-# Of files, not of folders; the commands write none of them.
-_NO_OUTPUT: Final = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
 _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
     "points": {
@@ -458,7 +467,8 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "out": {
         "type": _output_path,
         "required": True,
-        "help": f"folder for one file each, or a file: {_SUFFIXES}",
+        "help": "folder for one file each, or a file: .png .jpg .webp .npy, of a path also .gif "
+        ".apng, of PDF files .pdf",
     },
     "force": {"action": "store_true", "help": "overwrite existing outputs"},
     "skip_existing": {"action": "store_true", "help": "skip images whose output exists"},
@@ -489,7 +499,10 @@ _COMMANDS: Final = {
         "generate images from noise",
         f"n seed offset noise_scale width height columns gap {_COMMON} jobs skip_existing",
     ),
-    project: ("project images", f"inputs strength resize invert mask {_COMMON} jobs skip_existing"),
+    project: (
+        "project images, in `ign` also PDF files",
+        f"inputs strength resize invert mask {_COMMON} jobs skip_existing",
+    ),
     interpolate: ("walk between seeds, images or .npy latents", f"{_WALK} columns gap {_COMMON}"),
     score: ("score images, as tab-separated values", "inputs json jobs model resize invert"),
     models: ("list the models, their shapes and devices", ""),

@@ -102,8 +102,9 @@ def test_generate_into_a_folder(shell: Shell, service: Service) -> None:
     assert shell("generate --format npy --noise-scale 0.5 --model colour -o out") == DONE
     seed = shell.out.rpartition(" ")[2].strip()  # that it chose
     assert np.load(f"out/{seed}-0.npy").shape == (3, 8, 8)
-    assert shell("generate --seed", "a/b c", "-o", "texts") == DONE
-    assert names("texts") == ["a%2Fb c-0.png"]
+    Path("v1.2").mkdir()
+    assert shell("generate --seed", "a/b c", "-o", "v1.2") == DONE
+    assert names("v1.2") == ["a%2Fb c-0.png"]
 
 
 @pytest.mark.parametrize(
@@ -365,8 +366,9 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
         ("--base-url nowhere generate -o out", "base_url: expected"),
         ("", "usage: ign-client "),
         ("generate", "usage: ign-client generate "),
-        ("generate -o x.bmp", "--out x.bmp: expected a folder, or a file: "),
-        ("project in -o x.pdf", "--out x.pdf: expected a folder, or a file: "),
+        ("generate -o x.gif", "--out x.gif: expected .png .jpeg .webp .npy, or a folder"),
+        ("interpolate 1 2 -o x.y", "--out x.y: expected .png .jpeg .webp .npy .gif .apng, or "),
+        ("project scans -o x.pdf", "--out x.pdf: expected .png "),
         ("generate --out=", "usage: ign-client generate "),
         ("generate -o x --jobs 0", "usage: ign-client generate "),
         ("interpolate 1 2 -o x --jobs 2", "usage: ign-client "),
