@@ -20,11 +20,13 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    switches = {
-        "--local": "run the model in this process, without a service and its limits, on the IGN_… "
-        "variables of `ign serve`"
-    }
-    return client.parser("ign", switches=switches)
+    return client.parser(
+        "ign",
+        switches={
+            "--local": "run the model in this process, without a service and its limits, on the "
+            "IGN_… variables of `ign serve`; IGN_MODEL_DIR names the folder of models"
+        },
+    )
 
 
 def _run(arguments: Sequence[str]) -> int:

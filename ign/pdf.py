@@ -33,7 +33,7 @@ def project_files(client: Client, options: argparse.Namespace, terminal: Termina
     documents = [Path(text) for text in options.inputs if _is_pdf(text)]
     if not documents:
         inside = (file for text in options.inputs for file in Path(text).rglob("*.[pP][dD][fF]"))
-        if (left_out := next(inside, None)) is not None:
+        if left_out := next(inside, None):
             terminal.error(f"{left_out}: left out, as any PDF in a folder; name it itself")
         if _is_pdf(options.out):
             raise StartupError(f"--out {options.out}: only PDF files become a PDF file")

@@ -89,10 +89,9 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
             (out / name).write_bytes(content)
     except OSError as exc:
         raise StartupError(f"{exc.filename}: {exc.strerror}") from exc
-    size = sum(map(len, files.values())) / 1e6
     click.echo(
-        f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server 8001 -d {out}` "
-        f"shows the page",
+        f"{out}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB; "
+        f"`python -m http.server 8001 -d {out}` shows the page",
         err=True,
     )
 
@@ -164,14 +163,16 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
     data = (folder / MODEL_FILE).read_bytes()
     model = OnnxModel(data, device="cpu")
     card = model.card
-    golden = read_golden(folder / GOLDEN_FILE, *model.card.row_shapes)
+    golden = read_golden(folder / GOLDEN_FILE, *card.row_shapes)
     for content, tolerance in (
         (_round_weights(data), card.tolerance.fp16),
         (data, card.tolerance.fp32),
     ):
         if check_golden(OnnxModel(content, device="cpu"), golden, tolerance).passed:
-            members = {"digest": f"sha256:{model.digest}", "device": "this browser"}
-            return card.model_dump(mode="json") | members, content
+            return card.model_dump(mode="json") | {
+                "digest": f"sha256:{model.digest}",
+                "device": "this browser",
+            }, content
     raise StartupError(f"{MODEL_FILE} does not give the rows of {GOLDEN_FILE}")
 
 

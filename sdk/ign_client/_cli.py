@@ -379,12 +379,13 @@ def parser(
         "IGN_API_KEY the API key.",
         epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, "
         "130 interrupted",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
     top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, deadline=None, retries=None)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for run, (summary, names) in _COMMANDS.items():
-        command = commands.add_parser(run.__name__, help=summary)
+        command = commands.add_parser(run.__name__, help=summary, allow_abbrev=False)
         command.set_defaults(run=run, command=command)
         for name in names.split():
             _add(command, name)

@@ -140,6 +140,11 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ),
         ("models push x", "ign models: push x: one argument too many;"),
         ("train --bogus 1", "ign train: no option --bogus;"),
+        # no option is shortened
+        ("train --pres small", "ign train: no option --pres; did you mean --preset"),
+        ("import x --name y --modul z", "ign import: no option --modul; did you mean --mod"),
+        ("bulk generate x --form png", "ign bulk generate: no option --form; did you mean --fo"),
+        ("generate -o x --n 3", "ign generate: no option --n; did you mean -n?"),
         ("generate", "ign generate: -o/--out: missing;"),
         ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
         (
@@ -149,6 +154,7 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ("generate -o x --local", "ign generate: IGN_MODEL_DIR=/nowhere: no such directory"),
         ("project -o x --format gif y", "ign project: --format: 'gif' is not one of "),
         ("bulk generate", "ign bulk generate: OUTPUT: missing;"),
+        ("bulk generate x --shard many", "ign bulk generate: --shard: 'many' is no number;"),
         ("bulk generate x -n 0", "ign bulk generate: -n: must be at least 1"),
         ("score nowhere.png", "ign score: nowhere.png: no such file"),
         ("train --data x", "ign train: --out: name the folder"),

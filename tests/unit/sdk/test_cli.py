@@ -371,6 +371,7 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
         ("project scans -o x.pdf", "--out x.pdf: expected .png "),
         ("generate --out=", "usage: ign-client generate "),
         ("generate -o x --jobs 0", "usage: ign-client generate "),
+        ("generate -o x --n 3", "usage: ign-client "),
         ("interpolate 1 2 -o x --jobs 2", "usage: ign-client "),
         ("interpolate 1 2 3 4 --grid 5 -o y.png", "usage: ign-client interpolate "),
         ("generate -o x --noise-scale nan", "usage: ign-client generate "),
