@@ -22,10 +22,8 @@ def client_command(name: str) -> click.Command:
 def _parser() -> argparse.ArgumentParser:
     return client.parser(
         "ign",
-        switches={
-            "--local": "run the model in this process, without a service and its limits, on the "
-            "IGN_… variables of `ign serve`; IGN_MODEL_DIR names the folder of models"
-        },
+        "run the model in this process, without a service and its limits, on the IGN_… variables "
+        "of `ign serve`; IGN_MODEL_DIR names the folder of models",
     )
 
 

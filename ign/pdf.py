@@ -16,8 +16,8 @@ import click
 from PIL import Image
 
 from ign_client import Client
-from ign_client._batches import Terminal, check_free, require_file
-from ign_client._cli import form_of, project, save
+from ign_client._batches import Terminal, check_free, form_of, require_file, save
+from ign_client._cli import project
 from ign_client._picture import Picture
 from service.domain.errors import StartupError
 

@@ -134,9 +134,11 @@ def raw(form: str, response: Response) -> results.Raw:
 
 def models(response: Response) -> results.Models:
     answer = document(response)
-    cards = tuple(map(_card, answer["models"]))
     return value(
-        results.Models, answer, models=cards, limits=value(results.Limits, answer["limits"])
+        results.Models,
+        answer,
+        models=tuple(map(_card, answer["models"])),
+        limits=value(results.Limits, answer["limits"]),
     )
 
 

@@ -249,8 +249,9 @@ def _encoded(options: Options) -> dict[str, Any]:
     if "masks" in options:
         if "mask" in options:
             raise InputError("masks: give mask or masks, not both")
-        masks = enumerate(options["masks"])
-        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in masks]
+        encoded["masks"] = [
+            _inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])
+        ]
     return encoded
 
 
@@ -258,9 +259,10 @@ def _upload(contents: Sequence[bytes], options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
     if "masks" in sent:
-        texts = {"images": contents, "masks": sent["masks"]}
         return _json(
-            sent, **{name: list(map(_inputs.base64_text, data)) for name, data in texts.items()}
+            sent,
+            images=list(map(_inputs.base64_text, contents)),
+            masks=list(map(_inputs.base64_text, sent["masks"])),
         )
     files = [("image", ("image", data, _FILE)) for data in contents]
     if "mask" in sent:

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 from urllib.parse import quote
 
@@ -22,18 +21,21 @@ from ign_client import _errors as errors
 from ign_client import _options as lists
 from ign_client._batches import (
     PAGED,
+    Prompt,
     Terminal,
     by_source,
     check_free,
     for_each_item,
+    form_of,
     list_images,
     pages,
     require_file,
+    save,
 )
 from ign_client._calls import images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
-from ign_client._picture import SUFFIXES, Picture
+from ign_client._picture import Picture
 from ign_client._results import MEASURES, Score
 from ign_client._settings import DEFAULT_TIMEOUT_S
 from ign_client._version import __version__
@@ -72,6 +74,7 @@ def run(
     manager.
     """
     terminal = Terminal()
+    is_patient = connect or options.retries is not None or options.deadline is not None
     connect = connect or partial(
         Client,
         options.base_url,
@@ -82,7 +85,8 @@ def run(
     )
     try:
         with connect() as client:
-            done: bool = options.run(client, options, terminal)
+            sender = client if is_patient else Prompt(client)
+            done: bool = options.run(sender, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
         return INTERRUPTED
@@ -145,9 +149,11 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             )
 
     # Only what exists is listed: there may be a thousand million indices.
-    files = options.out.glob(f"{glob.escape(name)}-{'[0-9]' * digits}{suffix}")
-    found = (int(file.stem.rpartition("-")[2]) for file in files)
-    existing = {index for index in found if index in indices}
+    existing = {
+        index
+        for file in options.out.glob(f"{glob.escape(name)}-{'[0-9]' * digits}{suffix}")
+        if (index := int(file.stem.rpartition("-")[2])) in indices
+    }
     if not options.skip_existing:
         check_free(map(target, sorted(existing)), options.force, _KEPT)
         existing = set()
@@ -165,10 +171,6 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     out: Path = options.out
     is_file = _file_format(options)
     sources = list_images(options.inputs)
-    if is_file and len(sources) > 1:
-        raise errors.InputError(
-            f"--out: {out} is one file, but there are {len(sources)} images; name a folder"
-        )
     suffix = _suffix(options)
     given = _given(options, lists.ProjectOptions)
     targets = {
@@ -178,7 +180,9 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     sources_of = {target: source for source, target in targets.items()}
     for source, target in targets.items():
         if (other := sources_of[target]) != source:
-            raise errors.InputError(f"{source} and {other} would both become {target}")
+            raise errors.InputError(
+                f"{source} and {other} would both become {target}; name a folder"
+            )
     if options.mask is not None:
         given["mask"] = require_file(options.mask).read_bytes()
     if options.skip_existing:
@@ -237,9 +241,9 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("file", *MEASURES)
-        for source in filter(scores.__contains__, sources):
-            names = pages(source, len(scores[source]))
-            for file, measured in zip(names, scores[source], strict=True):
+        for source in sources:
+            found = scores.get(source, ())
+            for file, measured in zip(pages(source, len(found)), found, strict=False):
                 values = {name: getattr(measured, name) for name in MEASURES}
                 if options.json:
                     terminal.result(json.dumps({"file": str(file), **values}))
@@ -275,19 +279,6 @@ def _file_format(options: argparse.Namespace) -> Any:
             f"--format {options.format}: --out {options.out} is {form}; leave one of them out"
         )
     options.format = form or options.format or "png"
-    return form
-
-
-def form_of(out: Path, forms: Collection[str]) -> str | None:
-    """The format, one of ``forms``, of the file that `--out` names, or None for a folder."""
-    suffix = out.suffix.lower()
-    if not suffix or out.is_dir():
-        return None
-    form = SUFFIXES.get(suffix, suffix[1:])
-    if form not in forms:
-        raise errors.InputError(
-            f"--out {out}: expected .{' .'.join(forms)}, or a folder: a name without a suffix"
-        )
     return form
 
 
@@ -329,12 +320,6 @@ def _save_all(
     return saved, failed
 
 
-def save(picture: Picture, target: Path) -> None:
-    """Write an image, and the folders above it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target)
-
-
 def _images_of_request(
     client: Client, options: argparse.Namespace, sources: Collection[Path]
 ) -> int:
@@ -347,8 +332,7 @@ def _images_of_request(
         return 1
     models = client.models()
     chosen = options.model or models.default
-    named = [card for card in models if chosen in (card.ref, card.name)]
-    is_tiled = any(card.document.get("tiles") is not None for card in named)
+    is_tiled = any(card.document.get("tiles") for card in models if chosen in (card.ref, card.name))
     return 1 if is_tiled else max(1, min(_GROUP, models.limits.images))
 
 
@@ -367,12 +351,8 @@ def _count(pictures: int) -> str:
 # The parser. Options that a method has, too, come from `_options`
 
 
-def parser(
-    prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyType({})
-) -> argparse.ArgumentParser:
-    """The parser of the command line; ``switches`` are further options of every command, and what
-    they do.
-    """
+def parser(prog: str = "ign-client", local: str = "") -> argparse.ArgumentParser:
+    """The parser of the command line; ``local``: what an option `--local` of all commands does."""
     top = argparse.ArgumentParser(
         prog=prog,
         description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, "
@@ -389,8 +369,8 @@ def parser(
         command.set_defaults(run=run, command=command)
         for name in names.split():
             _add(command, name)
-        for switch, text in switches.items():
-            command.add_argument(switch, action="store_true", help=text)
+        if local:
+            command.add_argument("--local", action="store_true", help=local)
     for each in (top, *commands.choices.values()):
         # They stand before or after the name of the command; a missing one leaves what stands
         # before.
@@ -484,14 +464,10 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     },
 }
 """What argparse needs to know of options that no method has in this form."""
-_KINDS: Final = (
-    lists.GenerateOptions,
-    lists.GenerateFileOptions,
-    lists.ProjectOptions,
-    lists.PathFileOptions,
-)
 _OF_METHODS: Final = {
-    name: option for kind in _KINDS for name, option in lists.options_of(kind).items()
+    **lists.options_of(lists.GenerateFileOptions),
+    **lists.options_of(lists.ProjectOptions),
+    **lists.options_of(lists.PathFileOptions),
 }
 _WALK: Final = "points frames method loop grid fps"
 _COMMON: Final = "model steps scale resample format out force"

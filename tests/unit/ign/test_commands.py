@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -184,8 +185,16 @@ def test_models_are_listed_from_their_cards(tmp_path: Path) -> None:
 
 
 def test_a_service_that_is_not_there() -> None:
-    done = ign("generate --base-url http://127.0.0.1:1 --retries 0 -o out")
-    assert (done.exit_code, "ign serve" in done.output, "--local" in done.output) == (3, True, True)
+    for option, least, most in (
+        ("", 0.0, 5.0),
+        ("--retries 3", 1.0, 60.0),
+        ("--deadline 3", 1.0, 60.0),
+    ):
+        begun = time.monotonic()
+        done = ign(f"generate --base-url http://127.0.0.1:1 {option} -o out")
+        assert least <= time.monotonic() - begun < most
+        assert done.exit_code == 3
+        assert "`ign serve` starts a service; with --local" in done.output
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
             "project scans/a.png scans/more/a.png -o out",
             "scans/a.png and scans/more/a.png would both become out/a.png",
         ),
-        ("project scans -o out.png", "--out: out.png is one file, but there are 3 images"),
+        ("project scans -o a.png", "scans/a.png and scans/more/a.png would both become a.png; "),
         ("interpolate 1 two.png -o x.gif", "two.png: no such file"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
         ("generate -o out --columns 2", "--columns: "),
