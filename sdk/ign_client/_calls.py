@@ -75,7 +75,7 @@ def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> C
     """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
     (N, C, H, W).
     """
-    return _file("/generate", form, options, _json(options))
+    return replace(_file("/generate", form, options, _json(options)), placed=_several)
 
 
 @described
@@ -206,6 +206,13 @@ def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Ra
     if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
     return _call(path, partial(_answers.raw, form), options, body, accept=MEDIA[form])
+
+
+def _several(error: StatusError) -> StatusError:
+    """The error of a file of more images than the service allows, with what has more."""
+    if error.detail.startswith("n: at most"):
+        error.detail += "; generate(), or a folder, takes more, and `ign generate --local` any"
+    return error
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:

@@ -49,13 +49,6 @@ REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_UNREACHABLE_ERRORS: Final = (
-    errors.TransportError,
-    errors.UnexpectedAnswer,
-    errors.TooManyRequests,
-    errors.Unavailable,
-    errors.DeadlineExceeded,
-)
 _GROUP: Final = 16  # images of one request, so that several requests run at a time
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
@@ -75,16 +68,18 @@ def run(
     """
     terminal = Terminal()
     is_patient = connect or options.retries is not None or options.deadline is not None
-    connect = connect or partial(
-        Client,
-        options.base_url,
-        timeout=options.timeout,
-        deadline=options.deadline,
-        max_retries=options.retries,
-        sleep=terminal.sleep,
-    )
     try:
-        with connect() as client:
+        with (
+            connect()
+            if connect
+            else Client(
+                options.base_url,
+                timeout=options.timeout,
+                deadline=options.deadline,
+                max_retries=options.retries,
+                sleep=terminal.sleep,
+            )
+        ) as client:
             sender = client if is_patient else Prompt(client)
             done: bool = options.run(sender, options, terminal)
     except KeyboardInterrupt:
@@ -98,9 +93,18 @@ def run(
         terminal.error(f"{options.command.prog}: {exc}")
         if hint and isinstance(exc, errors.ConnectionFailed):
             terminal.error(hint)
-        if isinstance(exc, errors.InputError):
-            return USAGE
-        return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
+        if isinstance(
+            exc,
+            (
+                errors.TransportError,
+                errors.UnexpectedAnswer,
+                errors.TooManyRequests,
+                errors.Unavailable,
+                errors.DeadlineExceeded,
+            ),
+        ):
+            return UNREACHABLE
+        return USAGE if isinstance(exc, errors.InputError) else REFUSED
     terminal.end()
     return DONE if done else REFUSED
 
@@ -135,8 +139,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     given = _given(options, lists.GenerateOptions)
 
     def target(index: int) -> Path:
-        out: Path = options.out
-        return out / f"{name}-{index:0{digits}}{suffix}"
+        return Path(options.out, f"{name}-{index:0{digits}}{suffix}")
 
     def generate_some(wanted: Sequence[int]) -> Iterator[tuple[Path, Picture]]:
         # Neighbours go into one request; between them some files may exist.
@@ -158,10 +161,14 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         check_free(map(target, sorted(existing)), options.force, _KEPT)
         existing = set()
     wanted = (index for index in indices if index not in existing)
-    again = f"--seed {shlex.quote(str(seed))} --skip-existing"
-    size = images_of_request(options.scale, _GROUP)
     _, failed = _save_all(
-        wanted, options.n - len(existing), generate_some, options, terminal, size, again
+        wanted,
+        options.n - len(existing),
+        generate_some,
+        options,
+        terminal,
+        images_of_request(options.scale, _GROUP),
+        f"--seed {shlex.quote(str(seed))} --skip-existing",
     )
     terminal.result(f"{options.out}: seed {seed}")
     return not failed
@@ -171,10 +178,9 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     out: Path = options.out
     is_file = _file_format(options)
     sources = list_images(options.inputs)
-    suffix = _suffix(options)
     given = _given(options, lists.ProjectOptions)
     targets = {
-        source: out if is_file else (out / name).with_suffix(suffix)
+        source: out if is_file else (out / name).with_suffix(_suffix(options))
         for source, name in sources.items()
     }
     sources_of = {target: source for source, target in targets.items()}
@@ -257,8 +263,12 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
     found = client.models()
     terminal.result("model", "shape", "device", "default")
     for card in found:
-        mark = "yes" if found.default in (card.ref, card.name) else "-"
-        terminal.result(card.ref, "×".join(map(str, card.shape)), card.device, mark)
+        terminal.result(
+            card.ref,
+            "×".join(map(str, card.shape)),
+            card.device,
+            "yes" if found.default in (card.ref, card.name) else "-",
+        )
     return True
 
 
@@ -332,8 +342,9 @@ def _images_of_request(
         return 1
     models = client.models()
     chosen = options.model or models.default
-    is_tiled = any(card.document.get("tiles") for card in models if chosen in (card.ref, card.name))
-    return 1 if is_tiled else max(1, min(_GROUP, models.limits.images))
+    if any(card.document.get("tiles") for card in models if chosen in (card.ref, card.name)):
+        return 1
+    return max(1, min(_GROUP, models.limits.images))
 
 
 def _point(text: str) -> PointLike:
@@ -460,7 +471,7 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "deadline": {"type": float, "help": "seconds for a request with its retries (no limit)"},
     "retries": {
         "type": int,
-        "help": "attempts after the first (all that begin within the timeout)",
+        "help": "attempts after the first (all within the timeout; none if nothing listens at first)",
     },
 }
 """What argparse needs to know of options that no method has in this form."""
