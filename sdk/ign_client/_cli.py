@@ -471,7 +471,7 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "deadline": {"type": float, "help": "seconds for a request with its retries (no limit)"},
     "retries": {
         "type": int,
-        "help": "attempts after the first (all within the timeout; none if nothing listens at first)",
+        "help": "attempts after the first (within the timeout; none if nothing listens at first)",
     },
 }
 """What argparse needs to know of options that no method has in this form."""
