@@ -3,12 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import click
 
 from ign.parsers import commands_of
-from ign.pdf import is_pdf, project_documents
+from ign.pdf import project_files
 from ign_client import _cli as client
 from ign_client._cli import project
 from service.domain.errors import StartupError
@@ -21,26 +20,17 @@ def client_command(name: str) -> click.Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    switches = {
-        "--local": "run the model in this process, without a service and its limits, on the IGN_… "
-        "variables of `ign serve`"
-    }
-    return client.parser("ign", switches=switches)
+    return client.parser(
+        "ign",
+        "run the model in this process, without a service and its limits, on the IGN_… variables "
+        "of `ign serve`; IGN_MODEL_DIR names the folder of models",
+    )
 
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    if options.run is not project:
-        return _run_parsed(options)
-    if any(map(is_pdf, options.inputs)):
-        return project_documents(options, _run_parsed)
-    inside = (file for text in options.inputs for file in Path(text).rglob("*") if is_pdf(file))
-    if (left_out := next(inside, None)) is not None:
-        click.echo(f"{left_out}: left out, as any PDF in a folder; name it itself", err=True)
-    return _run_parsed(options)
-
-
-def _run_parsed(options: argparse.Namespace) -> int:
+    if options.run is project:
+        options.run = project_files
     if not options.local:
         return client.run(
             options, "`ign serve` starts a service; with --local, this command needs none"

@@ -35,7 +35,8 @@ def models(*, folder: str | None, as_json: bool) -> None:
     with suppress(StartupError):  # it is not there
         default = repository.defaults(refs)[-1]
     width = max(map(len, refs))
-    for row in [_describe(repository, ref) | {"default": ref == default} for ref in refs]:
+    for ref in refs:
+        row = _describe(repository, ref) | {"default": ref == default}
         click.echo(json.dumps(row) if as_json else _line(row, width))
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final
 
@@ -35,14 +36,13 @@ _PLAIN: Final = (
         r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*",
         r"\1\2: missing",
     ),
-    (r"unrecognized arguments: (\S+).*", r"no option \1"),
     (
         r"No such (option|command):? '(.+?)'\.?(?: \(?Did you mean (?:one of: )?(.+)\?\)?)?",
         _no_such,
     ),
     (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
     (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", r"\1: \2 is not one of \3"),
-    (r"argument (\S+): invalid (?:int|float|number) value: (.*)", r"\1: \2 is no number"),
+    (r"argument (\S+): invalid \w+ value: (.*)", r"\1: \2 is no number"),
     (r"argument (.+?): (.*)|(?:Invalid value for|Option) '(.+?)':? (.*)", r"\1\3: \2\4"),
 )
 
@@ -87,7 +87,11 @@ class ParserCommand(click.Command):
         if ctx.resilient_parsing or not {"-h", "--help"}.isdisjoint(args):
             return super().parse_args(ctx, args)
         vars(self.parser)["error"] = ctx.fail
-        self.parser.parse_args(args)
+        _, unknown = self.parser.parse_known_args(args)
+        if unknown:
+            name, _, _ = unknown[0].partition("=")
+            near = get_close_matches(name, self.parser._option_string_actions, 1)
+            raise click.NoSuchOption(name, possibilities=near, ctx=ctx)
         ctx.args = args
         return args
 
@@ -99,9 +103,7 @@ def commands_of(parser: argparse.ArgumentParser, main: Main) -> dict[str, click.
     def run(ctx: click.Context) -> None:
         sys.exit(main([str(ctx.command.name), *ctx.args]))
 
-    (subparsers,) = [
-        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-    ]
+    (subparsers,) = vars(parser)["_subparsers"]._group_actions
     commands: dict[str, click.Command] = {}
     for choice in subparsers._choices_actions:
         inner = subparsers.choices[choice.dest]

@@ -6,7 +6,7 @@ links and bookmarks are lost.
 
 import argparse
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,77 +15,95 @@ from typing import Any, Final
 import click
 from PIL import Image
 
-from ign_client._cli import DONE, REFUSED
+from ign_client import Client
+from ign_client._batches import Terminal, check_free, form_of, require_file, save
+from ign_client._cli import project
+from ign_client._picture import Picture
 from service.domain.errors import StartupError
 
 POINTS_PER_INCH: Final = 72
 
 
-def is_pdf(text: str | Path) -> bool:
+def project_files(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """Run `ign project` on images, or on the pages of documents; returns whether all succeeded.
+
+    A page that fails stays as it was; nothing is written if the command ends early. Raises
+    StartupError for inputs, outputs and models that do not fit, and for a file that is no document.
+    """
+    documents = [Path(text) for text in options.inputs if _is_pdf(text)]
+    if not documents:
+        inside = (file for text in options.inputs for file in Path(text).rglob("*.[pP][dD][fF]"))
+        if left_out := next(inside, None):
+            terminal.error(f"{left_out}: left out, as any PDF in a folder; name it itself")
+        if _is_pdf(options.out):
+            raise StartupError(f"--out {options.out}: only PDF files become a PDF file")
+        return project(client, options, terminal)
+    if len(documents) < len(options.inputs):
+        raise StartupError("PDF files and images do not go together; give them in two commands")
+    out: Path = options.out
+    is_file = form_of(out, ["pdf"])
+    targets = {out if is_file else out / document.name: document for document in documents}
+    if len(targets) < len(documents):
+        raise StartupError(f"--out {out}: two PDF files would become one; give them other names")
+    check_free(targets, options.force)
+    _check_model(client, options.model)
+    with TemporaryDirectory() as folder:
+        options.out = Path(folder, "made")
+        options.inputs = [folder]
+        options.format = "png"
+        unpacked = {
+            target: _unpack(document, Path(folder, document.name))
+            for target, document in targets.items()
+        }
+        # The command would name files of the temporary folder.
+        with redirect_stdout(io.StringIO()):
+            done = project(client, options, terminal)
+        for target, dpis in unpacked.items():
+            made = {page: options.out / page.relative_to(folder) for page in dpis}
+            if any(map(Path.exists, made.values())):
+                found = {made[page] if made[page].exists() else page: dpis[page] for page in dpis}
+                save(Picture(bytes=_pack(found), format="pdf"), target)
+                terminal.result(f"{target}: {len(dpis)} page{'s' if len(dpis) > 1 else ''}")
+    return done
+
+
+def _is_pdf(text: str | Path) -> bool:
     """Whether a file is a document by its name."""
     return Path(text).suffix.lower() == ".pdf"
 
 
-def project_documents(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
-    """Run `ign project` on the pages of documents; returns the exit status of ``run``.
+def _check_model(client: Client, chosen: str | None) -> None:
+    """Raise StartupError for a model whose images have one size: pages would lose theirs."""
+    models = client.models()
+    tiled = {card.name: card for card in models if card.document.get("tiles") is not None}
+    for card in models:
+        if (chosen or models.default) in (card.ref, card.name) and card.name not in tiled:
+            _, height, width = card.shape
+            raise StartupError(
+                f"{card.ref} makes every page {width}×{height} pixels; name a model of any size, "
+                f"as in --model {' or '.join(tiled) or 'scans'}"
+            )
 
-    ``options`` are those of the command, all inputs documents; ``run`` runs it on images. A page
-    that fails stays as it was; nothing is written if the command is interrupted.
 
-    Raises StartupError for inputs and outputs that do not fit, and for a file that is no document.
+def _unpack(document: Path, folder: Path) -> dict[Path, float]:
+    """Write each page as a PNG file; returns the files and their resolutions, those of the finest
+    pictures.
     """
-    documents = [Path(text) for text in options.inputs]
-    if not all(map(is_pdf, documents)):
-        raise StartupError("PDF files and images do not go together; give them in two commands")
-    target: Path = options.out
-    if is_pdf(target) and len(documents) > 1:
-        raise StartupError(f"--out: {target} is one file, but there are {len(documents)}")
-    targets = [target if is_pdf(target) else target / document.name for document in documents]
-    for file in targets:
-        if file.exists() and not options.force:
-            raise StartupError(f"{file} exists; --force overwrites")
-    with TemporaryDirectory() as folder:
-        pages = Path(folder, "pages")
-        made = Path(folder, "made")
-        resolutions = [_unpack(document, pages / str(i)) for i, document in enumerate(documents)]
-        options.inputs = [str(pages)]
-        options.out = made
-        options.format = "png"
-        # The command would name files of the temporary folder.
-        with redirect_stdout(io.StringIO()):
-            status = run(options)
-        if status not in (DONE, REFUSED):  # interrupted: the other pages were not tried
-            return status
-        for i, (file, dpis) in enumerate(zip(targets, resolutions, strict=True)):
-            if (made / str(i)).is_dir():
-                names = sorted(path.name for path in (pages / str(i)).iterdir())
-                found = [
-                    path if (path := made / str(i) / name).exists() else pages / str(i) / name
-                    for name in names
-                ]
-                _pack(found, file, dpis)
-                click.echo(f"{file}: {len(found)} page{'s' if len(found) > 1 else ''}")
-    return status
-
-
-def _unpack(document: Path, folder: Path) -> list[float]:
-    """Write each page as a PNG file; returns their resolutions, those of the finest pictures."""
     pdfium = _pdfium()
-    dpis = []
+    dpis = {}
     characters = 0
     try:
-        with pdfium.PdfDocument(document) as pdf:
-            folder.mkdir(parents=True)
+        with pdfium.PdfDocument(require_file(document)) as pdf:
+            folder.mkdir()
             digits = len(str(len(pdf)))
             for number, page in enumerate(pdf, 1):
-                dpis.append(_resolution(pdfium, page))
-                # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
-                scale = dpis[-1] / POINTS_PER_INCH * (1 - 1e-6)
+                dpi = _resolution(pdfium, page)
                 file = folder / f"{number:0{digits}}.png"
+                # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
+                scale = dpi / POINTS_PER_INCH * (1 - 1e-6)
                 page.render(scale=scale).to_pil().save(file, compress_level=1)
+                dpis[file] = dpi
                 characters += page.get_textpage().count_chars()
-    except FileNotFoundError:
-        raise StartupError(f"{document}: no such file") from None
     except pdfium.PdfiumError as exc:
         raise StartupError(f"{document} is no PDF that can be read: {exc}") from None
     if characters:
@@ -103,29 +121,24 @@ def _resolution(pdfium: Any, page: Any) -> float:
     return min(max(*found, 150), 400) if found else 300
 
 
-def _pack(images: Sequence[Path], document: Path, dpis: Sequence[float]) -> None:
-    """Write images as the pages of a document, which appears whole or not at all."""
-    document.parent.mkdir(parents=True, exist_ok=True)
-    part = document.with_name(f".{document.name}.part")
+def _pack(images: Mapping[Path, float]) -> bytes:
+    """Images, with their resolutions, as the pages of a document."""
     pdfium = _pdfium()
-    try:
-        # Only the JPEG files stay in memory, until the end.
-        with pdfium.PdfDocument.new() as pdf:
-            for path, dpi in zip(images, dpis, strict=True):
-                file = io.BytesIO()
-                with Image.open(path) as image:
-                    image.save(file, "JPEG", quality=90)
-                    size = [side * POINTS_PER_INCH / dpi for side in image.size]
-                picture = pdfium.PdfImage.new(pdf)
-                picture.load_jpeg(file, inline=True)
-                picture.set_matrix(pdfium.PdfMatrix().scale(*size))
-                page = pdf.new_page(*size)
-                page.insert_obj(picture)
-                page.gen_content()
-            pdf.save(part)
-        part.replace(document)
-    finally:
-        part.unlink(missing_ok=True)
+    whole = io.BytesIO()
+    with pdfium.PdfDocument.new() as pdf:
+        for path, dpi in images.items():
+            file = io.BytesIO()
+            with Image.open(path) as image:
+                image.save(file, "JPEG", quality=90)
+                size = [side * POINTS_PER_INCH / dpi for side in image.size]
+            picture = pdfium.PdfImage.new(pdf)
+            picture.load_jpeg(file, inline=True)
+            picture.set_matrix(pdfium.PdfMatrix().scale(*size))
+            page = pdf.new_page(*size)
+            page.insert_obj(picture)
+            page.gen_content()
+        pdf.save(whole)
+    return whole.getvalue()
 
 
 def _pdfium() -> Any:

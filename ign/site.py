@@ -89,10 +89,9 @@ def site(out: Path, *, runtime: Path | None, **options: str | None) -> None:
             (out / name).write_bytes(content)
     except OSError as exc:
         raise StartupError(f"{exc.filename}: {exc.strerror}") from exc
-    size = sum(map(len, files.values())) / 1e6
     click.echo(
-        f"{out}: {len(files)} files, {size:.1f} MB; `python -m http.server -d {out}` shows "
-        f"the page",
+        f"{out}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB; "
+        f"`python -m http.server 8001 -d {out}` shows the page",
         err=True,
     )
 
@@ -149,8 +148,7 @@ def _add_models(files: Files, folder: Path, refs: list[str], default: str) -> di
         raise StartupError(f"{folder}: no model of it can be used")
     # As in the service, a name stands for its highest version.
     named = [ref for ref in models if default in (ref, ref.split("/")[0])]
-    first = (named or list(models))[-1]
-    return index | {"models": list(models.values()), "default": first}
+    return index | {"models": list(models.values()), "default": (named or list(models))[-1]}
 
 
 def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -165,14 +163,16 @@ def _read_model(folder: Path) -> tuple[dict[str, Any], bytes]:
     data = (folder / MODEL_FILE).read_bytes()
     model = OnnxModel(data, device="cpu")
     card = model.card
-    golden = read_golden(folder / GOLDEN_FILE, *model.card.row_shapes)
+    golden = read_golden(folder / GOLDEN_FILE, *card.row_shapes)
     for content, tolerance in (
         (_round_weights(data), card.tolerance.fp16),
         (data, card.tolerance.fp32),
     ):
         if check_golden(OnnxModel(content, device="cpu"), golden, tolerance).passed:
-            members = {"digest": f"sha256:{model.digest}", "device": "this browser"}
-            return card.model_dump(mode="json") | members, content
+            return card.model_dump(mode="json") | {
+                "digest": f"sha256:{model.digest}",
+                "device": "this browser",
+            }, content
     raise StartupError(f"{MODEL_FILE} does not give the rows of {GOLDEN_FILE}")
 
 
@@ -221,22 +221,23 @@ def _add_page(files: Files, index: Mapping[str, Any]) -> None:
         }
     files["runtime/LICENSE.txt"] = files.pop("page/LICENSE.txt")
     files["models.json"] = json.dumps(index, separators=(",", ":")).encode()
-    policy = PAGE_POLICY.replace(
-        "script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
+    policy = (
+        PAGE_POLICY.replace(
+            "script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
+        )
+        .replace("connect-src 'self'", "connect-src 'self' data:")
+        .replace("frame-ancestors 'none'; ", "")
     )
-    policy = policy.replace("connect-src 'self'", "connect-src 'self' data:").replace(
-        "frame-ancestors 'none'; ", ""
+    page = files.pop("page/index.html").decode()
+    files["index.html"] = (
+        page.replace('<html lang="en">', '<html lang="en" class="site">')
+        .replace(
+            "<title>",
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types ign">'
+            "\n<title>",
+        )
+        .encode()
     )
-    page = (
-        files.pop("page/index.html")
-        .decode()
-        .replace('<html lang="en">', '<html lang="en" class="site">')
-    )
-    head = (
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}; trusted-types '
-        f'ign">\n<title>'
-    )
-    files["index.html"] = page.replace("<title>", head).encode()
     worker = files.pop("page/service-worker.js")
     kept = [
         "./",

@@ -342,12 +342,14 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    top = argparse.ArgumentParser(prog=prog, description="Train, export and measure an IGN.")
+    top = argparse.ArgumentParser(
+        prog=prog, description="Train, export and measure an IGN.", allow_abbrev=False
+    )
     top.set_defaults(prog=prog)
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(run: Callable[..., Iterator[str]], summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(run.__name__[1:], help=summary)
+        command = commands.add_parser(run.__name__[1:], help=summary, allow_abbrev=False)
         command.set_defaults(run=run)
         return command
 

@@ -80,7 +80,7 @@ def run_benchmark(
 
 def parse_options(method: str, options: Options) -> argparse.Namespace:
     """The command line of a benchmark."""
-    cli = argparse.ArgumentParser(description=method.replace("%", "%%"))
+    cli = argparse.ArgumentParser(description=method.replace("%", "%%"), allow_abbrev=False)
     cli.add_argument(
         "--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json"
     )

@@ -32,7 +32,9 @@ _ONNXRUNTIME: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:c
 def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of `model_export.cli`."""
     command = commands.add_parser(
-        "import", help="import a network of another program: ONNX, or a checkpoint of torch"
+        "import",
+        help="import a network of another program: ONNX, or a checkpoint of torch",
+        allow_abbrev=False,
     )
     command.set_defaults(run=run_import)
     # else argparse takes `-1,1` for an option

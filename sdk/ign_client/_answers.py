@@ -93,9 +93,13 @@ def _result(
     members = tuple(
         parse({**member, "index": member["index"] + expected.moved}) for member in answer["images"]
     )
-    model = value(results.ModelRef, answer["model"])
-    timing = value(results.Timing, answer["timing"])
-    return value(kind, answer, images=members, model=model, timing=timing)
+    return value(
+        kind,
+        answer,
+        images=members,
+        model=value(results.ModelRef, answer["model"]),
+        timing=value(results.Timing, answer["timing"]),
+    )
 
 
 def _image(kind: type[ImageT], expected: Expected, member: Document) -> ImageT:
@@ -134,9 +138,11 @@ def raw(form: str, response: Response) -> results.Raw:
 
 def models(response: Response) -> results.Models:
     answer = document(response)
-    cards = tuple(map(_card, answer["models"]))
     return value(
-        results.Models, answer, models=cards, limits=value(results.Limits, answer["limits"])
+        results.Models,
+        answer,
+        models=tuple(map(_card, answer["models"])),
+        limits=value(results.Limits, answer["limits"]),
     )
 
 
@@ -146,10 +152,9 @@ def card(response: Response) -> results.Card:
 
 def readiness(response: Response) -> results.Readiness:
     """The response of `/readyz` with status 200 or 503."""
-    if response.status == 200:
-        status = typed(document(response)["status"], str)
-        return results.Readiness(ready=status == "ready", detail=status)
-    return results.Readiness(ready=False, detail=response.error().detail)
+    is_known = response.status == 200
+    detail = typed(document(response)["status"], str) if is_known else response.error().detail
+    return results.Readiness(ready=is_known and detail == "ready", detail=detail)
 
 
 def _card(member: Document) -> results.Card:

@@ -5,13 +5,22 @@ time, report.
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ign_client._errors import InputError, TooManyRequests
+from ign_client._errors import (
+    InputError,
+    StatusError,
+    TimedOut,
+    TooManyRequests,
+    UnexpectedAnswer,
+)
+from ign_client._picture import SUFFIXES, Picture
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -95,6 +104,21 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+@dataclass
+class Prompt:
+    """The methods of a client, which raise `ConnectionFailed` within a second if nothing listens
+    when a method is first used: a service that is absent is likelier than one that restarts.
+    """
+
+    client: Any
+
+    def __getattr__(self, name: str) -> Any:
+        with suppress(StatusError, TimedOut, UnexpectedAnswer):
+            self.client.ready(deadline=1.0)
+        vars(self)[name] = method = getattr(self.client, name)
+        return method
+
+
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
     """List the input images, each with the path of its output: its name, or its path below an input
     folder.
@@ -132,6 +156,25 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
     taken = (target for target in targets if not force and target.exists())
     if (first := next(taken, None)) is not None:
         raise InputError(f"{first} is there already; {ways}")
+
+
+def form_of(out: Path, forms: Collection[str]) -> str | None:
+    """The format, one of ``forms``, of the file that `--out` names, or None for a folder."""
+    suffix = out.suffix.lower()
+    if not suffix or out.is_dir():
+        return None
+    form = SUFFIXES.get(suffix, suffix[1:])
+    if form not in forms:
+        raise InputError(
+            f"--out {out}: expected .{' .'.join(forms)}, or a folder: a name without a suffix"
+        )
+    return form
+
+
+def save(picture: Picture, target: Path) -> None:
+    """Write an image, and the folders above it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target)
 
 
 def by_source(

@@ -75,7 +75,7 @@ def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> C
     """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32
     (N, C, H, W).
     """
-    return _file("/generate", form, options, _json(options))
+    return replace(_file("/generate", form, options, _json(options)), placed=_several)
 
 
 @described
@@ -208,6 +208,13 @@ def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Ra
     return _call(path, partial(_answers.raw, form), options, body, accept=MEDIA[form])
 
 
+def _several(error: StatusError) -> StatusError:
+    """The error of a file of more images than the service allows, with what has more."""
+    if error.detail.startswith("n: at most"):
+        error.detail += "; generate(), or a folder, takes more, and `ign generate --local` any"
+    return error
+
+
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
     return _call(
         "/generate",
@@ -249,8 +256,9 @@ def _encoded(options: Options) -> dict[str, Any]:
     if "masks" in options:
         if "mask" in options:
             raise InputError("masks: give mask or masks, not both")
-        masks = enumerate(options["masks"])
-        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in masks]
+        encoded["masks"] = [
+            _inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])
+        ]
     return encoded
 
 
@@ -258,9 +266,10 @@ def _upload(contents: Sequence[bytes], options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
     sent = _sent(options)
     if "masks" in sent:
-        texts = {"images": contents, "masks": sent["masks"]}
         return _json(
-            sent, **{name: list(map(_inputs.base64_text, data)) for name, data in texts.items()}
+            sent,
+            images=list(map(_inputs.base64_text, contents)),
+            masks=list(map(_inputs.base64_text, sent["masks"])),
         )
     files = [("image", ("image", data, _FILE)) for data in contents]
     if "mask" in sent:

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 from urllib.parse import quote
 
@@ -22,18 +21,21 @@ from ign_client import _errors as errors
 from ign_client import _options as lists
 from ign_client._batches import (
     PAGED,
+    Prompt,
     Terminal,
     by_source,
     check_free,
     for_each_item,
+    form_of,
     list_images,
     pages,
     require_file,
+    save,
 )
 from ign_client._calls import images_of_request
 from ign_client._client import Client
 from ign_client._inputs import PointLike, Seed
-from ign_client._picture import SUFFIXES, Picture
+from ign_client._picture import Picture
 from ign_client._results import MEASURES, Score
 from ign_client._settings import DEFAULT_TIMEOUT_S
 from ign_client._version import __version__
@@ -47,13 +49,6 @@ REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_UNREACHABLE_ERRORS: Final = (
-    errors.TransportError,
-    errors.UnexpectedAnswer,
-    errors.TooManyRequests,
-    errors.Unavailable,
-    errors.DeadlineExceeded,
-)
 _GROUP: Final = 16  # images of one request, so that several requests run at a time
 _KEPT: Final = "--skip-existing leaves them, --force overwrites"
 
@@ -72,17 +67,21 @@ def run(
     manager.
     """
     terminal = Terminal()
-    connect = connect or partial(
-        Client,
-        options.base_url,
-        timeout=options.timeout,
-        deadline=options.deadline,
-        max_retries=options.retries,
-        sleep=terminal.sleep,
-    )
+    is_patient = connect or options.retries is not None or options.deadline is not None
     try:
-        with connect() as client:
-            done: bool = options.run(client, options, terminal)
+        with (
+            connect()
+            if connect
+            else Client(
+                options.base_url,
+                timeout=options.timeout,
+                deadline=options.deadline,
+                max_retries=options.retries,
+                sleep=terminal.sleep,
+            )
+        ) as client:
+            sender = client if is_patient else Prompt(client)
+            done: bool = options.run(sender, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
         return INTERRUPTED
@@ -94,9 +93,18 @@ def run(
         terminal.error(f"{options.command.prog}: {exc}")
         if hint and isinstance(exc, errors.ConnectionFailed):
             terminal.error(hint)
-        if isinstance(exc, errors.InputError):
-            return USAGE
-        return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
+        if isinstance(
+            exc,
+            (
+                errors.TransportError,
+                errors.UnexpectedAnswer,
+                errors.TooManyRequests,
+                errors.Unavailable,
+                errors.DeadlineExceeded,
+            ),
+        ):
+            return UNREACHABLE
+        return USAGE if isinstance(exc, errors.InputError) else REFUSED
     terminal.end()
     return DONE if done else REFUSED
 
@@ -118,7 +126,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     if form := _file_format(options):
         check_free([options.out], options.force)
         sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
-        _save(sheet, options.out)
+        save(sheet, options.out)
         terminal.result(f"{options.out}: seed {sheet.seed}")
         return True
     if options.n < 1:
@@ -131,8 +139,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     given = _given(options, lists.GenerateOptions)
 
     def target(index: int) -> Path:
-        out: Path = options.out
-        return out / f"{name}-{index:0{digits}}{suffix}"
+        return Path(options.out, f"{name}-{index:0{digits}}{suffix}")
 
     def generate_some(wanted: Sequence[int]) -> Iterator[tuple[Path, Picture]]:
         # Neighbours go into one request; between them some files may exist.
@@ -145,17 +152,23 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             )
 
     # Only what exists is listed: there may be a thousand million indices.
-    files = options.out.glob(f"{glob.escape(name)}-{'[0-9]' * digits}{suffix}")
-    found = (int(file.stem.rpartition("-")[2]) for file in files)
-    existing = {index for index in found if index in indices}
+    existing = {
+        index
+        for file in options.out.glob(f"{glob.escape(name)}-{'[0-9]' * digits}{suffix}")
+        if (index := int(file.stem.rpartition("-")[2])) in indices
+    }
     if not options.skip_existing:
         check_free(map(target, sorted(existing)), options.force, _KEPT)
         existing = set()
     wanted = (index for index in indices if index not in existing)
-    again = f"--seed {shlex.quote(str(seed))} --skip-existing"
-    size = images_of_request(options.scale, _GROUP)
     _, failed = _save_all(
-        wanted, options.n - len(existing), generate_some, options, terminal, size, again
+        wanted,
+        options.n - len(existing),
+        generate_some,
+        options,
+        terminal,
+        images_of_request(options.scale, _GROUP),
+        f"--seed {shlex.quote(str(seed))} --skip-existing",
     )
     terminal.result(f"{options.out}: seed {seed}")
     return not failed
@@ -165,20 +178,17 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     out: Path = options.out
     is_file = _file_format(options)
     sources = list_images(options.inputs)
-    if is_file and len(sources) > 1:
-        raise errors.InputError(
-            f"--out: {out} is one file, but there are {len(sources)} images; name a folder"
-        )
-    suffix = _suffix(options)
     given = _given(options, lists.ProjectOptions)
     targets = {
-        source: out if is_file else (out / name).with_suffix(suffix)
+        source: out if is_file else (out / name).with_suffix(_suffix(options))
         for source, name in sources.items()
     }
     sources_of = {target: source for source, target in targets.items()}
     for source, target in targets.items():
         if (other := sources_of[target]) != source:
-            raise errors.InputError(f"{source} and {other} would both become {target}")
+            raise errors.InputError(
+                f"{source} and {other} would both become {target}; name a folder"
+            )
     if options.mask is not None:
         given["mask"] = require_file(options.mask).read_bytes()
     if options.skip_existing:
@@ -204,7 +214,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     target: Path = options.out
     if form := _file_format(options):
         check_free([target], options.force)
-        _save(
+        save(
             client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)),
             target,
         )
@@ -215,7 +225,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     frames = client.latent_interpolate(points, **_given(options, lists.PathOptions))
     digits = max(3, len(str(len(frames) - 1)))
     for frame in frames:
-        _save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
+        save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
@@ -237,9 +247,9 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("file", *MEASURES)
-        for source in filter(scores.__contains__, sources):
-            names = pages(source, len(scores[source]))
-            for file, measured in zip(names, scores[source], strict=True):
+        for source in sources:
+            found = scores.get(source, ())
+            for file, measured in zip(pages(source, len(found)), found, strict=False):
                 values = {name: getattr(measured, name) for name in MEASURES}
                 if options.json:
                     terminal.result(json.dumps({"file": str(file), **values}))
@@ -253,8 +263,12 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
     found = client.models()
     terminal.result("model", "shape", "device", "default")
     for card in found:
-        mark = "yes" if found.default in (card.ref, card.name) else "-"
-        terminal.result(card.ref, "×".join(map(str, card.shape)), card.device, mark)
+        terminal.result(
+            card.ref,
+            "×".join(map(str, card.shape)),
+            card.device,
+            "yes" if found.default in (card.ref, card.name) else "-",
+        )
     return True
 
 
@@ -262,10 +276,8 @@ def _file_format(options: argparse.Namespace) -> Any:
     """The format of the one file that `--out` names, or None for a folder; sets
     `options.format`.
     """
-    suffix = options.out.suffix.lower()
-    if suffix in _NO_OUTPUT:
-        raise errors.InputError(f"--out {options.out}: expected a folder, or a file: {_SUFFIXES}")
-    form = SUFFIXES.get(suffix)
+    is_path = options.run is interpolate
+    form = form_of(options.out, get_args(lists.PathForm if is_path else lists.Format))
     if form is None:
         for name in ("columns", "gap"):
             if getattr(options, name, None):
@@ -305,7 +317,7 @@ def _save_all(
     def save_some(some: Sequence[K]) -> None:
         nonlocal saved
         for target, image in make(some):
-            _save(image, target)
+            save(image, target)
             with lock:
                 saved += 1
 
@@ -316,11 +328,6 @@ def _save_all(
             terminal.result(f"{options.out}: {saved} of {_count(total)}; {again} goes on")
         raise
     return saved, failed
-
-
-def _save(picture: Picture, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target)
 
 
 def _images_of_request(
@@ -335,9 +342,9 @@ def _images_of_request(
         return 1
     models = client.models()
     chosen = options.model or models.default
-    named = [card for card in models if chosen in (card.ref, card.name)]
-    is_tiled = any(card.document.get("tiles") is not None for card in named)
-    return 1 if is_tiled else max(1, min(_GROUP, models.limits.images))
+    if any(card.document.get("tiles") for card in models if chosen in (card.ref, card.name)):
+        return 1
+    return max(1, min(_GROUP, models.limits.images))
 
 
 def _point(text: str) -> PointLike:
@@ -355,29 +362,26 @@ def _count(pictures: int) -> str:
 # The parser. Options that a method has, too, come from `_options`
 
 
-def parser(
-    prog: str = "ign-client", switches: Mapping[str, str] = MappingProxyType({})
-) -> argparse.ArgumentParser:
-    """The parser of the command line; ``switches`` are further options of every command, and what
-    they do.
-    """
+def parser(prog: str = "ign-client", local: str = "") -> argparse.ArgumentParser:
+    """The parser of the command line; ``local``: what an option `--local` of all commands does."""
     top = argparse.ArgumentParser(
         prog=prog,
         description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, "
         "IGN_API_KEY the API key.",
         epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, "
         "130 interrupted",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
     top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, deadline=None, retries=None)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for run, (summary, names) in _COMMANDS.items():
-        command = commands.add_parser(run.__name__, help=summary)
+        command = commands.add_parser(run.__name__, help=summary, allow_abbrev=False)
         command.set_defaults(run=run, command=command)
         for name in names.split():
             _add(command, name)
-        for switch, text in switches.items():
-            command.add_argument(switch, action="store_true", help=text)
+        if local:
+            command.add_argument("--local", action="store_true", help=local)
     for each in (top, *commands.choices.values()):
         # They stand before or after the name of the command; a missing one leaves what stands
         # before.
@@ -438,9 +442,6 @@ def _output_path(text: str) -> Path:
     return Path(text)
 
 
-_SUFFIXES: Final = ".png .jpg .webp .npy, and for a path .gif .apng"
-# Of files, not of folders; the commands write none of them.
-_NO_OUTPUT: Final = (".bmp", ".tif", ".tiff", ".avif", ".pdf")
 _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images, or folders of images"},
     "points": {
@@ -458,7 +459,8 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "out": {
         "type": _output_path,
         "required": True,
-        "help": f"folder for one file each, or a file: {_SUFFIXES}",
+        "help": "folder for one file each, or a file: .png .jpg .webp .npy, of a path also .gif "
+        ".apng, of PDF files .pdf",
     },
     "force": {"action": "store_true", "help": "overwrite existing outputs"},
     "skip_existing": {"action": "store_true", "help": "skip images whose output exists"},
@@ -469,18 +471,14 @@ _OWN: Final[Mapping[str, dict[str, Any]]] = {
     "deadline": {"type": float, "help": "seconds for a request with its retries (no limit)"},
     "retries": {
         "type": int,
-        "help": "attempts after the first (all that begin within the timeout)",
+        "help": "attempts after the first (within the timeout; none if nothing listens at first)",
     },
 }
 """What argparse needs to know of options that no method has in this form."""
-_KINDS: Final = (
-    lists.GenerateOptions,
-    lists.GenerateFileOptions,
-    lists.ProjectOptions,
-    lists.PathFileOptions,
-)
 _OF_METHODS: Final = {
-    name: option for kind in _KINDS for name, option in lists.options_of(kind).items()
+    **lists.options_of(lists.GenerateFileOptions),
+    **lists.options_of(lists.ProjectOptions),
+    **lists.options_of(lists.PathFileOptions),
 }
 _WALK: Final = "points frames method loop grid fps"
 _COMMON: Final = "model steps scale resample format out force"
@@ -489,7 +487,10 @@ _COMMANDS: Final = {
         "generate images from noise",
         f"n seed offset noise_scale width height columns gap {_COMMON} jobs skip_existing",
     ),
-    project: ("project images", f"inputs strength resize invert mask {_COMMON} jobs skip_existing"),
+    project: (
+        "project images, in `ign` also PDF files",
+        f"inputs strength resize invert mask {_COMMON} jobs skip_existing",
+    ),
     interpolate: ("walk between seeds, images or .npy latents", f"{_WALK} columns gap {_COMMON}"),
     score: ("score images, as tab-separated values", "inputs json jobs model resize invert"),
     models: ("list the models, their shapes and devices", ""),

@@ -137,6 +137,8 @@ class _Common(Generic[TransportT, HttpClientT]):
                     ):
                         return call.parse(response)
                 error = call.placed(response.error())
+                if "deadline" in error.code:
+                    error.detail += f": {request.limit.names}"
             seconds = delay(settings, error, retries)
             if seconds is None or settings.clock() + seconds > gives_up:
                 raise error

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex, TypeGuard
 
 from ign_client import _extras
 from ign_client._errors import InputError
@@ -103,7 +103,8 @@ def picture(image: PictureLike, field: str) -> bytes:
     data = content(image, field)
     if data.startswith(NPY):
         raise InputError(
-            f"{field}: a float32 array or .npy file is a latent, not an image; images are uint8"
+            f"{field}: .npy and float32 hold the model's own numbers, which interpolation and "
+            "arithmetic of latents take, one image (C, H, W) each; images are PNG, … or uint8"
         )
     return data
 
@@ -115,9 +116,8 @@ def may_have_pages(data: bytes) -> bool:
 
 def mask(image: PictureLike, field: str) -> bytes:
     """One mask as the content of a file; a bool array is accepted, too: True = regenerate."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(image, numpy.ndarray) and image.dtype == bool:
-        return picture(image.astype(numpy.uint8) * 255, field)
+    if _is_array(image) and image.dtype == bool:
+        return picture(image.astype("uint8") * 255, field)
     return picture(image, field)
 
 
@@ -148,8 +148,11 @@ def content(source: PictureLike, field: str) -> bytes:
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(source, pillow.Image):
         return _image(source, field)
-    path = source if isinstance(source, str | os.PathLike) else None
-    read = getattr(source, "read", None) if path is None else Path(path).read_bytes
+    read = (
+        Path(source).read_bytes
+        if isinstance(source, str | os.PathLike)
+        else getattr(source, "read", None)
+    )
     if not callable(read):
         raise InputError(
             f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor "
@@ -175,7 +178,7 @@ def _reason(exc: OSError | ValueError, source: object) -> str:
     )
 
 
-def _is_array(source: object) -> bool:
+def _is_array(source: object) -> TypeGuard[Any]:
     """Whether it is a numpy array. This does not import numpy: a program that has not imported it
     has no arrays.
     """
@@ -194,8 +197,7 @@ def _array(array: Any, field: str) -> bytes:
         expected = "expected uint8 (H, W) or (H, W, 1…4); a latent is float32 (C, H, W)"
         raise InputError(f"{field}: an array of {dtype} {shape}; {expected}")
     grey = array.reshape(shape[:2]) if shape[2:] == (1,) else array
-    image: Any = _extras.pillow().fromarray(grey)
-    return _image(image, field)
+    return _image(_extras.pillow().fromarray(grey), field)
 
 
 _CHANNELS: Final = ((), (1,), (2,), (3,), (4,))

@@ -132,6 +132,7 @@ async def _read(
                 if isinstance(event, Done):
                     return
                 response.limit.renew(EVENT_S)
+                response.limit.names = f"{EVENT_S:g} s without an event"
             chunk = await anext(rest, None)
     raise UnexpectedAnswer("the stream ended before its answer", answer.request_id)
 

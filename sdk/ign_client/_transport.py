@@ -143,7 +143,7 @@ def _map_errors(request: Request) -> Iterator[None]:
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as exc:
-        raise TimedOut(f"{request_line}: no answer in time ({type(exc).__name__})") from exc
+        raise TimedOut(f"{request_line}: no answer in time: {request.limit.names}") from exc
     except httpx.RequestError as exc:
         raise ConnectionFailed(f"{request_line}: {str(exc) or type(exc).__name__}") from exc
     except (httpx.InvalidURL, ValueError) as exc:  # httpx also parses the address of a redirect

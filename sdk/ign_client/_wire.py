@@ -42,11 +42,13 @@ class Limit:
     """What the client waits for and takes at most: until the end of the attempt or the next event,
     and of the call.
 
-    The times are those of ``clock``; they are infinite without a limit.
+    The times are those of ``clock``; they are infinite without a limit. ``names``: the options, for
+    errors.
     """
 
     clock: Callable[[], float]
     call_ends: float
+    names: str = ""
     ends: float = math.inf
     received: int = 0  # bytes
 
@@ -148,7 +150,12 @@ class Call(Generic[T_co]):
 
     def request(self, settings: Settings, ends: float) -> Request:
         """The request of an attempt that begins now, in a call that ends at ``ends``."""
-        limit = Limit(settings.clock, ends)
+        given = {"timeout": settings.timeout, "deadline": settings.deadline, **self.connection}
+        limit = Limit(
+            settings.clock,
+            ends,
+            "timeout={timeout} of an attempt, deadline={deadline} of the call".format(**given),
+        )
         timeout = min(self._seconds("timeout", settings.timeout), ends - settings.clock())
         limit.renew(timeout + GRACE_S)
         headers = {"Accept": self.accept, "Accept-Encoding": "identity"}

@@ -95,18 +95,18 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         epilog="exit status: 0 all images are done; 1 done, but some images failed (with --part "
         "0); 2 invalid command, nothing was written; 3 stopped, 130 interrupted: complete "
         "shards stay, and the same command continues",
+        allow_abbrev=False,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
-    project = commands.add_parser("project", help="project images: f^k(x)")
+    add = partial(commands.add_parser, allow_abbrev=False)
+    project = add("project", help="project images: f^k(x)")
     _source(project)
     _steps(project)
     project.add_argument("--strength", type=float, help="s in (1−s)·x + s·f^k(x), 0…1 (1)")
-    _source(
-        commands.add_parser("score", help="measure how far f moves images, compared to real ones")
-    )
-    generate = commands.add_parser("generate", help="generate images from noise")
+    _source(add("score", help="measure how far f moves images, compared to real ones"))
+    generate = add("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
-    commands.add_parser("status", help="how far a run is").add_argument(
+    add("status", help="how far a run is").add_argument(
         "output", metavar="OUTPUT", help="folder or URL of a run"
     )
     _output(generate)
@@ -134,7 +134,7 @@ def _source(command: argparse.ArgumentParser) -> None:
         choices=("fit", "crop", "stretch"),
         help="how to fit an image of another size (fit)",
     )
-    add("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
+    add("--invert", choices=("auto", "true", "false"), help="invert light and dark (auto)")
 
 
 def _output(command: argparse.ArgumentParser) -> None:
@@ -183,8 +183,7 @@ def _steps(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
@@ -194,12 +193,6 @@ def _part(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError("expected K/N with 1 ≤ K ≤ N, such as 3/8")
     return int(part), int(parts)
-
-
-def _invert(text: str) -> bool | str:
-    if text not in ("auto", "true", "false"):
-        raise argparse.ArgumentTypeError("expected auto, true or false")
-    return text if text == "auto" else text == "true"
 
 
 if __name__ == "__main__":

@@ -56,11 +56,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
-    """The options of a task, of ``values`` that may hold others and None; raises StartupError."""
+    """The options of a task, of ``values`` that may hold others, None and texts; raises
+    StartupError.
+    """
     schema = SCHEMAS[task]
     given = {name: values[name] for name in schema.model_fields if values.get(name) is not None}
     try:
-        return schema.model_validate(given)
+        return schema.model_validate(given, strict=False)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])

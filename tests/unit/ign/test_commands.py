@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -140,6 +141,11 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ),
         ("models push x", "ign models: push x: one argument too many;"),
         ("train --bogus 1", "ign train: no option --bogus;"),
+        # no option is shortened
+        ("train --pres small", "ign train: no option --pres; did you mean --preset"),
+        ("import x --name y --modul z", "ign import: no option --modul; did you mean --mod"),
+        ("bulk generate x --form png", "ign bulk generate: no option --form; did you mean --fo"),
+        ("generate -o x --n 3", "ign generate: no option --n; did you mean -n?"),
         ("generate", "ign generate: -o/--out: missing;"),
         ("generate -o x -n many", "ign generate: -n: 'many' is no number;"),
         (
@@ -149,6 +155,7 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ("generate -o x --local", "ign generate: IGN_MODEL_DIR=/nowhere: no such directory"),
         ("project -o x --format gif y", "ign project: --format: 'gif' is not one of "),
         ("bulk generate", "ign bulk generate: OUTPUT: missing;"),
+        ("bulk generate x --shard many", "ign bulk generate: --shard: 'many' is no number;"),
         ("bulk generate x -n 0", "ign bulk generate: -n: must be at least 1"),
         ("score nowhere.png", "ign score: nowhere.png: no such file"),
         ("train --data x", "ign train: --out: name the folder"),
@@ -178,8 +185,16 @@ def test_models_are_listed_from_their_cards(tmp_path: Path) -> None:
 
 
 def test_a_service_that_is_not_there() -> None:
-    done = ign("generate --base-url http://127.0.0.1:1 --retries 0 -o out")
-    assert (done.exit_code, "ign serve" in done.output, "--local" in done.output) == (3, True, True)
+    for option, least, most in (
+        ("", 0.0, 5.0),
+        ("--retries 3", 1.0, 60.0),
+        ("--deadline 3", 1.0, 60.0),
+    ):
+        begun = time.monotonic()
+        done = ign(f"generate --base-url http://127.0.0.1:1 {option} -o out")
+        assert least <= time.monotonic() - begun < most
+        assert done.exit_code == 3
+        assert "`ign serve` starts a service; with --local" in done.output
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """PDF in, PDF out: `ign project scan.pdf --out clean.pdf`."""
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image, ImageDraw
 
-from ign.pdf import project_documents
-from service.domain.errors import StartupError
+from ign.local import LocalClient
+from service.domain.errors import Draining
+from tests.helpers.folders import contents
+from tests.unit.ign.test_commands import ign
+from tests.unit.ign.test_local import models as models
 
 pypdfium2 = pytest.importorskip("pypdfium2", reason="pypdfium2 is missing, so no PDF was read")
 
@@ -58,29 +62,12 @@ def mixed(tmp_path: Path) -> Path:
     return file
 
 
-def options(*inputs: Path, out: Path, force: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(inputs=[str(path) for path in inputs], out=out, force=force)
+def project(words: str, **variables: str) -> Result:
+    """The model makes 139 of grey 150."""
+    return ign(f"project --local --model pages --jobs 1 {words}", **variables)
 
 
-def invert(given: argparse.Namespace) -> int:
-    """Stands for the command on images: writes their negatives."""
-    (folder,) = map(Path, given.inputs)
-    for file in folder.rglob("*.png"):
-        target = given.out / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(file) as image:
-            assert abs(image.info.get("dpi", (200, 200))[0] - 200) < 1
-            Image.fromarray(255 - np.asarray(image.convert("L"))).save(target)
-    return 0
-
-
-def without_the_second(given: argparse.Namespace) -> int:
-    invert(given)
-    next(given.out.rglob("2.png")).unlink()
-    return 1
-
-
-def pages(file: Path) -> list[tuple[tuple[float, float], float]]:
+def pages(file: str) -> list[tuple[tuple[float, float], float]]:
     """Size in points and median grey of each page."""
     with pypdfium2.PdfDocument(file) as document:
         return [
@@ -90,93 +77,87 @@ def pages(file: Path) -> list[tuple[tuple[float, float], float]]:
 
 
 def test_pages_keep_their_order_and_size(document: Path, tmp_path: Path) -> None:
-    out = tmp_path / "clean.pdf"
-    assert project_documents(options(document, out=out), invert) == 0
-    found = pages(out)
+    assert "PDF" in ign("project --help").output
+    assert project("scan.pdf -o out/clean.pdf").output == "out/clean.pdf: 2 pages\n"
+    found = pages("out/clean.pdf")
     assert [size for size, _ in found] == [pytest.approx(size, abs=1) for size in SIZES]
-    assert [grey for _, grey in found] == [pytest.approx(105, abs=3)] * 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.pdf", "scan.pdf"]
+    assert [grey for _, grey in found] == [pytest.approx(139, abs=3)] * 2
+    assert contents(tmp_path / "out").keys() == {"clean.pdf"}
 
 
-def test_each_page_keeps_its_resolution(mixed: Path, tmp_path: Path) -> None:
-    def copy(given: argparse.Namespace) -> int:
-        shutil.copytree(given.inputs[0], given.out)
-        return 0
-
-    out = tmp_path / "clean.pdf"
-    assert project_documents(options(mixed, out=out), copy) == 0
-    with pypdfium2.PdfDocument(out) as document:
+def test_each_page_keeps_its_resolution(mixed: Path) -> None:
+    assert project("mixed.pdf -o clean.pdf").exit_code == 0
+    with pypdfium2.PdfDocument("clean.pdf") as document:
         pictures = [next(page.get_objects()) for page in document]
         assert [picture.get_px_size() for picture in pictures] == [(600, 400), (900, 600)]
 
 
-def test_a_text_layer_that_goes_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "text.pdf"
-    source.write_bytes(TEXT)
-    assert project_documents(options(source, out=tmp_path / "clean.pdf"), invert) == 0
-    assert "text.pdf: the result has no text layer" in capsys.readouterr().err
+def test_a_text_layer_that_goes_is_named() -> None:
+    Path("text.pdf").write_bytes(TEXT)
+    assert "text.pdf: the result has no text layer" in project("text.pdf -o clean.pdf").stderr
 
 
-def test_each_document_becomes_one_of_its_name(
-    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "Other.PDF"
-    shutil.copy(document, other)
-    out = tmp_path / "clean"
-    assert project_documents(options(document, other, out=out), invert) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["Other.PDF", "scan.pdf"]
-    assert [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()] == [
-        "2 pages",
-        "2 pages",
-    ]
+def test_each_document_becomes_one_of_its_name(document: Path) -> None:
+    shutil.copy(document, "Other.PDF")
+    done = project("scan.pdf Other.PDF -o clean")
+    assert done.output == "clean/scan.pdf: 2 pages\nclean/Other.PDF: 2 pages\n"
+    assert contents(Path("clean")).keys() == {"Other.PDF", "scan.pdf"}
 
 
-def test_a_page_that_fails_stays_as_it_was(document: Path, tmp_path: Path) -> None:
-    out = tmp_path / "clean.pdf"
-    assert project_documents(options(document, out=out), without_the_second) == 1
-    assert [grey for _, grey in pages(out)] == [
-        pytest.approx(105, abs=3),
+def test_a_page_that_fails_stays_as_it_was(document: Path) -> None:
+    assert project("scan.pdf -o clean.pdf", IGN_MAX_PIXELS="400000").exit_code == 1
+    assert [grey for _, grey in pages("clean.pdf")] == [
         pytest.approx(150, abs=3),
+        pytest.approx(139, abs=3),
     ]
 
 
-@pytest.mark.parametrize("status", [2, 130])
-def test_nothing_is_written_if_the_command_was_refused_or_interrupted(
-    document: Path, tmp_path: Path, status: int
+@pytest.mark.parametrize(
+    ("error", "status"), [(Draining("stopped"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_nothing_is_written_if_the_command_ends_early(
+    document: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
 ) -> None:
-    out = tmp_path / "clean.pdf"
+    run = LocalClient.project
+    errors = iter([None, error])
 
-    def ended(given: argparse.Namespace) -> int:
-        without_the_second(given)
-        return status
+    def ending(*arguments: Any, **options: Any) -> Any:
+        if (error := next(errors)) is not None:
+            raise error
+        return run(*arguments, **options)
 
-    assert project_documents(options(document, out=out), ended) == status
-    assert not out.exists()
+    monkeypatch.setattr(LocalClient, "project", ending)
+    assert project("scan.pdf -o clean.pdf").exit_code == status
+    assert not Path("clean.pdf").exists()
 
 
-def test_what_does_not_fit_is_refused(document: Path, tmp_path: Path) -> None:
-    image = tmp_path / "page.png"
-    Image.new("L", (8, 8)).save(image)
-    broken = tmp_path / "broken.pdf"
-    broken.write_bytes(b"no document")
-    out = tmp_path / "out.pdf"
-    for given, words in (
-        (options(document, image, out=out), "two commands"),
-        (options(document, document, out=out), "one file"),
-        (options(broken, out=out), "broken.pdf"),
-        (options(tmp_path / "absent.pdf", out=out), "no such file"),
-        (options(document, out=document), "--force"),
-    ):
-        with pytest.raises(StartupError, match=words):
-            project_documents(given, invert)
-    assert not out.exists()
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("scan.pdf page.png -o out.pdf", "PDF files and images do not go together;"),
+        ("scan.pdf scan.pdf -o out.pdf", "--out out.pdf: two PDF files would become one;"),
+        ("scan.pdf other/scan.pdf -o out", "--out out: two PDF files would become one;"),
+        ("broken.pdf -o out.pdf", "broken.pdf is no PDF "),
+        ("absent.pdf -o out.pdf", "absent.pdf: no such file"),
+        ("scan.pdf -o scan.pdf", "scan.pdf is there already; --force"),
+        ("scan.pdf -o out.png", "--out out.png: expected .pdf, or a folder"),
+        ("page.png -o out.pdf", "--out out.pdf: only PDF files become "),
+        # a model of digits, which is also the default
+        ("--model toy scan.pdf -o out.pdf", "toy/1 makes every page 8×8 pixels; "),
+    ],
+)
+def test_what_does_not_fit_is_refused(document: Path, words: str, says: str) -> None:
+    Image.new("L", (8, 8)).save("page.png")
+    Path("broken.pdf").write_bytes(b"no document")
+    before = contents(Path())
+    done = project(words)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert done.output.startswith(f"ign project: {says}")
+    assert contents(Path()) == before
 
 
 def test_without_the_extra_it_says_what_to_install(
-    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    with pytest.raises(StartupError, match="pip install pypdfium2"):
-        project_documents(options(document, out=tmp_path / "out.pdf"), invert)
+    assert "pip install pypdfium2" in project("scan.pdf -o out.pdf").output

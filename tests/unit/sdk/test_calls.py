@@ -85,8 +85,13 @@ def test_attempts(ask: Ask, options: Any, responses: Any, waits: Any, kind: Any)
 
 
 def test_should_retry_false_is_obeyed(ask: Ask) -> None:
-    with pytest.raises(DeadlineExceeded) as caught:
-        ask(Canned(problem(504, "deadline_unreachable", X_Should_Retry="False")), "generate")
+    with pytest.raises(DeadlineExceeded, match=r"timeout=0\.05 .* deadline=60 ") as caught:
+        ask(
+            Canned(problem(504, "deadline_unreachable", X_Should_Retry="False")),
+            "generate",
+            timeout=0.05,
+            deadline=60,
+        )
     assert (caught.value.retryable, ask.waits) == (False, [])
 
 

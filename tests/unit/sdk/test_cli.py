@@ -102,8 +102,9 @@ def test_generate_into_a_folder(shell: Shell, service: Service) -> None:
     assert shell("generate --format npy --noise-scale 0.5 --model colour -o out") == DONE
     seed = shell.out.rpartition(" ")[2].strip()  # that it chose
     assert np.load(f"out/{seed}-0.npy").shape == (3, 8, 8)
-    assert shell("generate --seed", "a/b c", "-o", "texts") == DONE
-    assert names("texts") == ["a%2Fb c-0.png"]
+    Path("v1.2").mkdir()
+    assert shell("generate --seed", "a/b c", "-o", "v1.2") == DONE
+    assert names("v1.2") == ["a%2Fb c-0.png"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,8 @@ def test_generate_into_a_folder(shell: Shell, service: Service) -> None:
 def test_sheets_and_paths(shell: Shell, words: str, shape: tuple[int, int]) -> None:
     assert shell(words, "-o", "sheet.png") == DONE
     assert (pixels(Path("sheet.png").read_bytes()).shape, shell.out[:9]) == (shape, "sheet.png")
+    assert shell("generate -n 100 -o large.png") == REFUSED
+    assert "n: at most 64 are allowed; generate(), or a folder, " in shell.err
     assert shell("interpolate 1 2 --frames 3 --method lerp -o out") == DONE
     assert (names("out"), shell.out) == (["000.png", "001.png", "002.png"], "out: 3 frames\n")
 
@@ -256,7 +259,8 @@ def test_one_image_is_sent_again_or_fails(
     assert shell("project scans -o out --jobs 1") == (REFUSED if failed else DONE)
     assert names("out") == [name for name in ALL if not failed or name != "b.png"]
     assert shell.out == ("out: 2 images, 1 failed\n" if failed else "out: 3 images\n")
-    assert shell.err == (f"scans/b.png: {failed}: a reason (request abc)\n" if failed else "")
+    assert shell.err.startswith(f"scans/b.png: {failed}: a reason" if failed else "")
+    assert shell.err.count("\n") == bool(failed)
     assert waits == ([7, 7, 5] if len(responses) == 7 else [])
 
 
@@ -355,7 +359,7 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
             "project scans/a.png scans/more/a.png -o out",
             "scans/a.png and scans/more/a.png would both become out/a.png",
         ),
-        ("project scans -o out.png", "--out: out.png is one file, but there are 3 images"),
+        ("project scans -o a.png", "scans/a.png and scans/more/a.png would both become a.png; "),
         ("interpolate 1 two.png -o x.gif", "two.png: no such file"),
         ("generate -n 0 -o out", "-n: expected 1 or more"),
         ("generate -o out --columns 2", "--columns: "),
@@ -365,10 +369,12 @@ def test_an_image_that_vanishes_does_not_stop_the_others(
         ("--base-url nowhere generate -o out", "base_url: expected"),
         ("", "usage: ign-client "),
         ("generate", "usage: ign-client generate "),
-        ("generate -o x.bmp", "--out x.bmp: expected a folder, or a file: "),
-        ("project in -o x.pdf", "--out x.pdf: expected a folder, or a file: "),
+        ("generate -o x.gif", "--out x.gif: expected .png .jpeg .webp .npy, or a folder"),
+        ("interpolate 1 2 -o x.y", "--out x.y: expected .png .jpeg .webp .npy .gif .apng, or "),
+        ("project scans -o x.pdf", "--out x.pdf: expected .png "),
         ("generate --out=", "usage: ign-client generate "),
         ("generate -o x --jobs 0", "usage: ign-client generate "),
+        ("generate -o x --n 3", "usage: ign-client "),
         ("interpolate 1 2 -o x --jobs 2", "usage: ign-client "),
         ("interpolate 1 2 3 4 --grid 5 -o y.png", "usage: ign-client interpolate "),
         ("generate -o x --noise-scale nan", "usage: ign-client generate "),

@@ -88,7 +88,8 @@ def test_timeout_and_deadline_hold_however_slowly_a_server_sends(
     monkeypatch.setattr("ign_client._stream.EVENT_S", 0.2)
     monkeypatch.setattr("ign_client._wire.GRACE_S", 0.1)
     method = "stream_generate" if "event" in case or "comments" in case else "generate"
-    with server(SLOW[case]) as url, pytest.raises(TimedOut):
+    limits = r"in time: (timeout=.* of an attempt, deadline=.* of the call|0.2 s without an event)"
+    with server(SLOW[case]) as url, pytest.raises(TimedOut, match=limits):
         ask(url, method, **options)
 
 
