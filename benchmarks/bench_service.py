@@ -111,8 +111,7 @@ def raw_session(data: bytes, model: OnnxModel) -> Raw:
     session = ort.InferenceSession(data, options, providers=[model.provider])
 
     def run(rows: FloatRows) -> FloatRows:
-        result: FloatRows = session.run([OUTPUT], {INPUT: rows})[0]
-        return result
+        return session.run([OUTPUT], {INPUT: rows})[0]
 
     return run
 

@@ -125,8 +125,7 @@ def _read(file: Path) -> list[Entry]:
         data = read_file(file)
     if data.strip() != b"[]":
         _check(data, str(file))
-    entries: list[Entry] = json.loads(data)
-    return entries
+    return json.loads(data)
 
 
 def _check(data: bytes, what: str) -> None:

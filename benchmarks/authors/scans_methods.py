@@ -85,8 +85,7 @@ def restored(artifact: Artifact, image: Levels) -> Levels:
     for index in range(tiling.count):
         tiling.cut(row, index, tile[0])
         tiling.paste(artifact.function(tile)[0], index, canvas)
-    levels: Levels = rows_to_levels(canvas[None])[0, 0]
-    return levels
+    return rows_to_levels(canvas[None])[0, 0]
 
 
 def methods_of(artifact: Artifact) -> dict[str, Method]:

@@ -192,8 +192,7 @@ def pick(rng: Rng) -> Case:
     if luck < 0.75:
         return good(rng)
     makers = (hostile, oversized, slow_body) if luck < 0.88 else (disconnecting,)
-    case: Case = choose(rng, makers)(rng)
-    return case
+    return choose(rng, makers)(rng)
 
 
 def random_cases(seed: int, seconds: float) -> Iterator[Case]:

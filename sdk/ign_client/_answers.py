@@ -31,8 +31,7 @@ class Expected(NamedTuple):
 
 
 def document(response: Response) -> Document:
-    body: Document = typed(json.loads(response.content), dict)
-    return body
+    return typed(json.loads(response.content), dict)
 
 
 def typed(member: Any, hint: Any) -> Any:

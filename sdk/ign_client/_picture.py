@@ -63,8 +63,7 @@ class Picture:
             with unexpected("the npy cannot be decoded"):
                 rows: NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes), allow_pickle=False)
             return rows
-        pixels: NDArray[np.uint8] = numpy.array(self.to_pil())
-        return pixels
+        return numpy.array(self.to_pil())
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
         """Write the bytes to a file and return its path; `InputError` if the suffix of the name

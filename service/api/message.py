@@ -224,7 +224,7 @@ def printable_name(name: str) -> str:
     """A field name from the request as an error may repeat it: at most 200 characters, no lone
     surrogates.
     """
-    return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")
+    return name[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 
 def parse_multipart(
@@ -292,7 +292,7 @@ def _parse_part(part: bytes) -> tuple[str, bytes | None, bytes]:
 def decode_utf8(data: bytes, name: str) -> str:
     """A text; raises `MalformedRequest` with the name of what it is."""
     try:
-        return data.decode("utf-8")
+        return data.decode()
     except UnicodeDecodeError as exc:
         raise MalformedRequest(f"{name}: not UTF-8") from exc
 

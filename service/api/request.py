@@ -265,6 +265,7 @@ class ApiRequest(RequestRecord):
         """Resolve the requested model, and record its name for the metrics."""
         model = self.services.registry.resolve(name)
         self.model = model.ref
+        self.names_model = name is not None  # else it gets the default
         return model
 
     @property

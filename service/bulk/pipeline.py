@@ -8,7 +8,6 @@ at a time, so the model has tiles while one of them begins or ends.
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -52,7 +51,6 @@ SCHEMAS: Final[Mapping[str, type[Options]]] = {
     "score": UploadOptions,
 }
 """The options of each task: those of the endpoint of the same name."""
-_LOG = logging.getLogger(__name__)
 
 
 def parse_options(task: str, values: Mapping[str, Any]) -> Options:
@@ -116,7 +114,6 @@ class Pipeline:
         except RequestError as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         self._is_tiled = self.model.card.tiles is not None
-        self._may_warn = not self._is_tiled
         self._group = services.settings.max_batch_rows
         # of an instance, one on the device, one waiting, one being decoded, one encoded
         turns = 4 * len(self.model.loaded.instances)
@@ -182,31 +179,17 @@ class Pipeline:
         elif isinstance(item.source, EncodedImage) and upload is not None:
             if self._mask is None and self._mask_file is not None:
                 self._mask = to_mask(self._mask_file.open(self._limits))
+            if upload.model is None:
+                self._services.registry.check_default(item.name, item.source.size)
             with memory_for(item.source.pixels):
                 picture = item.source.decode()
                 item.source = b""  # it holds the pixels, too
             item.dpi = picture.dpi if self._is_tiled else None
-            self._warn_of_reduction(*picture.image.size)
             card = self.model.card.sized(picture.image.size[::-1])
             if self._mask is not None:
                 item.keep = keep_mask(self._mask, picture, card, resize=upload.resize, field="mask")
             item.row, item.measures["inverted"], item.chroma = prepare(
                 picture, card, resize=upload.resize, invert=upload.invert
-            )
-
-    def _warn_of_reduction(self, width: int, height: int) -> None:
-        """Say once that an image loses nearly all it shows; of two threads, both may."""
-        _, rows, columns = self.model.card.shape
-        # a scan, given to a model of small pictures
-        if self._may_warn and min(width / columns, height / rows) > 8:
-            self._may_warn = False
-            _LOG.warning(
-                "%d×%d reduced to %d×%d for %s; meant --model scans?",
-                width,
-                height,
-                columns,
-                rows,
-                self.model.card.ref,
             )
 
     async def _run_isolating(self, items: Sequence[Item]) -> None:

@@ -335,7 +335,7 @@ def _results(
     ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
     # Ray schedules and tracks each block, so that many small ones are expensive.
     shards = ray.data.from_items(list(missing), override_num_blocks=min(count, 1000))
-    results: Iterator[dict[str, str]] = shards.map(
+    return shards.map(
         Actor,
         fn_constructor_args=(
             job,
@@ -348,7 +348,6 @@ def _results(
         num_cpus=0 if gpus else cores,
         num_gpus=1 if gpus else 0,
     ).iter_rows()
-    return results
 
 
 class Actor:

@@ -21,7 +21,14 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from service.domain.errors import Draining, LoadFailed, StartupError, UnknownModel, UnloadRefused
+from service.domain.errors import (
+    Draining,
+    InvalidContent,
+    LoadFailed,
+    StartupError,
+    UnknownModel,
+    UnloadRefused,
+)
 from service.domain.latents import FloatRow, NoiseSource
 from service.domain.tasks import KeepMask, Result, SchedulingParams
 from service.domain.tiles import Size
@@ -38,6 +45,8 @@ REFRESH_PAUSE_S: Final = 2.0
 """Seconds from the end of one refresh of the copies of a store to the begin of the next: listings
 cost money.
 """
+# how often the default model's side may fit into that of an image that is sent without a model
+_MAX_REDUCTION: Final = 16
 _LOG = logging.getLogger(__name__)
 
 
@@ -182,6 +191,25 @@ class ModelRegistry:
             hint = "; it failed to load, and /models says why" if failed else ""
             raise UnknownModel(f"no model {wanted[:80]!r}{hint}; there is {served}")
         return model
+
+    def check_default(self, field: str, size: Size) -> None:
+        """Raise `InvalidContent` if an image of a request that names no model, of ``size`` (H, W),
+        is far larger than the default takes: that model is not the one that was meant.
+
+        A default that was chosen, or that is the only model, or that takes any size, is not
+        questioned.
+        """
+        card = self.resolve().card
+        is_small = min(size) <= _MAX_REDUCTION * max(card.shape[1:])
+        if is_small or card.tiles or not self.repository.only_a_guess:
+            return
+        names = sorted({ref.partition("/")[0] for ref in self.repository.find()})
+        if len(names) > 1:
+            raise InvalidContent.field(
+                "model",
+                f"{field} is far larger than the default, {card.ref}, takes; "
+                f"name one of {', '.join(names)}",
+            )
 
     async def open(self) -> None:
         """Load, verify and activate every model of the directory; raises as

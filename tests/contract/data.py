@@ -52,8 +52,7 @@ def frames(data: bytes, mode: str = "L") -> list[Pixels]:
 def array(data: bytes) -> FloatRows:
     # `numpy.load` calls `ast.parse`, which in CPython 3.11 fails if threads call it at once. The
     # service has a lock.
-    rows: FloatRows = read_npy(data).copy()
-    return rows
+    return read_npy(data).copy()
 
 
 def b64(data: bytes) -> str:

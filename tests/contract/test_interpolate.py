@@ -32,8 +32,7 @@ def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
 
 def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
     body = {"seed": seed, "offset": index, **options}
-    data: str = service.images("/generate", body)[0]["data"]
-    return data
+    return service.images("/generate", body)[0]["data"]
 
 
 @pytest.mark.parametrize("model", ["grey", "colour"])
@@ -129,8 +128,7 @@ def test_a_grid_is_its_corners_and_what_lies_between(
     a, b, c, d = (latents(seed)[0] for seed in (1, 2, 3, 4))
 
     def mixed(row: int, col: int) -> FloatRow:  # along columns first, then rows
-        mixed_row: FloatRow = mix(mix(a, b, col / 4), mix(c, d, col / 4), row / 2)
-        return mixed_row
+        return mix(mix(a, b, col / 4), mix(c, d, col / 4), row / 2)
 
     expected = step_params(np.stack([mixed(r, col) for r in range(3) for col in range(5)]), STEPS)
     np.testing.assert_allclose(service.rows(PATH, **body), expected, atol=1e-5)

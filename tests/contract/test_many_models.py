@@ -9,11 +9,13 @@ import pytest
 
 from service.api.info.routes import ModelList
 from service.models import on_demand
-from tests.contract.data import latents
+from service.settings import Settings
+from tests.contract.data import b64, latents
 from tests.contract.harness import Service, checked, problem, serving, settings, write_models
 from tests.contract.oip import encoded, infer
 from tests.contract.test_oip_repository import check_f
 from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import noise, save
 
 
 @pytest.fixture
@@ -56,6 +58,21 @@ def test_a_pinned_name_stands_for_its_version_whatever_comes_and_goes(models: Pa
             check_f(service, name, scale=1.5)
         check_f(service, "grey/11", scale=0.5)
         assert infer(service, encoded(latents(1))).json()["model_version"] == "2"
+
+
+def test_a_page_is_for_no_small_model_that_nobody_chose(models: Path) -> None:
+    with serving(Settings(model_dir=models, device="cpu", threads=1)) as service:
+        for side, model, status in ((120, None, 200), (140, "grey", 200), (140, None, 422)):
+            image = b64(save(noise(side, side)))
+            points = [{"image": image}, {"seed": 1}]
+            answers = [
+                service.post("/project", {"model": model, "images": [image]}),
+                service.post("/latent-interpolate", {"model": model, "points": points}),
+            ]
+            assert [answer.status_code for answer in answers] == [status] * 2
+        for answer in answers:
+            detail = problem(answer, 422, "invalid_value", field="model").detail
+            assert "name one of colour, grey" in detail
 
 
 @pytest.fixture

@@ -56,8 +56,7 @@ def test_config(service: Service, path: str) -> None:
 
 
 def statistics(service: Service, path: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = service.get(path).json()["model_stats"]
-    return found
+    return service.get(path).json()["model_stats"]
 
 
 def test_statistics_count_what_was_done(models: Path) -> None:

@@ -70,10 +70,7 @@ def test_generated_images_differ_and_are_kept(
 def test_a_seed_gives_the_same_bytes_alone_in_a_batch_and_under_load(client: httpx.Client) -> None:
     def one(index: int) -> str:
         body = {"seed": 7, "offset": index, "n": 1}
-        data: str = (
-            client.post("/generate", json=body).raise_for_status().json()["images"][0]["data"]
-        )
-        return data
+        return client.post("/generate", json=body).raise_for_status().json()["images"][0]["data"]
 
     together = [
         image["data"]

@@ -10,5 +10,4 @@ class Net(nn.Module):
         self.decode = nn.Sequential(nn.ConvTranspose2d(4, 1, 4, 2, 1), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.decode(self.encode(x))
-        return result
+        return self.decode(self.encode(x))

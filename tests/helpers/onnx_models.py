@@ -113,8 +113,7 @@ def serialise(body: onnx.GraphProto, card: Card | None) -> bytes:
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     if card is not None:
         helper.set_model_props(model, to_metadata(card))
-    content: bytes = model.SerializeToString()
-    return content
+    return model.SerializeToString()
 
 
 def model_bytes(card: Card | None = None, *, scale: float = 1.0) -> bytes:

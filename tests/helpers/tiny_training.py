@@ -34,8 +34,7 @@ class TinyModel:
     @property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json` of `evaluated`."""
-        metrics: dict[str, Any] = json.loads((self.evaluated / "metrics.json").read_text())
-        return metrics
+        return json.loads((self.evaluated / "metrics.json").read_text())
 
 
 def tiny_model(folder: Path) -> TinyModel:

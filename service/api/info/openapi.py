@@ -78,14 +78,12 @@ def document(endpoints: Iterable[Endpoint], settings: Settings) -> Json:
             "responses": _responses(each, schemas, guarded=guarded),
             "security": [{"key": []}] if each.access in settings.keyed else None,
         }
-    limited: Json = _limited(base, settings)
-    return limited
+    return _limited(base, settings)
 
 
 def _read(name: str) -> Json:
     """A file with what the table does not say."""
-    content: Json = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
-    return content
+    return json.loads((_FOLDER / name).read_bytes())
 
 
 def _limited(node: Any, settings: Settings) -> Any:

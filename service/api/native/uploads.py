@@ -169,8 +169,9 @@ def upload_work(
 def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     """Read the headers of all images and masks, in a thread of the codec pool.
 
-    Raises `InvalidContent` for too many pages, and `TooLarge` for an image beyond its limits, or
-    for too many pixels of all together. Damage behind a header is left to the decoder.
+    Raises `InvalidContent` for too many pages, or as `ModelRegistry.check_default`, and `TooLarge`
+    for an image beyond its limits, or for too many pixels of all together. Damage behind a header
+    is left to the decoder.
     """
     settings = api.settings.for_images(card.tiles)
     limits = DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
@@ -188,6 +189,9 @@ def open_upload(api: ApiRequest, upload: Upload, card: Card) -> OpenUpload:
     masks = [mask.open(limits) for mask in upload.masks]
     limit = settings.max_request_pixels
     total = 0
+    if not api.names_model:
+        for opened in images:
+            api.services.registry.check_default(opened.field, opened.size)
     for opened in (*images, *masks):
         total += opened.pixels
         if total > limit:

@@ -130,7 +130,7 @@ def _cache_headers(work: RowWork) -> dict[str, str]:
     is_named = "/" in (getattr(options, "model", None) or "")
     return {
         # Weak: on another type of CPU the last bit of a pixel may differ.
-        "ETag": f'W/"{hashlib.sha256(repr(what).encode("utf-8")).hexdigest()[:32]}"',
+        "ETag": f'W/"{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}"',
         "Cache-Control": f"max-age={_LONG_S}, immutable" if is_named else f"max-age={_SHORT_S}",
         "Vary": "Authorization",
         **changed,

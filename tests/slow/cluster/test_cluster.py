@@ -45,8 +45,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         RAY_USAGE_STATS_ENABLED="0",
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow

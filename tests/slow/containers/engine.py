@@ -119,8 +119,7 @@ class Engine:
         return tag
 
     def inspect(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.say("inspect", name))[0]
-        return found
+        return json.loads(self.say("inspect", name))[0]
 
     @contextmanager
     def started(self, image: str, *options: str) -> Iterator["Container"]:
@@ -149,8 +148,7 @@ class Container:
 
     @property
     def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.engine.inspect(self.name)["State"]
-        return found
+        return self.engine.inspect(self.name)["State"]
 
     def log(self) -> str:
         done = self.engine.run("logs", self.name)

@@ -24,8 +24,7 @@ TARGETS = pytest.mark.parametrize("target", ["cpu", "gpu"])
 
 @pytest.fixture
 def image(target: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(target)
-    return found
+    return request.getfixturevalue(target)
 
 
 @TARGETS

@@ -1,6 +1,5 @@
 """`--local`: the commands in this process, without a service."""
 
-import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -69,16 +68,17 @@ def test_a_broken_file_is_a_line_and_the_others_are_written(folder: Path, tmp_pa
     ]
 
 
-def test_a_page_for_a_model_of_small_pictures_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_page_is_for_no_small_model_that_nobody_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, side in enumerate((64, 80, 90)):  # 8 times as large as the model's, and more
-        Image.fromarray(noise(side, side)).save(tmp_path / f"{number}.png")
-    names = "0.png 1.png 2.png"
-    done = ign(f"project --local --model toy --jobs 1 {names} -o out")
-    assert done.exit_code == 0
-    warnings = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
-    assert warnings == ["80×80 reduced to 8×8 for toy/1; meant --model scans?"]
+    write_model(tmp_path / "models", "mnist")
+    Path("page.png").write_bytes(save(noise(140, 140)))
+    assert ign("project --local page.png -o toy.png").exit_code == 0
+    monkeypatch.delenv("IGN_DEFAULT_MODEL")
+    done = ign("project --local page.png -o made.png")
+    assert done.exit_code == 1
+    assert "name one of mnist, pages, toy" in done.stderr
+    assert not Path("made.png").exists()
 
 
 def test_the_resolution_is_kept(folder: Path) -> None:

@@ -70,8 +70,7 @@ def test_where_it_is_cut_does_not_matter(lines: list[str], end: str, cuts: list[
 def received(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
     response, body = streamed(*pieces)
     try:
-        found: list[Any] = ask(Canned(response), "stream_generate", record=[1])
-        return found
+        return ask(Canned(response), "stream_generate", record=[1])
     finally:
         assert body.closed
 

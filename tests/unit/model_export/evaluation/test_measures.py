@@ -145,8 +145,7 @@ def projected(pictures: FloatRows) -> Any:
         squared = np.square(
             pictures.reshape(len(pictures), -1)[None] - x.reshape(len(x), 1, -1)
         ).sum(2)
-        y: FloatRows = pictures[squared.argmin(1)]
-        return y
+        return pictures[squared.argmin(1)]
 
     return f
 
@@ -195,8 +194,7 @@ def exact(rows: FloatRows) -> FloatRows:
     torch.manual_seed(0)
     network = Blocks(1, 2).requires_grad_(False)
     network.fitted.fill_(1)
-    y: FloatRows = network(torch.from_numpy(rows), torch.from_numpy(drawn(rows))).numpy()
-    return y
+    return network(torch.from_numpy(rows), torch.from_numpy(drawn(rows))).numpy()
 
 
 @pytest.mark.parametrize("f", [exact, stamp])

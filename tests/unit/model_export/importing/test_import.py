@@ -110,8 +110,7 @@ def nested_functions(depth: int, last: str) -> bytes:
     )
     for number, body in enumerate(bodies):
         text += f'<domain: "own", opset_import: ["": 17, "own": 1]> f{number} (u) => (w) {{{body}}}'
-    data: bytes = onnx.parser.parse_model(text).SerializeToString()
-    return data
+    return onnx.parser.parse_model(text).SerializeToString()
 
 
 @pytest.mark.parametrize(

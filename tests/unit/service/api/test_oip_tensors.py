@@ -20,8 +20,7 @@ FLOATS = st.floats(-MAX_MAGNITUDE, MAX_MAGNITUDE, width=32)
 @st.composite
 def batches(draw: st.DrawFn) -> FloatRows:
     shape = (draw(st.integers(1, 4)), *draw(SHAPES))
-    rows: FloatRows = draw(arrays(np.float32, shape, elements=FLOATS))
-    return rows
+    return draw(arrays(np.float32, shape, elements=FLOATS))
 
 
 def card_for(rows: FloatRows) -> ModelCard:
