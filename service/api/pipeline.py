@@ -240,8 +240,9 @@ class Pipeline:
                 return await _stream_tiles(work, send)
             work.result = await work.run_tiles()
         if work.events is not None:
-            headers = work.response_headers()
-            return await send_events(request, headers, work.event, work.events, send)
+            return await send_events(
+                request, work.response_headers(), work.event, work.events, send
+            )
         if not work.content:  # encoding is large
             await request.run_codec("encode", lambda: work.encode([work]))
             count_rows([work])
@@ -435,8 +436,7 @@ def count_rows(works: Sequence[Work]) -> None:
         api.seconds["compute"] += result.compute_s
         together.setdefault((api.endpoint, api.api_key), []).append(result)
     for (endpoint, api_key), results in together.items():
-        metrics = works[0].api.services.metrics
-        metrics.rows(works[0].model.ref, endpoint, results, api_key)
+        works[0].api.services.metrics.rows(works[0].model.ref, endpoint, results, api_key)
 
 
 async def _send(request: ApiRequest, response: ResponseParts, send: Send) -> None:

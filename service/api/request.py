@@ -374,8 +374,7 @@ class ApiRequest(RequestRecord):
             self.status = message["status"]
             self._head = message
             return
-        body = message.get("body", b"")
-        self.response_bytes += len(body)
+        self.response_bytes += len(message.get("body", b""))
         self.complete = not message.get("more_body", False)
         # An error, or a scrape, whose text is long, waits for earlier ones of its caller.
         is_paced = self.status >= HTTPStatus.BAD_REQUEST or self.route.access == "metrics"

@@ -185,8 +185,9 @@ def score(api: ApiRequest, upload: Upload) -> RowWork:
     polarity. No image is returned.
     """
     model = api.resolve(upload.options.model)
-    steps = StepParams(steps=1, score=True)
-    return upload_work(ScoreWork, api, model, upload, steps, ImageOptions())
+    return upload_work(
+        ScoreWork, api, model, upload, StepParams(steps=1, score=True), ImageOptions()
+    )
 
 
 ENDPOINTS: Final = (

@@ -289,8 +289,9 @@ def read_points(
             del encoded  # it holds the pixels, too
         else:
             name = f"{field}.{number}.latent"
-            most = api.settings.max_body_bytes
-            data = decode_base64(point.latent or "", field=name, max_chars=most)
+            data = decode_base64(
+                point.latent or "", field=name, max_chars=api.settings.max_body_bytes
+            )
             rows.append(decode_npy(data, model.card.shape, field=name))
     return rows
 

@@ -264,8 +264,8 @@ async def load(api: ApiRequest) -> Any:
     previous ones serve.
     """
     await _read(api, tensors.LoadRequest)
-    is_admin = api.settings.api_keys_file is not None  # else anyone may call it
-    return await _change(api, loads=True, may_be_new=is_admin)
+    # without keys, anyone may call it
+    return await _change(api, loads=True, may_be_new=api.settings.api_keys_file is not None)
 
 
 async def unload(api: ApiRequest) -> Any:

@@ -270,8 +270,7 @@ def read_rows(x: Input, body: bytes) -> FloatRows:
     """
     if x.data is not None:
         return _from_json(x.data, x.shape)
-    start = len(body) - _bytes_of(x.shape)
-    rows = np.frombuffer(body, _WIRE, offset=start).reshape(x.shape)
+    rows = np.frombuffer(body, _WIRE, offset=len(body) - _bytes_of(x.shape)).reshape(x.shape)
     # numpy computes with unaligned values several times as slowly as it copies them
     return rows if rows.flags.aligned else rows.copy()
 
