@@ -159,6 +159,7 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ("bulk generate x -n 0", "ign bulk generate: -n: must be at least 1"),
         ("score nowhere.png", "ign score: nowhere.png: no such file"),
         ("train --data x", "ign train: --out: name the folder"),
+        ("train --quick --preset ign", "ign train: --preset: not allowed with argument --quick;"),
     ],
 )
 def test_every_error_is_one_line_that_names_the_command(words: str, says: str) -> None:
@@ -222,3 +223,4 @@ def test_a_missing_package_is_one_line_with_the_command(
     assert (done.exit_code, done.output.count("\n")) == (2, 1)
     assert package in done.output
     assert f"pip install 'ign-service[{extras}]'" in done.output
+    assert ("whl/cpu" in done.output) == extras.startswith("train")

@@ -217,4 +217,4 @@ def test_data_refuses_what_train_refuses(
     said = capsys.readouterr().out
     assert "12 pictures, 12×12, colour, light background\nleft out, 1: bad.png\n" in said
     assert "small, --size 12 --channels 3" in said
-    assert f"ign train --data {bad} --skip-bad --out" in said
+    assert f"ign train --data {bad} --skip-bad --out runs/NAME --quick\n" in said
