@@ -3,7 +3,7 @@
 import { callApi, callJson, curlCommand } from "./api.js";
 import { byId, hideImage, readInteger, showImage } from "./dom.js";
 import { Panel } from "./panel.js";
-import { dataUrl, toBase64, toCanvas, toPng } from "./pixels.js";
+import { dataUrl, toCanvas } from "./pixels.js";
 import { saveBlob } from "./saving.js";
 
 const FPS = 12;
@@ -21,9 +21,10 @@ class Endpoint {
     this.thumb = root.querySelector("img");
     [this.seed, this.index] = ["seed", "index"].map((name) => root.querySelector(`[name=${name}]`));
     for (const field of [this.seed, this.index]) field.addEventListener("input", () => this.#clearImage());
-    root.querySelector("button").addEventListener("click", async () => {
-      this.#image = await toBase64(await toPng(canvas.modelInput().image));
-      showImage(this.thumb, dataUrl(this.#image), "What is on the canvas");
+    root.querySelector("button").addEventListener("click", () => {
+      const url = toCanvas(canvas.modelInput().image).toDataURL("image/png");
+      this.#image = url.split(",")[1];
+      showImage(this.thumb, url, "What is on the canvas");
       onChange();
     });
   }
