@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from ign_client._client import Client
 from ign_client._errors import (
     InputError,
     StatusError,
@@ -106,15 +107,18 @@ def _duration(seconds: float) -> str:
 
 @dataclass
 class Prompt:
-    """The methods of a client, which raise `ConnectionFailed` within a second if nothing listens
-    when a method is first used: a service that is absent is likelier than one that restarts.
+    """The methods of a client, which raise `ConnectionFailed` at once if nothing listens when a
+    method is first used: a service that is absent is likelier than one that restarts.
     """
 
     client: Any
 
     def __getattr__(self, name: str) -> Any:
-        with suppress(StatusError, TimedOut, UnexpectedAnswer):
-            self.client.ready(deadline=1.0)
+        with (
+            suppress(StatusError, TimedOut, UnexpectedAnswer),
+            Client(self.client.base_url, timeout=10.0, max_retries=0) as once,
+        ):
+            once.ready()
         vars(self)[name] = method = getattr(self.client, name)
         return method
 
