@@ -37,6 +37,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 gc.disable()
 
 SLOW_FOLDER = Path(__file__).parent / "slow"
+LONGEST = {"test_smoke", "test_bulk", "test_release", "test_site", "test_docs", "test_process"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,10 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave slow tests out of what `-k` has chosen; `--slow` or `-m` keeps them.
 
     The last files come first: what takes longest is at their end, in tests/unit, and at the end of
-    a run no worker should wait for another one.
+    a run no worker should wait for another one. Of slow tests, a few files take longest.
     """
     items.sort(key=lambda item: item.path, reverse=True)
     if takes_slow(config):
+        items.sort(key=lambda item: item.path.stem not in LONGEST)
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
