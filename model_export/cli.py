@@ -39,10 +39,7 @@ _CARD_OPTIONS: Final = (
 )
 _MOST_THREADS: Final = 1024
 # spares 5 GB of CUDA
-_WITHOUT_GPU: Final = (
-    "(without a GPU, first: pip install torch torchvision --index-url "
-    "https://download.pytorch.org/whl/cpu)"
-)
+_WITHOUT_GPU: Final = "(without a GPU, after PyTorch's CPU build: pytorch.org/get-started/locally)"
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
