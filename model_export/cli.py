@@ -111,8 +111,10 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     yield f"preset that fits: {preset.name}, {shape}"
     # without it, training takes hours on one core
     quick = " --quick" if preset.name == SMALL else ""
-    command = f"{options.prog} train --data {shlex.quote(options.data)}"
-    yield f"next: {command}{skip} --out runs/NAME{quick}"
+    yield (
+        f"next: {options.prog} train --data {shlex.quote(options.data)}{skip} "
+        f"--out runs/NAME{quick}"
+    )
 
 
 def _load(
@@ -178,6 +180,7 @@ def _estimate(run: "Run", data: "Dataset") -> str:
     import torch
 
     from model_export.estimate import estimate_seconds, in_words
+    from model_export.training.presets import SMALL
 
     seconds = estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
     if run.device.type == "cuda":
@@ -186,7 +189,7 @@ def _estimate(run: "Run", data: "Dataset") -> str:
     return (
         f"about {in_words(seconds)} on one core"
         + (f", at best {in_words(seconds / cores)} on {cores}" if cores > 1 else "")
-        + ("; --quick takes 20 minutes" if seconds > 3600 else "")
+        + ("; --quick takes 20 minutes" if run.preset.name == SMALL else "")
     )
 
 
