@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -66,10 +67,15 @@ def raise_file_limit() -> None:
 
 
 def free_port() -> int:
-    """A free TCP port of the loopback interface."""
-    with socket.socket() as result:
-        result.bind((HOST, 0))
-        return int(result.getsockname()[1])
+    """A free TCP port of the loopback interface.
+
+    The system gives no such port to a connection, so a server that starts again gets it again.
+    """
+    while True:
+        port = secrets.choice(range(10_000, 32_768))
+        with contextlib.suppress(OSError), socket.socket() as result:
+            result.bind((HOST, port))
+            return port
 
 
 def without_settings() -> dict[str, str]:

@@ -228,6 +228,8 @@ class Proxy:
             task.cancel()
         if tasks:
             self._loop.run_until_complete(asyncio.wait(tasks))
+        # a closed connection ends in the next turn of the loop
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     @property
