@@ -41,13 +41,15 @@ Options = Mapping[str, Any]
 
 CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
+MOST_IMAGES: Final = 1_000_000
+"""Images that one call of `generate` makes: they stay in memory together."""
 # What a service takes in a request unless it is configured otherwise: 64 images and 16 MiB, of
 # which base64 takes a quarter.
 _MOST: Final = 64
 _ROOM: Final = 8 << 20
 _ALONE: Final = 1 << 62  # more than a request may have: a file that may have pages has its own
 # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
-_ENLARGED: Final = 1 << 10
+_ENLARGED: Final = 1024
 _CONNECTION: Final = Connection.__annotations__
 _FILE: Final = "application/octet-stream"  # the service looks at the content
 
@@ -61,6 +63,8 @@ def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[r
     size = images_of_request(options.get("scale", 1))
     if n <= size:
         return _generate(options)
+    if n > MOST_IMAGES:
+        raise InputError(f"n: {n} images, a call makes at most {MOST_IMAGES}; offset goes on")
     # All parts need the same seed, so the client chooses it.
     whole: dict[str, Any] = {"seed": secrets.randbits(32), **options}
     first = options.get("offset", 0)

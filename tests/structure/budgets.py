@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = {
     ("service", "ign"): 118_630,
     ("model_export",): 75_000,
-    ("sdk",): 19_550,
+    ("sdk",): 19_570,
     ("benchmarks",): 36_010,
     ("tests",): 235_000,
     ("plugins",): 1_150,

@@ -146,6 +146,7 @@ def test_images_that_cannot_be_read(source: Any, tmp_path: Path) -> None:
         ("latent_arithmetic", ([Term(1, "2")],), {}, r"terms\.0\.weight: "),  # type: ignore[arg-type]
         ("generate", (), {"request_id": "a b"}, "request_id: "),
         ("generate", (), {"timeout": 0}, "timeout: "),
+        ("generate", (), {"n": 10**12}, "n: .*at most"),
         *(("generate_as", (form,), {}, "form: .*png") for form in ("tiff", None, ["png"])),
         ("model", (None,), {}, "name: "),
         *(
