@@ -46,7 +46,7 @@ def project_files(client: Client, options: argparse.Namespace, terminal: Termina
     if len(targets) < len(documents):
         raise StartupError(f"--out {out}: two PDF files would become one; give them other names")
     check_free(targets, options.force)
-    _check_model(client, options.model)
+    _check_options(client, options)
     with TemporaryDirectory() as folder:
         options.out = Path(folder, "made")
         options.inputs = [folder]
@@ -72,16 +72,20 @@ def _is_pdf(text: str | Path) -> bool:
     return Path(text).suffix.lower() == ".pdf"
 
 
-def _check_model(client: Client, chosen: str | None) -> None:
-    """Raise StartupError for a model whose images have one size: pages would lose theirs."""
+def _check_options(client: Client, options: argparse.Namespace) -> None:
+    """Raise StartupError for a format of images, and for a model whose images have one size: pages
+    would lose theirs.
+    """
+    if options.format:
+        raise StartupError(f"--format {options.format}: PDF files become PDF files; leave it out")
     models = client.models()
     tiled = {card.name: card for card in models if card.document.get("tiles") is not None}
     for card in models:
-        if (chosen or models.default) in (card.ref, card.name) and card.name not in tiled:
+        if (options.model or models.default) in (card.ref, card.name) and card.name not in tiled:
             _, height, width = card.shape
             raise StartupError(
                 f"{card.ref} makes every page {width}×{height} pixels; name a model of any size, "
-                f"as in --model {' or '.join(tiled) or 'scans'}"
+                f"as in --model {' or '.join(tiled) or 'NAME'}"
             )
 
 
@@ -95,10 +99,9 @@ def _unpack(document: Path, folder: Path) -> dict[Path, float]:
     try:
         with pdfium.PdfDocument(require_file(document)) as pdf:
             folder.mkdir()
-            digits = len(str(len(pdf)))
             for number, page in enumerate(pdf, 1):
                 dpi = _resolution(pdfium, page)
-                file = folder / f"{number:0{digits}}.png"
+                file = folder / f"{number:04}.png"
                 # It rounds the size up: by a pixel, where that of a scan is whole but for an error.
                 scale = dpi / POINTS_PER_INCH * (1 - 1e-6)
                 page.render(scale=scale).to_pil().save(file, compress_level=1)

@@ -141,6 +141,7 @@ def test_nothing_is_written_if_the_command_ends_early(
         ("absent.pdf -o out.pdf", "absent.pdf: no such file"),
         ("scan.pdf -o scan.pdf", "scan.pdf is there already; --force"),
         ("scan.pdf -o out.png", "--out out.png: expected .pdf, or a folder"),
+        ("scan.pdf -o out.pdf --format png", "--format png: PDF files become "),
         ("page.png -o out.pdf", "--out out.pdf: only PDF files become "),
         # a model of digits, which is also the default
         ("--model toy scan.pdf -o out.pdf", "toy/1 makes every page 8×8 pixels; "),
