@@ -24,6 +24,7 @@ _SLOPE: Final = 0.1
 _DARKEST_SHADOW: Final = 0.35  # of the light of paper without shadow
 _PALEST: Final = 0.1  # ink: its darkness on white paper
 _DARK: Final = 0.75  # ink of this darkness is not stretched
+_GRAIN: Final = 1.3  # ink is three times as dark, in units of the paper's grain
 _BRANCH: Final = 0.2  # scale of the initial weights of a block's sum
 
 
@@ -52,26 +53,34 @@ def space_to_depth_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return functional.conv2d(x, functional.pixel_unshuffle(weight, 2), bias, padding=1)
 
 
-def normalised(x: Tensor) -> Tensor:
-    """The picture divided by its background, then stretched to its ink: (B, 1, H, W) → the same.
+def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture divided by its background, then stretched to its ink: (B, 1, H, W) → the same,
+    and for each pixel the certainty that ink is near, (B, 1, H, W) in [0, 1].
 
     H and W are multiples of 16. The background is a morphological closing (Serra, 1982): the
     picture without dark parts that are narrower than 20 pixels; but where it is much darker than
     that of the next 400 pixels, it is no shadow. Ink is as dark as the darkest parts of the next
-    400 pixels, in a mean that the dark ones dominate. White paper and black ink stay in every bit.
+    400 pixels, in a mean that the dark ones dominate. Where these are pale and hardly darker than
+    grain is, there is no ink. White paper and black ink stay in every bit.
     """
     light = (functional.avg_pool2d(x.float(), 2) + 1.0) / 2.0
     near = _closed(functional.avg_pool2d(light, 2), 5)
     far = _closed(functional.avg_pool2d(near, 4), 25)
     background = torch.maximum(near, _DARKEST_SHADOW * _enlarged(far, 4)).clamp_min(_LEVEL)
     ink = 1.0 + functional.max_pool2d(-light, 2) / background
-    darkest = functional.max_pool2d(ink, 4).clamp(_PALEST, 1.0)
+    darkest = functional.max_pool2d(ink, 4).clamp(_LEVEL, 1.0)
     mean = _around(darkest**5) / _around(darkest**4)
-    contrast = _enlarged((mean / _DARK).clamp_max(1.0), 4)
+    # the difference between neighbours, in a mean that smooth places dominate
+    grain = functional.avg_pool2d(ink - 1.0 + functional.max_pool2d(light, 2) / background, 4)
+    by_grain = mean * _around(1.0 / (grain + _LEVEL)) / _GRAIN - 2.0
+    # nothing but ink is darker than 0.4
+    inked = torch.maximum(by_grain, 10.0 * mean - 3.0).clamp(0.0, 1.0)
+    contrast = _enlarged(mean.clamp(_PALEST, _DARK) / _DARK, 4)
     # 1 − (1 − light/background)/contrast, as a line in x
     slope = functional.avg_pool2d(1.0 / (contrast * background), 2)
     level = functional.avg_pool2d(1.0 / (contrast * background) + 1.0 - 2.0 / contrast, 2)
-    return (x * _enlarged(slope, 8) + _enlarged(level, 8)).clamp(-1.0, 1.0)
+    paper = (x * _enlarged(slope, 8) + _enlarged(level, 8)).clamp(-1.0, 1.0)
+    return paper, _enlarged(inked, 16)
 
 
 def _closed(x: Tensor, side: int) -> Tensor:
@@ -110,7 +119,7 @@ class Restorer(nn.Module):
 
     A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full
     side. It sees the picture and the `normalised` one. For each pixel it proposes a mixture of both
-    and a change of that: pictures are no paper with ink. `forward` makes a change of the picture
+    and a change of that: pictures are no paper with ink. Paper without ink becomes white. `forward` makes a change of the picture
     that is large, or that ends in black or white, and leaves other pixels as they are, bit for bit.
     So clean paper and clean ink are fixed points. No row depends on others.
     """
@@ -138,7 +147,7 @@ class Restorer(nn.Module):
 
     def propose(self, x: Tensor) -> Tensor:
         """The picture with all changes, (B, 1, H, W); it can leave [−1, 1]."""
-        paper = normalised(x)
+        paper, inked = normalised(x)
         both = torch.cat([x, paper], 1)
         sides = [_active(self.refine(_active(self.stem(both))))]
         for step in self.down:
@@ -155,7 +164,8 @@ class Restorer(nn.Module):
             .float()
             .chunk(2, 1)
         )
-        return x + change + share * (paper - x)
+        proposed = x + change + share * (paper - x)
+        return proposed + (1.0 - inked) * (1.0 - proposed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once. In training it makes every change, and gradients pass the bounds of the
