@@ -110,10 +110,7 @@ def _definition() -> dict[str, Any]:
             "avatars64 needs the extra `avatars`: pip install dicebear-core dicebear-styles "
             "resvg-py"
         )
-    definition: dict[str, Any] = json.loads(
-        files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8")
-    )
-    return definition
+    return json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
 
 
 @cache

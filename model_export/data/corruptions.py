@@ -197,8 +197,7 @@ def _kernel(x: Tensor, sigma: float, side: int) -> tuple[Tensor, int]:
 def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
     def apply(x: FloatRows) -> FloatRows:
         chunks = torch.split(torch.from_numpy(np.ascontiguousarray(x)), _CHUNK)
-        out: FloatRows = torch.cat([function(chunk) for chunk in chunks]).contiguous().numpy()
-        return out
+        return torch.cat([function(chunk) for chunk in chunks]).contiguous().numpy()
 
     return apply
 

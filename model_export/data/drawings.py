@@ -147,8 +147,7 @@ def _smooth(corners: Points) -> Points:
     places = np.arange(len(corners))
     weights = np.exp(-2 * np.square(t[:, None] - places))
     line = (weights / weights.sum(1, keepdims=True)) @ corners
-    fitted: Points = line / np.abs(line).max().clip(0.7)
-    return fitted
+    return line / np.abs(line).max().clip(0.7)
 
 
 def _render(g: Generator, figure: Figure, side: int) -> Levels:
@@ -188,8 +187,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 def _finish(g: Generator, image: Image.Image, side: int) -> Levels:
     soft = image.filter(ImageFilter.GaussianBlur(g.uniform(1.0, 2.5)))
     levels = np.asarray(soft.resize((side, side), Resampling.BOX), np.float64)
-    bright: Levels = (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
-    return bright
+    return (levels * (255 / max(levels.max(), 1.0))).astype(np.uint8)
 
 
 def training_drawings(count: int, side: int, seed: int, *, digits: bool) -> Levels:
@@ -238,8 +236,7 @@ def on_background(
     ground: FloatRows = np.broadcast_to(np.asarray(background, np.float32), channels)[:, None, None]
     plain: FloatRows = np.where(ground > 0, np.float32(-1), np.float32(1))
     contrast: FloatRows = (plain if pens is None else pens[:, :, None, None]) - ground
-    rows: FloatRows = ground + to_rows(ink[:, None], 0.0, 1.0) * contrast
-    return rows
+    return ground + to_rows(ink[:, None], 0.0, 1.0) * contrast
 
 
 def random_drawings(

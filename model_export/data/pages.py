@@ -436,18 +436,14 @@ def photograph(g: Generator, width: int, height: int) -> Image.Image:
 
 def to_levels(image: FloatImage) -> Levels:
     """0…1 → levels, rounded and clipped."""
-    levels: Levels = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
-    return levels
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
 def resized(
     image: NDArray[Any], shape: Sequence[int], how: Resampling = Resampling.BICUBIC
 ) -> FloatImage:
     """An image (h, w) in another size (H, W)."""
-    scaled: FloatImage = np.asarray(
-        Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how)
-    )
-    return scaled
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize((shape[1], shape[0]), how))
 
 
 def enlarged(image: Levels) -> Levels:
@@ -459,8 +455,7 @@ def smooth_field(
     g: Generator, shape: Sequence[int], cells: int, low: float, high: float
 ) -> FloatImage:
     """A smooth random field (H, W) between two values, with this number of bumps on a side."""
-    field: FloatImage = low + (high - low) * np.clip(resized(g.random((cells, cells)), shape), 0, 1)
-    return field
+    return low + (high - low) * np.clip(resized(g.random((cells, cells)), shape), 0, 1)
 
 
 def noise_field(g: Generator, shape: Sequence[int], sigma: float) -> FloatImage:

@@ -103,8 +103,7 @@ def _along(t: Points, values: Points) -> Points:
 
 
 def _ring(radius: float, squeeze: float = 1.0) -> Points:
-    ring: Points = radius * CIRCLE * (squeeze, 1.0)
-    return ring
+    return radius * CIRCLE * (squeeze, 1.0)
 
 
 def _draw_eyes(pen: _Pen, eyes: str, brows: int | None, *, glasses: bool) -> None:

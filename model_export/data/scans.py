@@ -72,5 +72,4 @@ def _pair(side: int, number: int) -> Levels:
     if number % _UNDAMAGED:
         page = toned(page)
     keep = (page < 128).mean() > _INK or g.random() < _FEW
-    both: Levels = np.stack([page, scan])[None][: int(keep)]
-    return both
+    return np.stack([page, scan])[None][: int(keep)]

@@ -79,8 +79,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [−1, 1] → logits (B, classes)."""
-        out: Tensor = self.head(functional.dropout(self.features(x), 0.25, self.training))
-        return out
+        return self.head(functional.dropout(self.features(x), 0.25, self.training))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

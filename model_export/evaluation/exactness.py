@@ -59,5 +59,4 @@ def _with_means(rows: FloatRows, source: FloatRows, side: int) -> FloatRows:
     )
     end = (wanted > own).float() * 2 - 1
     share = (wanted - own) / (end - own)
-    forged: FloatRows = (x + share * (end - x)).numpy()
-    return forged
+    return (x + share * (end - x)).numpy()

@@ -121,8 +121,7 @@ class Evaluation:
         warnings = [text for warns, text in remarks(table) if warns]
         # Plain JSON values, with floats of six decimals.
         text = json.dumps({"warnings": warnings, **table})
-        rounded: Table = json.loads(text, parse_float=lambda number: round(float(number), 6))
-        return rounded
+        return json.loads(text, parse_float=lambda number: round(float(number), 6))
 
     def _of_latents(self, count: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: count + 1 arrays (N, C, H, W)."""

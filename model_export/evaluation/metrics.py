@@ -74,15 +74,13 @@ def mean_distance(a: FloatRows, b: FloatRows) -> Values:
     """Mean |a − b| of every picture in float64, (N,). The service calls it distance, drift and
     change.
     """
-    distance: Values = np.abs(a.astype(np.float64) - b).mean((1, 2, 3))
-    return distance
+    return np.abs(a.astype(np.float64) - b).mean((1, 2, 3))
 
 
 def psnr(a: FloatRows, b: FloatRows) -> Values:
     """Peak signal-to-noise ratio of every picture in dB, (N,)."""
     error = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
-    ratio: Values = 10.0 * np.log10(_RANGE**2 / np.maximum(error, _MIN_ERROR))
-    return ratio
+    return 10.0 * np.log10(_RANGE**2 / np.maximum(error, _MIN_ERROR))
 
 
 def ssim(a: FloatRows, b: FloatRows) -> Values:

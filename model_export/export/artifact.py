@@ -61,8 +61,7 @@ class OnnxFunction:
     @property
     def metadata(self) -> Mapping[str, str]:
         """The metadata entries of the file."""
-        entries: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        return entries
+        return self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, rows: FloatRows, batch: int = _BATCH) -> FloatRows:
         """Apply f once, in batches of at most ``batch`` rows: (N, C, H, W) float32 → the same
@@ -220,8 +219,7 @@ def serialised(model: onnx.ModelProto) -> bytes:
     """The model as the content of a file: equal bytes for equal messages, which protobuf does not
     guarantee without this option.
     """
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return model.SerializeToString(deterministic=True)
 
 
 def open_sides(data: bytes) -> bytes:

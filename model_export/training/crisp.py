@@ -252,8 +252,7 @@ class Crisp(nn.Module):
 
     def invented(self, numbers: Tensor) -> Tensor:
         """Bounded codes of standard normal numbers (B, *self.numbers)."""
-        code: Tensor = self.parts(torch.tanh(self.invent(numbers).float()))
-        return code
+        return self.parts(torch.tanh(self.invent(numbers).float()))
 
     @torch.no_grad()
     def fit_parts(self, pictures: Tensor) -> None:
@@ -265,7 +264,4 @@ class Crisp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""
         code, gate = self.code(x)
-        drawn: Tensor = self.draw(
-            code + gate.sigmoid() * (self.invented(self.invent.numbers(x)) - code)
-        )
-        return drawn
+        return self.draw(code + gate.sigmoid() * (self.invented(self.invent.numbers(x)) - code))

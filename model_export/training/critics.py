@@ -134,8 +134,7 @@ class _Places(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.last(self.first(x) + self.place)
-        return scores
+        return self.last(self.first(x) + self.place)
 
 
 class _Vector(nn.Module):
@@ -154,8 +153,7 @@ class _Vector(nn.Module):
         h = self.first(x)
         groups = h[: len(h) // _ROWS * _ROWS].view(_ROWS, -1, h.shape[1])
         apart = groups.std(0).mean(1).repeat(2 * _ROWS)[: len(h), None]
-        scores: Tensor = self.last(torch.cat([h, apart], 1))
-        return scores
+        return self.last(torch.cat([h, apart], 1))
 
 
 class FrechetLoss(nn.Module):

@@ -81,8 +81,7 @@ def frozen(network: nn.Module) -> Function:
     constants = {name: p.detach() for name, p in network.named_parameters()}
 
     def call(x: Tensor) -> Tensor:
-        out: Tensor = functional_call(network, constants, (x,))
-        return out
+        return functional_call(network, constants, (x,))
 
     return call
 

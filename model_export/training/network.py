@@ -190,8 +190,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         """(B, channels, h, w), (B, style, 1, 1) → (B, channels, h, w)."""
-        y: Tensor = x + self.last(self.styled(self.first(x), style))
-        return y
+        return x + self.last(self.styled(self.first(x), style))
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

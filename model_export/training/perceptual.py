@@ -76,13 +76,11 @@ class PerceptualNetwork(nn.Module):
 
     def hidden(self, last: Tensor) -> Tensor:
         """The vector (B, 192) that the heads read, of the last feature map."""
-        vector: Tensor = self.head[:3](last)
-        return vector
+        return self.head[:3](last)
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of all heads side by side."""
-        logits: Tensor = self.head[3:](self.hidden(self.features(x)[-1]))
-        return logits
+        return self.head[3:](self.hidden(self.features(x)[-1]))
 
 
 def new_network(data: Dataset) -> PerceptualNetwork:

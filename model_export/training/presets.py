@@ -134,8 +134,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as numbers, strings, lists and dicts."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":

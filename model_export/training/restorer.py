@@ -110,8 +110,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) → the same."""
-        out: Tensor = x + self.second(_active(self.first(x)))
-        return out
+        return x + self.second(_active(self.first(x)))
 
 
 class Restorer(nn.Module):
@@ -119,9 +118,10 @@ class Restorer(nn.Module):
 
     A pyramid: ``widths`` are the channels at 1/2, 1/4, … of the side, ``full`` those at the full
     side. It sees the picture and the `normalised` one. For each pixel it proposes a mixture of both
-    and a change of that: pictures are no paper with ink. Paper without ink becomes white. `forward` makes a change of the picture
-    that is large, or that ends in black or white, and leaves other pixels as they are, bit for bit.
-    So clean paper and clean ink are fixed points. No row depends on others.
+    and a change of that: pictures are no paper with ink. Paper without ink becomes white. `forward`
+    makes a change of the picture that is large, or that ends in black or white, and leaves other
+    pixels as they are, bit for bit. So clean paper and clean ink are fixed points. No row depends
+    on others.
     """
 
     def __init__(self, widths: tuple[int, ...], full: int) -> None:
@@ -165,7 +165,7 @@ class Restorer(nn.Module):
             .chunk(2, 1)
         )
         proposed = x + change + share * (paper - x)
-        return proposed + (1.0 - inked) * (1.0 - proposed)
+        return inked * proposed + (1.0 - inked)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once. In training it makes every change, and gradients pass the bounds of the

@@ -21,8 +21,7 @@ def _weight(networks: str, *needs: Need, default: float = 0.0) -> float:
     needs.
     """
     metadata = {"networks": networks.split(), "needs": needs}
-    weight: float = field(default=default, metadata=metadata)
-    return weight
+    return field(default=default, metadata=metadata)
 
 
 _EVERY: Final = "autoencoder crisp restorer"

@@ -174,15 +174,26 @@ def pairs() -> Dataset:
 def test_a_normalised_page_is_the_same_on_paper_of_any_brightness_with_ink_of_any() -> None:
     page = torch.full((1, 1, 64, 64), 1.0)
     page[..., 20:28, 8:56] = -1.0  # a stroke, wide for type of 62 pixels
-    torch.testing.assert_close(normalised(page), page)
-    torch.testing.assert_close(normalised((page + 1.0) * 0.3 - 1.0), page)
+    inked = torch.ones_like(page)
+    torch.testing.assert_close(normalised(page), (page, inked))
+    torch.testing.assert_close(normalised((page + 1.0) * 0.3 - 1.0), (page, inked))
     faint = (page + 1.0) * 0.15 + 0.7  # 217 of 255
-    assert (normalised(faint) - page).abs().max() < 0.6
+    torch.testing.assert_close(normalised(faint)[0], page, rtol=0.0, atol=0.6)
     # What is much darker than the paper beside it is no shadow.
     wide = torch.full((1, 1, 64, 320), 1.0)
     wide[..., :128] = -0.8
-    assert normalised(wide)[..., 8:96].max() < -0.3
-    assert normalised(wide)[..., 160:].min() > 0.99
+    paper, _ = normalised(wide)
+    assert paper[..., 8:96].max() < -0.3
+    assert paper[..., 160:].min() > 0.99
+
+
+def test_paper_without_ink_becomes_white_though_it_has_grain() -> None:
+    paper = torch.linspace(-0.5, 0.5, 192) + 0.1 * torch.randn(1, 1, 192, 192)
+    network = Restorer((8, 16), 4).eval()
+    assert network(paper).min().item() == pytest.approx(1.0)
+    # a stroke as dark as faint print is ink
+    paper[..., 90:96, 60:120] -= 0.5
+    assert network(paper)[..., 91:95, 64:116].max() < 0.9
 
 
 def test_each_lost_part_of_the_ink_costs_the_same() -> None:
@@ -236,7 +247,8 @@ def test_a_space_to_depth_convolution_has_the_sums_of_a_plain_one() -> None:
 
 def test_gradients_pass_the_bounds_in_training(network: Restorer) -> None:
     network.train()
-    x = torch.ones(1, 1, 16, 16)
+    x = torch.zeros(1, 1, 16, 16)
+    x[..., 8:] = -1.0  # paper without ink becomes white in any case
     network.change.get_parameter("bias").data.fill_(5.0)
     y: Tensor = network(x)
     assert (y == 1.0).all()
