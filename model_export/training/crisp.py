@@ -205,7 +205,7 @@ class _Draw(nn.Module):
         # softmax over channels.
         shares = self.mix(self.last(h, style)).float()
         side = shares.shape[-1]
-        shares = shares.clamp(-_CLAMP, _CLAMP).view(-1, self._colours, _ZOOM**2 * side**2).exp()
+        shares = shares.clamp(-_CLAMP, _CLAMP).reshape(-1, self._colours, _ZOOM**2 * side**2).exp()
         colours = torch.tanh(self.palette(style).float()).view(-1, self._channels, self._colours)
         with torch.autocast(code.device.type, enabled=False):  # bfloat16 would round colours
             sums = functional.pad(colours, (0, 0, 0, 1), value=1.0) @ shares

@@ -20,8 +20,10 @@ SMALL = {"size": 16, "channels": 3, "widths": (8, 16), "bottleneck": 6, "palette
 
 
 def crisp(**changes: Any) -> Crisp:
+    """A network as `--channels-last` lays it out, which not every view of a tensor can take."""
     torch.manual_seed(0)
-    return Crisp(NetworkConfig(**{**SMALL, **changes}))
+    network = Crisp(NetworkConfig(**{**SMALL, **changes}))
+    return network.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("logit", "part"), [(-40.0, "invent"), (40.0, "read")])
