@@ -32,7 +32,7 @@ PACKAGES = (
     "httptools",
     "pillow",
 )
-_OMITTED = ("results", "model", "environment")  # paths, and what a result states elsewhere
+_OMITTED = ("results", "model", "environment", "sets")  # paths, and what a result states elsewhere
 
 
 def newest(name: str) -> Path:

@@ -22,8 +22,8 @@ SMALL = {"size": 16, "channels": 3, "widths": (8, 16), "bottleneck": 6, "palette
 def crisp(**changes: Any) -> Crisp:
     """A network as `--channels-last` lays it out, which not every view of a tensor can take."""
     torch.manual_seed(0)
-    network = Crisp(NetworkConfig(**{**SMALL, **changes}))
-    return network.to(memory_format=torch.channels_last)
+    layout: dict[str, Any] = {"memory_format": torch.channels_last}
+    return Crisp(NetworkConfig(**{**SMALL, **changes})).to(**layout)
 
 
 @pytest.mark.parametrize(("logit", "part"), [(-40.0, "invent"), (40.0, "read")])
