@@ -7,6 +7,7 @@ import { byId } from "./dom.js";
 import { contrastOf, inkOf, inkedShare } from "./pixels.js";
 
 const KEPT = 90; // percentile of the change of real pictures up to which a picture is left nearly as it is
+const MOST_KEPT = 0.1; // of the range: a network that moves real pictures further, such as an untrained one, keeps none
 // How far a result may change when it is made real again: so many times as far as generated pictures in the model's own
 // measurement, or as far as most real pictures where there is none.
 const REAL = 1.5;
@@ -57,7 +58,7 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreig
   const quantiles = card.distance_quantiles;
   const [low, high] = card.range;
   const share = (value) => formatShare(value / (high - low));
-  const within = (value, most) => Boolean(quantiles) && percentile(value, quantiles) <= most;
+  const keeps = Boolean(quantiles) && quantiles[KEPT] <= MOST_KEPT * (high - low);
   const usual = card.quality?.drift?.f;
   const changes = drift !== null && drift > (usual ? REAL * usual : (quantiles?.[MOST_REAL] ?? Infinity));
   return { words: words(), numbers: `${numbers().join("; ")}.` };
@@ -66,8 +67,8 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreig
     if (nearlyEmpty) return "There is too little to go on.";
     if (foreign) return `This does not look like ${thingOf(card)} to the network.`;
     if (changes) return "Not quite real yet: once more, and it changes again.";
-    if (within(distance, KEPT)) return "The network leaves this nearly as it is.";
-    return card.exact || drift === null || !quantiles ? "This is what the network makes of it." : "Made real.";
+    if (keeps && percentile(distance, quantiles) <= KEPT) return "The network leaves this nearly as it is.";
+    return card.exact || drift === null || !keeps ? "This is what the network makes of it." : "Made real.";
   }
 
   function numbers() {

@@ -49,6 +49,13 @@ VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
     ),
     # a card without measures compares with none
     (0.01, 0.0, {"distance_quantiles": None}, f"{MADE} | Changed by 0.5 %."),
+    # a network that is not trained keeps nothing
+    (
+        0.4,
+        0.0,
+        {"distance_quantiles": [i / 100 for i in range(101)]},
+        f"{MADE} | Changed by 20 %; real pictures change by 0.5 to 50 %.",
+    ),
     (0.5, 0.0, {"exact": True}, f"{MADE} | Changed by 25 %; REAL."),
 ]
 
