@@ -118,8 +118,8 @@ def _training(card: TrainedCard) -> Iterator[str]:
     planned = sum(stage["steps"] for stage in stages)
     unfinished = f" of {planned:,}: the run was not finished" if planned > training.steps else ""
     yield (
-        f"Objective `{card.objective or training.config['objective']}`, {training.steps:,} "
-        f"optimiser steps{unfinished}. [What the terms mean](../method.md#loss-terms)"
+        f"{training.steps:,} optimiser steps{unfinished}. "
+        f"[What the terms mean](../method.md#loss-terms)"
     )
     if stages:
         yield table(
