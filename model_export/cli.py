@@ -38,6 +38,7 @@ _CARD_OPTIONS: Final = (
     "generate_steps",
 )
 _MOST_THREADS: Final = 1024
+_QUICK: Final = "--quick takes about 20 minutes"
 # spares 5 GB of CUDA
 _WITHOUT_GPU: Final = "(without a GPU, after PyTorch's CPU build: pytorch.org/get-started/locally)"
 
@@ -108,12 +109,11 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     yield f"{data.name}: {replace(found, count=found.count - len(bad))}"
     if bad:
         yield f"left out, {len(bad)}: {', '.join(bad[:10])}{' …' if len(bad) > 10 else ''}"
-    yield f"preset that fits: {preset.name}, {shape}"
-    # without it, training takes hours on one core
-    quick = " --quick" if preset.name == SMALL else ""
+    quick = preset.name == SMALL  # which takes hours on one core
+    yield f"preset that fits: {preset.name}, {shape}{f'; {_QUICK}' if quick else ''}"
     yield (
         f"next: {options.prog} train --data {shlex.quote(options.data)}{skip} "
-        f"--out runs/NAME{quick}"
+        f"--out runs/NAME{' --quick' if quick else ''}"
     )
 
 
@@ -189,7 +189,7 @@ def _estimate(run: "Run", data: "Dataset") -> str:
     return (
         f"about {in_words(seconds)} on one core"
         + (f", at best {in_words(seconds / cores)} on {cores}" if cores > 1 else "")
-        + ("; --quick takes 20 minutes" if run.preset.name == SMALL else "")
+        + (f"; {_QUICK}" if run.preset.name == SMALL else "")
     )
 
 
@@ -198,7 +198,7 @@ def _train_run(run: "Run", prog: str) -> Iterator[str]:
 
     try:
         run.train()
-    except Interrupted as exc:
+    except (Interrupted, KeyboardInterrupt) as exc:
         yield f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
         raise KeyboardInterrupt from exc
     yield f"trained {run.preset.steps} steps; next:"

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import TypeVar
 
-from tqdm import tqdm
+from model_export.progress import progress
 
 Drawn = TypeVar("Drawn")
 
@@ -28,4 +28,4 @@ def in_processes(
     )
     with several as pool:
         drawn = pool.map(draw, range(count), chunksize=chunk) if pool else map(draw, range(count))
-        yield from tqdm(drawn, total=count, unit=unit, mininterval=1.0)
+        yield from progress(drawn, total=count, unit=unit)

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, to_model_range
 from model_export.evaluation.metrics import kl_to_uniform, psnr, ssim
+from model_export.progress import progress
 from model_export.training.checkpoint import write_tensors
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
@@ -245,7 +245,7 @@ def train_heads(
     """
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps)
-    for x, columns in tqdm(batches, desc=name, total=steps, unit="step", mininterval=1.0):
+    for x, columns in progress(batches, desc=name, total=steps, unit="step"):
         parts = network(x).split(heads, 1)
         terms = [
             functional.cross_entropy(part[: len(column)], column.to(x.device))

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Final
 
-from tqdm import tqdm
-
 from model_export.data.datasets import load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
 from model_export.export.artifact import check_golden, publish, read_all, with_fields
+from model_export.progress import progress
 from service.artifact.files import METRICS_FILE, MODEL_FILE
 from service.artifact.golden import digest_of
 from service.domain.latents import FloatRows
@@ -54,7 +53,7 @@ def evaluate(
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
     classifier = classifier_for(data, cache)
-    with tqdm(desc="measuring", unit=" images", mininterval=1.0) as bar:
+    with progress(desc="measuring", unit=" images") as bar:
 
         def counted(rows: FloatRows) -> FloatRows:
             bar.update(len(rows))

@@ -49,7 +49,11 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--name", required=True, help="of the model")
     add("--models", default="models", help="model directory (default models)")
     add("--version", type=int, help="number of the version (default: the next free one)")
-    add("--module", metavar="FILE.py:CLASS", help="the class of the torch network; its code is run")
+    add(
+        "--module",
+        metavar="FILE.py:NAME",
+        help="class or function of the torch network; its code is run",
+    )
     add(
         "--shape",
         type=_sizes,

@@ -76,8 +76,8 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
         part = np.ascontiguousarray(rows[:, :, :height, :width])
         expected_part = form.apply(source.run, part).clip(*card.range)
         difference = max(difference, _compare(source, function, card, part, expected_part))
-    folded = (*source.notes, *form.folded)
-    yield f"folded into the graph: {'; '.join(folded) or 'nothing'}"
+    yield from source.notes
+    yield f"folded into the graph: {'; '.join(form.folded) or 'nothing'}"
     yield (
         f"checked: the same every time and in every batch; {difference:.1e} of the range from "
         f"{source.second}"
@@ -90,7 +90,7 @@ def import_network(options: Namespace, version: str) -> Iterator[str | Mapping[s
     origin = {
         "file": options.file.name,
         "sha256": digest_of(options.file.read_bytes()),
-        "folded": folded,
+        "folded": (*source.notes, *form.folded),
     }
     fields = card.model_dump() | measured | {"origin": origin, "tolerance": {"fp32": tolerance}}
     stamped = stamp(data, Card.model_validate(fields))

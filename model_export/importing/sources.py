@@ -127,10 +127,10 @@ def read_checkpoint(options: Namespace) -> Source:
     file, _, name = options.module.rpartition(":")
     # where the file imports from
     sys.path[:0] = [str(Path(file).resolve().parent), str(Path.cwd())]
-    make = runpy.run_path(file).get(name)
+    make = runpy.run_path(file).get(name) if Path(file).is_file() else None
     if not callable(make):
         raise UserError(
-            f"--module {options.module}: expected FILE.py:CLASS, and {file} defines no {name!r}"
+            f"--module {options.module}: expected FILE.py:NAME, and no {file} defines {name!r}"
         )
     import torch
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
-from tqdm import tqdm
 
 from model_export.data.datasets import Dataset
 from model_export.data.pens import draw_pens
 from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
+from model_export.progress import progress
 from model_export.training import checkpoint as checkpoints
 from model_export.training import critics
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
@@ -195,7 +195,7 @@ class Run:
     # step; a crash loses those after the last checkpoint. Both continue where pool and pairs are
     # built anew, from the same weights as in a run that was never interrupted.
     def _train(self) -> None:
-        bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
+        bar = progress(total=self.preset.steps, initial=self.step, unit="step")
         grid_due = time.monotonic() + _FIRST_GRID_S
         stop: float = math.inf
 
