@@ -8,13 +8,13 @@ page as NAME.clean.png. The program comes with no set: their licences are their 
 
 import argparse
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from PIL import Image
+from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from benchmarks.authors.scans_methods import Method, error_rate, methods_of, prepared, read
@@ -31,59 +31,47 @@ METHOD: Final = (
 
 
 def page(path: Path) -> Levels:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
+    return np.asarray(Image.open(path).convert("L"))
 
 
-def ink(image: Levels) -> Levels:
-    """Otsu's threshold: 1 is ink."""
-    import cv2
+def f_measure(image: Levels, truth: Levels) -> float:
+    """2·|a ∩ b| / (|a| + |b|) of the ink of a picture, by Otsu's threshold, and of the truth."""
+    ink = image <= threshold_otsu(image)
+    wanted = truth < 128
+    return 2 * float((ink * wanted).sum() / (ink.sum() + wanted.sum()))
 
-    return cv2.threshold(image, 0, 1, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)[1]
 
-
-def measures(path: Path, methods: Mapping[str, Method], dpi: int) -> Iterator[tuple[str, Json]]:
-    """Name of a measure → its value for each method."""
+def judged(path: Path, methods: Mapping[str, Method], dpi: int) -> dict[str, list[float]]:
+    """Name of a measure → its values, in the order of the methods, of which raw is the first."""
     text = path.with_suffix(".txt")
+    image = page(path)
     if text.exists():
-        image, dpi = prepared(page(path), dpi)
-        texts = read({name: method(image, dpi) for name, method in methods.items()}, 3)
+        image, dpi = prepared(image, dpi)
+    images = {name: method(image, dpi) for name, method in methods.items()}
+    if text.exists():
         wanted = text.read_text("utf-8")
-        errors = {name: 100 * error_rate(found, wanted) for name, found in texts.items()}
-        yield "cer", errors
-        yield "worse", {name: 100.0 * (e > errors["raw"] + 1) for name, e in errors.items()}
-        return
+        errors = [error_rate(found, wanted) for found in read(images, layout=3).values()]
+        return {"cer": errors, "worse": [error > errors[0] + 0.01 for error in errors]}
     truth = page(path.with_suffix(".clean.png"))
-    done = {name: method(page(path), dpi) for name, method in methods.items()}
-    away = {name: (image.astype(float) - truth) / 255 for name, image in done.items()}
-    yield "rms", {name: 100 * np.sqrt((each**2).mean()) for name, each in away.items()}
-    # 2·|a ∩ b| / (|a| + |b|) of 0 and 1
-    black = truth < 128
-    yield (
-        "f_measure",
-        {
-            name: 200 * (ink(a) * black).sum() / (ink(a).sum() + black.sum())
-            for name, a in done.items()
-        },
-    )
+    return {
+        "rms": [np.sqrt(np.square(each / 255 - truth / 255).mean()) for each in images.values()],
+        "f_measure": [f_measure(each, truth) for each in images.values()],
+    }
 
 
 def measure(options: argparse.Namespace) -> Json:
     methods = methods_of(Artifact.read(Path(options.model), threads=1))
-    result: Json = {}
+    sets: Json = {}
     for folder in map(Path, options.sets):
-        paths = [path for path in sorted(folder.glob("*.png")) if ".clean" not in path.suffixes]
+        paths = sorted({*folder.glob("*.png")} - {*folder.glob("*.clean.png")})
         if not paths:
             raise OSError(f"no picture .png in {folder}")
-        values = defaultdict(list)
-        for path in tqdm(paths, desc=folder.name):
-            for name, value in measures(path, methods, options.dpi):
-                values[name].append(value)
-        result[folder.name] = {"pages": len(paths)} | {
-            name: {method: float(np.mean([each[method] for each in rows])) for method in rows[0]}
-            for name, rows in values.items()
-        }
-    return {"sets": result}
+        pages = [judged(path, methods, options.dpi) for path in tqdm(paths, desc=folder.name)]
+        sets[folder.name] = {"pages": len(pages)}
+        for name in pages[0]:
+            means = 100 * np.mean([each[name] for each in pages], 0)
+            sets[folder.name][name] = dict(zip(methods, means.tolist(), strict=True))
+    return {"sets": sets}
 
 
 OPTIONS: Final = {"model": str(newest("scans")), "sets": [""], "dpi": 300}

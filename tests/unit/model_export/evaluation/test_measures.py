@@ -52,7 +52,7 @@ def test_ssim_and_psnr_are_the_standard_ones(channels: int) -> None:
     b = (a + 0.3 * pictures(channels=channels, seed=1)).astype(np.float32)
     for i, (ssim, psnr) in enumerate(zip(metrics.ssim(a, b), metrics.psnr(a, b), strict=True)):
         # scikit-image has no annotations.
-        expected = structural_similarity(  # type: ignore[no-untyped-call]
+        expected = structural_similarity(
             a[i],
             b[i],
             channel_axis=0,
@@ -61,7 +61,7 @@ def test_ssim_and_psnr_are_the_standard_ones(channels: int) -> None:
             sigma=1.5,
             use_sample_covariance=False,
         )
-        ratio = peak_signal_noise_ratio(a[i], b[i], data_range=2.0)  # type: ignore[no-untyped-call]
+        ratio = peak_signal_noise_ratio(a[i], b[i], data_range=2.0)
         assert ssim == pytest.approx(expected, abs=1e-5)
         assert psnr == pytest.approx(ratio, abs=1e-4)
 
