@@ -7,6 +7,7 @@ import click
 from click.testing import CliRunner
 
 from ign.__main__ import main
+from service.cli import default_of
 from service.observability.metrics import Metrics
 from service.settings import Settings, meaning_of, variable_of
 
@@ -27,7 +28,7 @@ def settings_page() -> str:
     ]
     for field in Settings.model_fields:
         meaning = meaning_of(field).replace("|", "\\|")
-        lines.append(f"| `{variable_of(field)}` | {_default(field)} | {meaning} |")
+        lines.append(f"| `{variable_of(field)}` | {default_of(field)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -86,15 +87,3 @@ def _helps() -> Iterator[tuple[list[str], str]]:
         if result.exit_code:
             raise RuntimeError(f"ign {' '.join(path)} --help: {result.output}")
         yield ["ign", *path], result.output
-
-
-def _default(field: str) -> str:
-    default = Settings.model_fields[field].default
-    match default:
-        case None | ():
-            return "`off`" if field == "rate_limit" else "none"
-        case bool():
-            return f"`{int(default)}`"
-        case float():
-            return f"`{default:g}`"
-    return "the shipped models" if field == "model_dir" else f"`{default}`"

@@ -148,7 +148,7 @@ def _options() -> Iterator[click.Option]:
             type=_type(info.annotation),
             metavar=_METAVARS.get(info.annotation),
             default=None,
-            help=f"{meaning_of(field)}  [{variable_of(field)}; {_default(field)}]",
+            help=f"{meaning_of(field)}  [{variable_of(field)}; {default_of(field)}]",
         )
 
 
@@ -173,13 +173,12 @@ def _type(annotation: Any) -> "click.ParamType[Any]":
     return click.Path() if Path in (annotation, *get_args(annotation)) else click.STRING
 
 
-def _default(field: str) -> str:
-    default = Settings.model_fields[field].default
+def default_of(field: str) -> str:
+    """The default of a setting, as users read it."""
+    default = getattr(Settings(), field)
     match default:
-        case None:
+        case None | ():
             return "off" if field == "rate_limit" else "none"
-        case ():
-            return "none"
         case bool():
             return "on" if default else "off"
         case float():

@@ -197,8 +197,13 @@ class Settings(BaseModel):
     """seconds a stopping service goes on answering, for load balancers to notice that /readyz is
     503. Each response closes its connection. At most the seconds of drain.
     """
-    drain_s: DrainSeconds = 15.0
-    """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    # what is accepted may finish, but for streams
+    drain_s: DrainSeconds = Field(
+        default_factory=lambda values: values["drain_delay_s"] + values["request_timeout_s"]
+    )
+    """seconds after which a stopping service leaves. It leaves even with requests in flight. Unset,
+    they are the delay and the seconds of a request.
+    """
     public: bool = False
     """whether it is a page for strangers. They need API keys for private endpoints alone. Nobody
     can change models, and unless they are set, limits are tight: 20 requests a second of a caller,
