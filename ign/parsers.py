@@ -25,7 +25,7 @@ SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
 
 def _no_such(match: re.Match[str]) -> str:
     kind, name, near = match.groups()
-    hint = "; did you mean {}?".format(near.replace("'", "")) if near else ""
+    hint = f"; did you mean {near}?" if near else ""
     return f"no {kind} {name}{hint}"
 
 
@@ -37,7 +37,7 @@ _PLAIN: Final = (
         r"\1\2: missing",
     ),
     (
-        r"No such (option|command):? '(.+?)'\.?(?: \(?Did you mean (?:one of: )?(.+)\?\)?)?",
+        r"No such (option|command):? '(.+?)'\.?(?: \(?Did you mean '?(.+?)'?\?\)?)?",
         _no_such,
     ),
     (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
@@ -60,6 +60,7 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
             if isinstance(exc, click.ClickException)
             else click.ClickException(printable(exc.detail))
         )
+        del (getattr(error, "possibilities", None) or [])[1:]  # the nearest is the first
         text = error.format_message()
         program = f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
         if isinstance(error, click.UsageError):
