@@ -23,7 +23,6 @@ from service.settings import (
     from_environment,
     log_name_warnings,
     meaning_of,
-    name_warnings,
     variable_of,
 )
 
@@ -43,8 +42,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         prepare_process()
         settings = from_environment({variable_of(field): text for field, text in options.items()})
         process.configure_logging(settings)
-        if not check:
-            log_name_warnings()
+        log_name_warnings(refuse=check)
         settings = settings.replace(workers=_count_processes(settings))
         return _check(settings) if check else _serve(settings)
     except StartupError as exc:
@@ -118,8 +116,8 @@ def _check(settings: Settings) -> int:
                     f"{ref}: verified on {model.loaded.device}; the golden rows differ by "
                     f"{golden.difference:.2g}, allowed are {golden.tolerance:.2g}"
                 )
-            for reason in (*services.registry.failures.values(), *name_warnings()):
-                raise StartupError(reason)
+            if reasons := ", ".join(services.registry.failures.values()):
+                raise StartupError(reasons)
 
     asyncio.run(load())
     return 0

@@ -383,7 +383,7 @@ def name_warnings(environ: Variables = os.environ) -> Iterator[str]:
         # the last two are of the client, in the same environment
         if name.startswith(PREFIX) and name not in (*known, "IGN_BASE_URL", "IGN_API_KEY"):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             yield f"{name} is no setting{hint}"
 
 
@@ -422,10 +422,14 @@ def meaning_of(field: str) -> str:
     return " ".join((Settings.model_fields[field].description or "").split())
 
 
-def log_name_warnings() -> None:
-    """Log the warnings for this process's variables. Call it when logging is set up."""
-    for warning in name_warnings():
-        _LOG.warning("ignored: %s", warning)
+def log_name_warnings(*, refuse: bool = False) -> None:
+    """Log the warnings for this process's variables, or raise StartupError to ``refuse`` them. Call
+    it when logging is set up.
+    """
+    if warnings := ", ".join(name_warnings()):
+        if refuse:
+            raise StartupError(warnings)
+        _LOG.warning("ignored: %s", warnings)
 
 
 def trace_exporters(environ: Variables = os.environ) -> tuple[str, ...]:
