@@ -175,9 +175,12 @@ def test_a_stop_lets_what_runs_finish_and_refuses_the_rest(environ: dict[str, st
             process.terminate()
             process.until(503)
             problem(process.post({}), 503, "draining")
-            assert process.get("/healthz").status_code == 200
+            process.client.headers["X-Forwarded-For"] = "192.0.2.1"
+            assert [process.get("/healthz").status_code for _ in range(2)] == [200, 200]
             assert "event: done" in list(lines)
-        assert "draining: 1 requests in flight" in process.ended()
+        said = process.ended()
+        assert "draining: 1 requests in flight" in said
+        assert said.count("set IGN_TRUSTED_PROXIES") == 1
 
 
 def test_what_does_not_finish_in_time_is_told(environ: dict[str, str]) -> None:
