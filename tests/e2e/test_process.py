@@ -468,7 +468,8 @@ class TestSeveralProcesses:
             with process.stream(LONG) as lines:
                 os.killpg(process.popen.pid, signal.SIGINT)
                 assert "event: done" in list(lines)
-            process.ended()
+            said = process.ended()
+            assert len(set(re.findall(r" (\d+) INFO stopped", said))) == 2
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
