@@ -65,7 +65,8 @@ def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None
         entries = _read(file) if file.exists() else []
         if any(other["name"] == name for other in entries):
             raise click.ClickException(
-                f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it"
+                f"{file} holds a key of {name} already; `ign keys revoke {name} --file {file}` "
+                f"removes it"
             )
         entries.append(entry)
         _check(json.dumps(entries).encode(), f"the key of {name}")
