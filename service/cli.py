@@ -71,16 +71,7 @@ def _count_processes(settings: Settings) -> int:
 
     if settings.device == "auto" and not cuda_is_usable():
         return count
-    if settings.model_memory_mib:
-        raise StartupError(
-            f"IGN_MODEL_MEMORY_MIB={settings.model_memory_mib} needs IGN_DEVICE=cpu: a GPU is "
-            f"there, whose memory it does not limit"
-        )
-    if settings.workers:
-        raise StartupError(
-            f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes "
-            f"would split the batches"
-        )
+    settings.replace(device="cuda")  # it refuses both
     return 1
 
 

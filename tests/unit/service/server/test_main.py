@@ -328,8 +328,8 @@ def test_several_processes_and_a_gpu_are_refused(
     monkeypatch.setattr("service.runtime.session.gpu_is_visible", lambda: True)
     configured(DEVICE="auto")
     for options, said in (
-        ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
-        ({"model_memory_mib": "9"}, "--model-memory-mib=9 needs IGN_DEVICE=cpu: a GPU is there"),
+        ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: on a GPU"),
+        ({"model_memory_mib": "9"}, "--model-memory-mib=9 needs IGN_DEVICE=cpu: it limits"),
         ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
         ({"api_keys_file": "/nowhere", "device": "cpu"}, "API keys file /nowhere: "),
     ):
