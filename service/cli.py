@@ -65,14 +65,12 @@ def _count_processes(settings: Settings) -> int:
     # `Settings` takes 256.
     pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
-    if settings.device == "cpu" or (count == 1 and not settings.model_memory_mib):
-        return count
-    from service.runtime.session import cuda_is_usable
+    if settings.device == "auto" and (count > 1 or settings.model_memory_mib):
+        from service.runtime.session import cuda_is_usable
 
-    if settings.device == "auto" and not cuda_is_usable():
-        return count
-    settings.replace(device="cuda")  # it refuses both
-    return 1
+        if cuda_is_usable():
+            settings = settings.replace(device="cuda")  # which refuses both
+    return 1 if settings.device == "cuda" else count
 
 
 def _serve(settings: Settings) -> int:

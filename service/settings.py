@@ -317,10 +317,8 @@ class Settings(BaseModel):
         """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it
         takes any size.
         """
-        if not any_size or "max_pixels" in self.model_fields_set:
-            return self
         # a page of A4 at 600 dpi has 35 million
-        return self.model_copy(update={"max_pixels": 40_000_000})
+        return self.unless_set(max_pixels=40_000_000) if any_size else self
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
