@@ -43,11 +43,6 @@ def commands_page() -> str:
 def metrics_page() -> str:
     """A table of all metrics: name, type, labels, meaning."""
     registry = Metrics().registry
-    labels = {
-        name: getattr(collector, "_labelnames", ())
-        for collector, names in registry._collector_to_names.items()
-        for name in names
-    }
     lines = [
         "# Metrics",
         "",
@@ -58,7 +53,8 @@ def metrics_page() -> str:
     ]
     for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        named = ", ".join(f"`{label}`" for label in labels.get(family.name) or ()) or "–"
+        labels = getattr(registry._names_to_collectors.get(family.name), "_labelnames", ())
+        named = ", ".join(f"`{label}`" for label in labels) or "–"
         meaning = family.documentation.replace("|", "\\|")
         lines.append(f"| `{name}` | {family.type} | {named} | {meaning} |")
     return "\n".join(lines) + "\n"
@@ -82,7 +78,6 @@ def _helps() -> Iterator[tuple[list[str], str]]:
             [*path, "--help"],
             prog_name="ign",
             terminal_width=_WIDTH,
-            env={"COLUMNS": str(_WIDTH)},
         )
         if result.exit_code:
             raise RuntimeError(f"ign {' '.join(path)} --help: {result.output}")
