@@ -7,6 +7,7 @@ import click
 from click.testing import CliRunner
 
 from ign.__main__ import main
+from service.cli import default_of
 from service.observability.metrics import Metrics
 from service.settings import Settings, meaning_of, variable_of
 
@@ -27,7 +28,7 @@ def settings_page() -> str:
     ]
     for field in Settings.model_fields:
         meaning = meaning_of(field).replace("|", "\\|")
-        lines.append(f"| `{variable_of(field)}` | {_default(field)} | {meaning} |")
+        lines.append(f"| `{variable_of(field)}` | {default_of(field)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -42,11 +43,6 @@ def commands_page() -> str:
 def metrics_page() -> str:
     """A table of all metrics: name, type, labels, meaning."""
     registry = Metrics().registry
-    labels = {
-        name: getattr(collector, "_labelnames", ())
-        for collector, names in registry._collector_to_names.items()
-        for name in names
-    }
     lines = [
         "# Metrics",
         "",
@@ -57,7 +53,8 @@ def metrics_page() -> str:
     ]
     for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        named = ", ".join(f"`{label}`" for label in labels.get(family.name) or ()) or "–"
+        labels = getattr(registry._names_to_collectors.get(family.name), "_labelnames", ())
+        named = ", ".join(f"`{label}`" for label in labels) or "–"
         meaning = family.documentation.replace("|", "\\|")
         lines.append(f"| `{name}` | {family.type} | {named} | {meaning} |")
     return "\n".join(lines) + "\n"
@@ -81,20 +78,7 @@ def _helps() -> Iterator[tuple[list[str], str]]:
             [*path, "--help"],
             prog_name="ign",
             terminal_width=_WIDTH,
-            env={"COLUMNS": str(_WIDTH)},
         )
         if result.exit_code:
             raise RuntimeError(f"ign {' '.join(path)} --help: {result.output}")
         yield ["ign", *path], result.output
-
-
-def _default(field: str) -> str:
-    default = Settings.model_fields[field].default
-    match default:
-        case None | ():
-            return "`off`" if field == "rate_limit" else "none"
-        case bool():
-            return f"`{int(default)}`"
-        case float():
-            return f"`{default:g}`"
-    return "the shipped models" if field == "model_dir" else f"`{default}`"

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, Final
 
 import click
@@ -51,12 +52,6 @@ class LazyGroup(click.Group):
         return name, summary and self._loaders[str(name)][1](), rest
 
 
-def _serve() -> click.Command:
-    from service.cli import command
-
-    return command
-
-
 def _client(name: str) -> click.Command:
     try:
         from ign.client import client_command
@@ -84,24 +79,6 @@ def _training(name: str) -> click.Command:
     return commands_of(cli.parser(_PROGRAM), partial(cli.main, prog=_PROGRAM))[name]
 
 
-def _keys() -> click.Command:
-    from ign.keys import keys
-
-    return keys
-
-
-def _models() -> click.Command:
-    from ign.models import models
-
-    return models
-
-
-def _site() -> click.Command:
-    from ign.site import site
-
-    return site
-
-
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def _completion(shell: str) -> None:
@@ -113,10 +90,19 @@ def _completion(shell: str) -> None:
 
 
 _COMMANDS: Final[Loaders] = {
-    "serve": ("serve models over HTTP, with a page to draw in", _serve),
-    "models": ("list the models that serve would serve", _models),
-    "site": ("write the page as static files that run the models in the browser", _site),
-    "keys": ("add, list and revoke API keys", _keys),
+    "serve": (
+        "serve models over HTTP, with a page to draw in",
+        partial(resolve_name, "service.cli:command"),
+    ),
+    "models": (
+        "list the models that serve would serve",
+        partial(resolve_name, "ign.models:models"),
+    ),
+    "site": (
+        "write the page as static files that run the models in the browser",
+        partial(resolve_name, "ign.site:site"),
+    ),
+    "keys": ("add, list and revoke API keys", partial(resolve_name, "ign.keys:keys")),
     "generate": ("generate images from noise", partial(_client, "generate")),
     "project": ("make images real", partial(_client, "project")),
     "score": ("measure how real images look", partial(_client, "score")),

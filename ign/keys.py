@@ -65,10 +65,12 @@ def add(name: str, file: Path, scopes: Sequence[str], quota: str | None) -> None
         entries = _read(file) if file.exists() else []
         if any(other["name"] == name for other in entries):
             raise click.ClickException(
-                f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it"
+                f"{file} holds a key of {name} already; `ign keys revoke {name} --file {file}` "
+                f"removes it"
             )
         entries.append(entry)
-        _check(json.dumps(entries).encode(), f"the key of {name}")
+        with wrap_errors(f"the key of {name}"):
+            parse_keys(json.dumps(entries).encode())
         _write(file, entries)
     click.echo(key)
     click.echo(
@@ -123,14 +125,9 @@ def _locked(file: Path) -> Iterator[None]:
 def _read(file: Path) -> list[Entry]:
     with wrap_errors(str(file)):
         data = read_file(file)
-    if data.strip() != b"[]":
-        _check(data, str(file))
+        if data.strip() != b"[]":
+            parse_keys(data)
     return json.loads(data)
-
-
-def _check(data: bytes, what: str) -> None:
-    with wrap_errors(what):
-        parse_keys(data)
 
 
 def _write(file: Path, entries: Sequence[Entry]) -> None:

@@ -23,12 +23,6 @@ Main = Callable[[Sequence[str]], int]  # runs a command with its arguments; retu
 SETTINGS: Final[Any] = {"help_option_names": ["-h", "--help"]}
 
 
-def _no_such(match: re.Match[str]) -> str:
-    kind, name, near = match.groups()
-    hint = "; did you mean {}?".format(near.replace("'", "")) if near else ""
-    return f"no {kind} {name}{hint}"
-
-
 # What the two libraries say → what the user reads.
 _PLAIN: Final = (
     (r"Missing option '(.+?)' \(env var: '(.+)'\)\.?", r"\1 or the variable \2: missing"),
@@ -36,9 +30,10 @@ _PLAIN: Final = (
         r"the following arguments are required: (.+)|Missing (?:argument|option) '(.+?)'.*",
         r"\1\2: missing",
     ),
+    (r"No such (option|command):? '(.+?)'\.?", r"no \1 \2"),
     (
-        r"No such (option|command):? '(.+?)'\.?(?: \(?Did you mean (?:one of: )?(.+)\?\)?)?",
-        _no_such,
+        r"No such (option|command):? '(.+?)'\.? \(?Did you mean '?(.+?)'?\?\)?",
+        r"no \1 \2; did you mean \3?",
     ),
     (r"Got unexpected extra arguments? \((.*)\)", r"\1: one argument too many"),
     (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", r"\1: \2 is not one of \3"),
@@ -60,6 +55,7 @@ def one_voice(context: click.Context | None = None) -> Iterator[None]:
             if isinstance(exc, click.ClickException)
             else click.ClickException(printable(exc.detail))
         )
+        del (getattr(error, "possibilities", None) or [])[1:]  # the nearest is the first
         text = error.format_message()
         program = f"ign {context.invoked_subcommand or ''}".strip() if context else "ign"
         if isinstance(error, click.UsageError):

@@ -23,7 +23,6 @@ from service.settings import (
     from_environment,
     log_name_warnings,
     meaning_of,
-    name_warnings,
     variable_of,
 )
 
@@ -43,8 +42,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
         prepare_process()
         settings = from_environment({variable_of(field): text for field, text in options.items()})
         process.configure_logging(settings)
-        if not check:
-            log_name_warnings()
+        log_name_warnings(refuse=check)
         settings = settings.replace(workers=_count_processes(settings))
         return _check(settings) if check else _serve(settings)
     except StartupError as exc:
@@ -67,23 +65,12 @@ def _count_processes(settings: Settings) -> int:
     # `Settings` takes 256.
     pay = min((settings.threads or available_cpus()) // 2, memory_limit() >> 30, 256)
     count = settings.workers or (1 if settings.model_memory_mib else max(1, pay))
-    if settings.device == "cpu" or (count == 1 and not settings.model_memory_mib):
-        return count
-    from service.runtime.session import cuda_is_usable
+    if settings.device == "auto" and (count > 1 or settings.model_memory_mib):
+        from service.runtime.session import cuda_is_usable
 
-    if settings.device == "auto" and not cuda_is_usable():
-        return count
-    if settings.model_memory_mib:
-        raise StartupError(
-            f"IGN_MODEL_MEMORY_MIB={settings.model_memory_mib} needs IGN_DEVICE=cpu: a GPU is "
-            f"there, whose memory it does not limit"
-        )
-    if settings.workers:
-        raise StartupError(
-            f"IGN_WORKERS={count} needs IGN_DEVICE=cpu: a GPU is there, on which processes "
-            f"would split the batches"
-        )
-    return 1
+        if cuda_is_usable():
+            settings = settings.replace(device="cuda")  # which refuses both
+    return 1 if settings.device == "cuda" else count
 
 
 def _serve(settings: Settings) -> int:
@@ -118,8 +105,8 @@ def _check(settings: Settings) -> int:
                     f"{ref}: verified on {model.loaded.device}; the golden rows differ by "
                     f"{golden.difference:.2g}, allowed are {golden.tolerance:.2g}"
                 )
-            for reason in (*services.registry.failures.values(), *name_warnings()):
-                raise StartupError(reason)
+            if reasons := ", ".join(services.registry.failures.values()):
+                raise StartupError(reasons)
 
     asyncio.run(load())
     return 0
@@ -148,7 +135,7 @@ def _options() -> Iterator[click.Option]:
             type=_type(info.annotation),
             metavar=_METAVARS.get(info.annotation),
             default=None,
-            help=f"{meaning_of(field)}  [{variable_of(field)}; {_default(field)}]",
+            help=f"{meaning_of(field)}  [{variable_of(field)}; {default_of(field)}]",
         )
 
 
@@ -173,13 +160,12 @@ def _type(annotation: Any) -> "click.ParamType[Any]":
     return click.Path() if Path in (annotation, *get_args(annotation)) else click.STRING
 
 
-def _default(field: str) -> str:
-    default = Settings.model_fields[field].default
+def default_of(field: str) -> str:
+    """The default of a setting, as users read it."""
+    default = getattr(Settings(), field)
     match default:
-        case None:
+        case None | ():
             return "off" if field == "rate_limit" else "none"
-        case ():
-            return "none"
         case bool():
             return "on" if default else "off"
         case float():

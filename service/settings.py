@@ -197,8 +197,13 @@ class Settings(BaseModel):
     """seconds a stopping service goes on answering, for load balancers to notice that /readyz is
     503. Each response closes its connection. At most the seconds of drain.
     """
-    drain_s: DrainSeconds = 15.0
-    """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    # what is accepted may finish, but for streams
+    drain_s: DrainSeconds = Field(
+        default_factory=lambda values: values["drain_delay_s"] + values["request_timeout_s"]
+    )
+    """seconds after which a stopping service leaves. It leaves even with requests in flight. Unset,
+    they are the delay and the seconds of a request.
+    """
     public: bool = False
     """whether it is a page for strangers. They need API keys for private endpoints alone. Nobody
     can change models, and unless they are set, limits are tight: 20 requests a second of a caller,
@@ -312,10 +317,8 @@ class Settings(BaseModel):
         """The settings for images to a model: `max_pixels`, unless it is set, depends on whether it
         takes any size.
         """
-        if not any_size or "max_pixels" in self.model_fields_set:
-            return self
         # a page of A4 at 600 dpi has 35 million
-        return self.model_copy(update={"max_pixels": 40_000_000})
+        return self.unless_set(max_pixels=40_000_000) if any_size else self
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -378,7 +381,7 @@ def name_warnings(environ: Variables = os.environ) -> Iterator[str]:
         # the last two are of the client, in the same environment
         if name.startswith(PREFIX) and name not in (*known, "IGN_BASE_URL", "IGN_API_KEY"):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             yield f"{name} is no setting{hint}"
 
 
@@ -417,10 +420,14 @@ def meaning_of(field: str) -> str:
     return " ".join((Settings.model_fields[field].description or "").split())
 
 
-def log_name_warnings() -> None:
-    """Log the warnings for this process's variables. Call it when logging is set up."""
-    for warning in name_warnings():
-        _LOG.warning("ignored: %s", warning)
+def log_name_warnings(*, refuse: bool = False) -> None:
+    """Log the warnings for this process's variables, or raise StartupError to ``refuse`` them. Call
+    it when logging is set up.
+    """
+    if warnings := ", ".join(name_warnings()):
+        if refuse:
+            raise StartupError(warnings)
+        _LOG.warning("ignored: %s", warnings)
 
 
 def trace_exporters(environ: Variables = os.environ) -> tuple[str, ...]:

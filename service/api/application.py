@@ -7,7 +7,9 @@ that it did not accept, and ``is_received`` once the whole body has arrived. Thi
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Final
 
@@ -50,6 +52,14 @@ _ALLOWED_HEADERS: Final = (
     "X-Request-ID",
     "X-Request-Timeout",
 )
+
+
+@cache  # one line of a process
+def _warn_of_proxy() -> None:
+    logging.getLogger("service").warning(
+        "X-Forwarded-For is ignored: if a proxy sends it, set IGN_TRUSTED_PROXIES to the proxy's "
+        "address, or all its callers count as one"
+    )
 
 
 class CorsMiddleware(CORSMiddleware):
@@ -141,6 +151,8 @@ class Application:
             request.caller = peer_key(request.peer, headers.getlist(b"x-forwarded-for"), proxies)
         else:
             request.caller = address_key(request.peer)
+            if b"x-forwarded-for" in headers:
+                _warn_of_proxy()
         request.added.append((b"x-request-id", request.request_id.encode("ascii")))
         request.error = state.get("rejected") or check_head(scope, headers)
         if self._tracing is not None or b"traceparent" in headers:

@@ -64,7 +64,8 @@ def first_error(exc: Any, whole: str = "") -> str:
     is what the whole value is called.
     """
     first = exc.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or whole
+    parts = (f"entry {part + 1}" if isinstance(part, int) else part for part in first["loc"][::-1])
+    where = " of ".join(parts) or whole
     return f"{where}: {reason_of(first)}" if where else reason_of(first)
 
 

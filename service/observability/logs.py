@@ -4,6 +4,7 @@ them.
 
 import json
 import logging
+import os
 import random
 import re
 import threading
@@ -98,10 +99,12 @@ def log_request(request: RequestRecord, seconds: float) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """A line of text: time, level, message, and some of a request's fields as `name=value`."""
+    """A line of text: time, process, level, message, and some of a request's fields as
+    `name=value`.
+    """
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        super().__init__(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text; a traceback takes further lines."""
@@ -116,8 +119,8 @@ def _utc(seconds: int) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, version, a request's fields, a
-    traceback.
+    """One JSON object a line: time (UTC), level, logger, message, version, process, a request's
+    fields, a traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -128,6 +131,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "version": __version__,
+            "pid": os.getpid(),
         }
         if hasattr(record, "request"):
             line |= _fields(record, record.request)

@@ -171,6 +171,9 @@ class TiledRun:
     async def _submit(self, rows: FloatRows) -> "asyncio.Future[Result]":
         """Submit tiles; waits while the queue is full, unless nothing of the request has run
         yet.
+
+        What would miss the deadline ends here too, so that the device is left to those that can
+        meet theirs: of pages that come together, none might.
         """
         scheduler = self._scheduler_for(rows.shape[2:])
         later = max(0, self._tiles - self._done - len(rows))
@@ -188,7 +191,7 @@ class TiledRun:
                 if self._queue_s is None:
                     raise
                 if isinstance(exc, DeadlineUnreachable):
-                    raise DeadlineExceeded("the deadline passed") from exc
+                    raise DeadlineExceeded("the last tiles would be late") from exc
             await asyncio.sleep(_RETRY_S)
 
     async def _finish(self, wave: _Wave, submitted: "asyncio.Future[Result]") -> None:

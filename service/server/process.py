@@ -140,6 +140,7 @@ def run_server(
     services.metrics.publish()  # what it has counted since the last second
     if errors:
         raise errors[0]
+    _LOG.info("stopped")
     return int(server.aborted)
 
 

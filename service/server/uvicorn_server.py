@@ -164,16 +164,14 @@ class IgnServer(uvicorn.Server):
 
     def _begin_drain(self) -> None:
         if not self._drain_task:
-            settings = self._services.settings
-            in_flight = self._services.in_flight
-            self._exit_within(settings.drain_s)
-            in_flight.leaving = self._connections.leaving = True
-            in_flight.draining = settings.drain_delay_s == 0
             self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         settings = self._services.settings
         in_flight = self._services.in_flight
+        self._exit_within(settings.drain_s)
+        in_flight.leaving = self._connections.leaving = True
+        in_flight.draining |= settings.drain_delay_s == 0
         _LOG.info("draining: %d requests in flight", in_flight.count)
         try:
             async with asyncio.timeout(settings.drain_s):

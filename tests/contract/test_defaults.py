@@ -90,7 +90,7 @@ SETTINGS: dict[str, object] = {
     "stream_timeout_s": 900.0,
     "receive_timeout_s": 15.0,
     "drain_delay_s": 0.0,
-    "drain_s": 15.0,
+    "drain_s": 30.0,
     "rate_limit": None,
     "cors_origins": (),
 }

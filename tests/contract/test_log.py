@@ -38,7 +38,7 @@ def test_a_line_says_who_asked_what_of_which_model(guarded: Service) -> None:
     (line,) = lines
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     assert re.fullmatch(r"mine POST /generate 200 \d+\.\d ms", line.pop("message"))
-    for name in ("logger", "ms", "queue_ms", "compute_ms"):
+    for name in ("logger", "pid", "ms", "queue_ms", "compute_ms"):
         assert line.pop(name) not in (None, "")
     assert line == {
         "level": "INFO",

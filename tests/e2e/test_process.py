@@ -172,12 +172,15 @@ def test_json_logs(environ: dict[str, str]) -> None:
 def test_a_stop_lets_what_runs_finish_and_refuses_the_rest(environ: dict[str, str]) -> None:
     with running(environ | {"IGN_DRAIN_S": "120"}) as process:
         with process.stream(LONG) as lines:
+            process.client.headers["X-Forwarded-For"] = "192.0.2.1"
             process.terminate()
             process.until(503)
             problem(process.post({}), 503, "draining")
             assert process.get("/healthz").status_code == 200
             assert "event: done" in list(lines)
-        assert "draining: 1 requests in flight" in process.ended()
+        said = process.ended()
+        assert "draining: 1 requests in flight" in said
+        assert said.count("set IGN_TRUSTED_PROXIES") == 1
 
 
 def test_what_does_not_finish_in_time_is_told(environ: dict[str, str]) -> None:
@@ -465,7 +468,8 @@ class TestSeveralProcesses:
             with process.stream(LONG) as lines:
                 os.killpg(process.popen.pid, signal.SIGINT)
                 assert "event: done" in list(lines)
-            process.ended()
+            said = process.ended()
+            assert len(set(re.findall(r" (\d+) INFO stopped", said))) == 2
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:

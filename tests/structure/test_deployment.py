@@ -166,6 +166,14 @@ def test_compose_needs_nothing_and_is_for_this_machine_only() -> None:
     assert set(services["ign"]["deploy"]["resources"]) == {"limits"}
 
 
+def test_a_container_is_killed_after_what_it_accepted_is_answered() -> None:
+    assert load_settings({"IGN_DRAIN_DELAY_S": "2"}).drain_s == 32
+    text = read("docker-compose.yml") + read("docs/deployment.md")
+    graces = re.findall(r"(?:stop_grace_period:|--stop-timeout) (\d+)", text)
+    assert len(graces) == 3
+    assert min(map(int, graces)) > load_settings({}).drain_s + 5  # docs/security.md
+
+
 def test_nginx_lets_through_what_the_service_allows() -> None:
     shown = re.findall(r"(\d+)([ms]);\s*# IGN_(\w+)", read("docker/nginx/nginx.conf"))
     limits = {

@@ -282,8 +282,6 @@ def test_a_pod_has_the_settings_keys_and_time_to_drain(chosen: str) -> None:
         assert "generic ign-keys --from-file=keys.json" in read("docs/deployment.md")
     before = container(chosen)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > before + found.drain_s
-    # so that every admitted request gets its response
-    assert found.drain_s >= found.request_timeout_s
     limits = container(chosen)["resources"]["limits"]
     assert ("nvidia.com/gpu" in limits, "cpu" in limits) == (
         (True, False) if found.device == "cuda" else (False, True)

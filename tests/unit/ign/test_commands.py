@@ -121,8 +121,8 @@ def test_the_completion_script_calls_ign(shell: str) -> None:
         ("--bogus", "ign: no option --bogus;"),
         ("fly", "ign: no command fly;"),
         ("serv", "ign: no command serv; did you mean serve?"),
-        ("serve --hos x", "ign serve: no option --hos; did you mean --host, --models?"),
-        ("serve --prt 1", "ign serve: no option --prt; did you mean --port?"),
+        ("serve --hos x", "ign serve: no option --hos; did you mean --host?"),
+        ("serve --prot 1", "ign serve: no option --prot; did you mean --port?"),
         ("keys fly", "ign keys: no command fly;"),
         ("serve --bogus", "ign serve: no option --bogus"),
         (

@@ -112,7 +112,7 @@ def test_names_of_the_client_and_of_others_are_ignored() -> None:
     ("environ", "names"),
     [
         ({"QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
-        ({"DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
+        ({"DRAIN_DELAY_S": "6", "DRAIN_S": "5"}, ("IGN_DRAIN_DELAY_S=6", "IGN_DRAIN_S=5")),
         (
             {"PRIVATE_ENDPOINTS": "docs, page"},
             ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE"),

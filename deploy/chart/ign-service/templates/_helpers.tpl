@@ -45,8 +45,11 @@ labels:
 {{ include "ign.text" (.Values.settings.IGN_STREAM_TIMEOUT_S | default 900) }}
 {{- end }}
 
+{{/* As service/settings.py has it: without IGN_DRAIN_S, the delay and the seconds of a request. */}}
 {{- define "ign.drainSeconds" -}}
-{{ .Values.settings.IGN_DRAIN_S | default 15 | float64 | ceil | int }}
+{{- with .Values.settings }}
+{{- .IGN_DRAIN_S | default (addf (.IGN_DRAIN_DELAY_S | default 0) (.IGN_REQUEST_TIMEOUT_S | default 30)) | float64 | ceil | int }}
+{{- end }}
 {{- end }}
 
 {{/* Before the signal, IGN_DRAIN_S, within which IGN_DRAIN_DELAY_S lies, and something over for closing models. */}}

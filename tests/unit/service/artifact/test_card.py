@@ -52,7 +52,7 @@ def test_round_trip() -> None:
         ({"shape": (2, 8, 8)}, "shape"),
         ({"range": (0.0, 0.0), "background": (0.0,)}, "range must ascend"),
         ({"background": (-1.5,)}, "background must lie in the range"),
-        ({"noise": {"kind": "frequency", "norm": 3.0}}, "noise.kind"),
+        ({"noise": {"kind": "frequency", "norm": 3.0}}, "kind of noise"),
         (
             {"shape": (3, 8, 8), "background": (0.0,) * 3, "color": "luma"},
             "color is of grey models",

@@ -11,7 +11,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, IgnError, QueueFull
+from service.domain.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    IgnError,
+    QueueFull,
+    WouldMissDeadline,
+)
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams
 from service.domain.tiles import Tiling
@@ -66,12 +72,19 @@ def test_a_full_queue_rejects_the_first_tile_and_delays_the_others() -> None:
     assert later[-1] <= 1  # another one may still run
 
 
-@pytest.mark.parametrize(("number", "kind"), [(1, DeadlineUnreachable), (3, DeadlineExceeded)])
+@pytest.mark.parametrize(
+    ("number", "error", "kind"),
+    [
+        (1, DeadlineUnreachable("passed"), DeadlineUnreachable),
+        (3, DeadlineUnreachable("passed"), DeadlineExceeded),
+        (3, WouldMissDeadline("busy", retry_after=1.0), WouldMissDeadline),
+    ],
+)
 def test_a_deadline_that_passes_between_tiles_is_no_wish_that_was_impossible(
-    number: int, kind: type[IgnError]
+    number: int, error: IgnError, kind: type[IgnError]
 ) -> None:
     with pytest.raises(kind):
-        played(number, DeadlineUnreachable("passed"))
+        played(number, error)
 
 
 def test_a_run_ends_when_all_images_have_converged() -> None:

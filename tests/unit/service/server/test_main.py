@@ -326,13 +326,16 @@ def test_several_processes_and_a_gpu_are_refused(
 ) -> None:
     monkeypatch.setattr("service.runtime.session.cuda_is_built_in", lambda: True)
     monkeypatch.setattr("service.runtime.session.gpu_is_visible", lambda: True)
-    configured(DEVICE="auto", API_KEY_FILE="keys.json")
+    configured(DEVICE="auto")
     for options, said in (
-        ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: a GPU is there"),
-        ({"model_memory_mib": "9"}, "--model-memory-mib=9 needs IGN_DEVICE=cpu: a GPU is there"),
+        ({"workers": "2"}, "--workers=2 needs IGN_DEVICE=cpu: on a GPU"),
+        ({"model_memory_mib": "9"}, "--model-memory-mib=9 needs IGN_DEVICE=cpu: it limits"),
         ({"workers": "2", "device": "cuda"}, "--workers=2 needs --device=cpu"),
         ({"api_keys_file": "/nowhere", "device": "cpu"}, "API keys file /nowhere: "),
-        ({"device": "cpu"}, "IGN_API_KEY_FILE is no setting; did you mean IGN_API_KEYS_FILE?"),
     ):
         assert serve(options, check=True) == 2
         assert capsys.readouterr().err.startswith(f"ign-service does not start: {said}")
+    configured(PROT="9", ZEBRA="9")  # named before models are opened
+    assert serve({"model_dir": "/nowhere"}, check=True) == 2
+    said = "IGN_PROT is no setting (did you mean IGN_PORT?), IGN_ZEBRA is no setting"
+    assert said in capsys.readouterr().err
