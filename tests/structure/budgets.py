@@ -22,10 +22,10 @@ NODES = {
     ("service", "ign"): 118_630,
     ("model_export",): 75_000,
     ("sdk",): 19_570,
-    ("benchmarks",): 36_010,
-    ("tests",): 235_000,
+    ("benchmarks",): 36_700,
+    ("tests",): 235_500,
     ("plugins",): 1_150,
-    (".",): 489_940,
+    (".",): 491_200,
 }
 FILE_LINES = 500
 SERVICE_MODULES = 78  # without `__init__`
