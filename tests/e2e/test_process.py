@@ -465,6 +465,8 @@ class TestSeveralProcesses:
     def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
         """Ctrl-C in a terminal: the processes must not take it for a second signal."""
         with running(environ | TWO | {"IGN_DRAIN_S": "120"}) as process:
+            # One that still starts ends without a line.
+            served_until(process, lambda: listening_sockets(process.port) == 2)
             with process.stream(LONG) as lines:
                 os.killpg(process.popen.pid, signal.SIGINT)
                 assert "event: done" in list(lines)
