@@ -111,7 +111,7 @@ def main() -> None:
     with local_client("scans") as client:
         (made,) = client.project([photo.read_bytes()], model="scans", format="png")
     cleaned = Image.open(io.BytesIO(made.bytes))
-    cleaned.save(PAGE / "example_page_made.webp", quality=50, method=6)
+    cleaned.save(PAGE / "example_page_made.webp", quality=34, method=6)
     gap = 16
     both = Image.new("RGB", (2 * WIDTH + gap, HEIGHT), "white")
     both.paste(Image.open(photo), (0, 0))

@@ -38,10 +38,11 @@ let colours = []; // that are offered, none for a model of grey pictures
 const pens = new Map(); // the name of a model → what the user chose for it: {brush, colour}
 const [PAGE_LEAD, DRAWING_LEAD] = [byId("lead").textContent, "A small network makes it real."];
 const SHEET = [880, 760]; // the shape of a page before one is opened: that of the example, as in the style sheet
+const sheets = new Map(); // the digest of a model → the shape of the page that was opened with it last
 const touch = matchMedia("(pointer: coarse)").matches;
 
 async function setModel(chosen) {
-  const card = chosen.tiles ? { ...chosen, shape: [chosen.shape[0], ...SHEET] } : chosen;
+  const card = chosen.tiles ? { ...chosen, shape: [chosen.shape[0], ...(sheets.get(chosen.digest) ?? SHEET)] } : chosen;
   samples = null;
   project.stopPlacing();
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
@@ -84,6 +85,7 @@ async function setModel(chosen) {
 function setShape(card) {
   model = card;
   const [, height, width] = card.shape;
+  sheets.set(card.digest, [height, width]);
   document.body.classList.toggle("fine", Math.max(height, width) >= 48);
   document.body.classList.toggle("large", Math.max(height, width) > 448); // the browser reduces it
   document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
@@ -126,8 +128,7 @@ async function loadModels() {
   await startup.run("Asking which models there are", async (signal) => {
     const { m, s } = readAddress();
     if (/^\d{1,10}$/.test(s ?? "")) byId("seed").value = s;
-    const card = await models.load(m, signal);
-    setModel(card);
+    setModel(await models.load(m, signal));
     return "";
   });
 }

@@ -32,6 +32,7 @@ export class Examples {
   #running = null; // the abort controller of the animation
   #drawings = []; // of the model, each a list of strokes
   #next = 0; // drawing
+  #page = null; // a promise of the example page and its result
 
   /** @param {{canvas: DrawingCanvas, project: ProjectPanel}} parts */
   constructor({ canvas, project }) {
@@ -116,12 +117,14 @@ export class Examples {
   /** The page beside what the model makes of it: at once, where that is known. */
   #showPage() {
     if (this.card.name !== PAGE_MADE.model) return this.project.openAndProject(PAGE);
-    return this.project.showExample(async () => {
-      const [image, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
-      const description = "The example page, made clean";
-      const [seen, clean] = await Promise.all([image, made].map(async (each) => toBase64(await toPng(each))));
-      return { image, result: { seen, made: clean, description, measured: {}, source: "page.webp" } };
-    });
+    return this.project.showExample(() => (this.#page ??= this.#loadPage()));
+  }
+
+  async #loadPage() {
+    const [image, made] = await Promise.all([PAGE, PAGE_MADE.url].map(decoded));
+    const description = "The example page, made clean";
+    const [seen, clean] = await Promise.all([image, made].map(async (each) => toBase64(await toPng(each))));
+    return { image, result: { seen, made: clean, description, measured: {}, source: "page.webp" } };
   }
 
   #nextDrawing() {

@@ -3,6 +3,9 @@
 import { byId, createElement } from "./dom.js";
 import { toBlob } from "./pixels.js";
 import { saveBlob, zipOf } from "./saving.js";
+import { showToast } from "./toast.js";
+
+const NO_PICTURES = /^(text|audio|video)\//; // types of files that are not tried among others
 
 export class Pages {
   #items = new Map(); // model → [{file, result}]; the result is undefined while it is awaited, null if there will be none
@@ -13,6 +16,7 @@ export class Pages {
   constructor({ project, canvas }) {
     Object.assign(this, { project, canvas });
     byId("save-all").addEventListener("click", () => this.#save());
+    project.addEventListener("cancelled", () => this.#cancel());
     project.addEventListener("projected", () => {
       const result = project.result.current; // of other settings, too
       const [current, idle] = [this.#current, !this.#running];
@@ -23,7 +27,8 @@ export class Pages {
   setModel(card) {
     this.card = card;
     this.#running = null;
-    this.#show();
+    byId("page-of").textContent = "";
+    this.#show(null);
   }
 
   /** The pages that have a result, or wait for it. */
@@ -39,18 +44,33 @@ export class Pages {
 
   /** Make these files real, in their order; one that fails leaves nothing behind. */
   async open(files) {
-    const items = (this.#running = files.map((file) => ({ file })));
+    const pictures = files.filter(({ type }) => files.length === 1 || !NO_PICTURES.test(type));
+    const items = (this.#running = pictures.map((file) => ({ file })));
     const before = this.#list;
     this.#items.set(this.card.name, items);
     this.#show();
-    for (const item of items) {
+    for (const [i, item] of items.entries()) {
+      byId("page-of").textContent = items.length > 1 ? `Page ${i + 1} of ${items.length}` : "";
       item.result = await this.project.openAndProject(item.file);
       if (this.#running !== items) return; // others came meanwhile
       this.#show(item.result ? item : this.#current);
     }
     this.#running = null;
+    byId("page-of").textContent = "";
     if (this.#list.length === 0) this.#items.set(this.card.name, before);
     this.#show();
+    const failed = files.filter((file) => !pictures.includes(file) || items.some((item) => item.file === file && !item.result));
+    if (files.length > 1 && failed.length) {
+      showToast({ owner: "pages", text: `Not cleaned: ${failed.map(({ name }) => name).join(", ")}.` });
+    }
+    const [cancelled, last] = [items.length < pictures.length, this.#list.at(-1)];
+    if (cancelled && last?.result.settings === this.project.settings) await this.showAgain(last);
+  }
+
+  /** Leave out the page in work and those that wait. */
+  #cancel() {
+    const items = this.#running ?? [];
+    items.splice(items.filter(({ result }) => result !== undefined).length);
   }
 
   /** Show a page and its result again; without one, the last. */

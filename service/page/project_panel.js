@@ -1,15 +1,15 @@
 // Panel “Make it real”: applies f to the drawing, live while it changes, with one request in flight.
 
-import { callJson, curlCommand, streamEvents } from "./api.js";
+import { callJson, curlCommand } from "./api.js";
 import { byId } from "./dom.js";
 import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
 import { decodePixels, inkOf, toBase64, toCanvas, toJpeg, toPng } from "./pixels.js";
-import { Problem } from "./problem.js";
+import { projectTiles, showProgress } from "./progress.js";
 import { Result } from "./result.js";
 import { saveUrl } from "./saving.js";
 import { onUpload, prepareUpload } from "./uploads.js";
-import { formatTimes, judge, showVerdict } from "./verdict.js";
+import { formatApplied, formatTimes, judge, showVerdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
 const MASK_STEPS = 8; // with fewer, a large hole stays grey
@@ -33,6 +33,7 @@ export class ProjectPanel extends EventTarget {
       byId("drawing").scrollIntoView({ block: "nearest" });
     });
     byId("go").addEventListener("click", () => this.project());
+    byId("cancel").addEventListener("click", () => this.#cancel());
     for (const name of ["steps", "strength"]) {
       byId(name).addEventListener("input", () => {
         this.#stepsChosen ||= name === "steps";
@@ -70,6 +71,7 @@ export class ProjectPanel extends EventTarget {
     this.#stepsChosen &&= this.card.digest === card.digest;
     this.card = card;
     this.#samples = null;
+    this.#wanted = false; // of the model before
     byId("steps").max = Math.min(16, this.models.limits.steps);
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#panel.reset();
@@ -129,6 +131,7 @@ export class ProjectPanel extends EventTarget {
 
   /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
   project() {
+    if (this.card.tiles) byId("go").hidden = true;
     this.#wanted = true;
     this.running ??= this.#run();
   }
@@ -136,8 +139,10 @@ export class ProjectPanel extends EventTarget {
   async #run() {
     // Two events of one gesture make one request.
     await new Promise(requestAnimationFrame);
-    while (this.#wanted) await this.#panel.run("Making it real", (signal) => this.#once(signal));
+    const label = this.card.tiles ? "Applying the network" : "Making it real";
+    while (this.#wanted) await this.#panel.run(label, (signal) => this.#once(signal));
     this.running = null;
+    showProgress(null);
   }
 
   async #once(signal) {
@@ -154,10 +159,11 @@ export class ProjectPanel extends EventTarget {
     // Of a page, the original is shown, with its colours.
     const options = { steps, strength, ...(card.tiles ? {} : { record: "0", score: true }) };
     const request = { form: await this.#form(image, mask, options), signal };
-    const answer = card.tiles ? await this.#byTiles(request) : (await callJson("project", request)).images[0];
+    const answer = card.tiles ? await projectTiles(request) : (await callJson("project", request)).images[0];
     const { data: made, distance, drift } = answer;
     const seen = card.tiles ? await toBase64(request.form.get("image")) : answer.trajectory[0].data;
-    const measured = { distance, drift, image, pixels: card.tiles ? null : await decodePixels(made), note };
+    const pixels = card.tiles ? null : await decodePixels(made);
+    const measured = { distance, drift, image, pixels, note: [formatApplied(steps, strength, card), note].join(" ") };
     await this.#placing; // the next picture, which ends this unless it cannot be read
     signal.throwIfAborted();
     const description = `${card.tiles ? source : "The drawing"} made real ${formatTimes(steps)}`;
@@ -175,24 +181,20 @@ export class ProjectPanel extends EventTarget {
   showResult(result, mark = this.#mark) {
     this.result.expect(this.#mark);
     this.result.show({ ...result, mark });
+    if (this.card.tiles) byId("go").hidden = true;
     this.#showVerdict(result.measured);
   }
 
-  /** The image of a response, while it says how many tiles are done. */
-  async #byTiles(request) {
-    const pictures = [];
-    showProgress(0);
-    request.signal.addEventListener("abort", () => showProgress(null));
-    for await (const [name, data] of streamEvents("project", request)) {
-      if (name === "progress") showProgress(data.rows_done / data.rows);
-      else if (name === "step") pictures.push(data);
-      else {
-        showProgress(null);
-        return { ...data.images[0], data: pictures.at(-1).data };
-      }
-    }
+  /** End what is on its way, of the page and of those that wait. */
+  #cancel() {
+    this.#wanted = false;
+    for (const panel of [this.#uploads, this.#panel]) panel.stop();
     showProgress(null);
-    throw new Problem({ detail: "The response ended too early." });
+    this.result.expect(this.#mark);
+    showVerdict({ words: "Cancelled." });
+    byId("go").hidden = this.isSettled || this.canvas.isEmpty;
+    byId("go").focus({ preventScroll: true }); // the focused button is hidden
+    this.dispatchEvent(new Event("cancelled"));
   }
 
   async #form(image, mask, options) {
@@ -223,7 +225,11 @@ export class ProjectPanel extends EventTarget {
 
   /** Make an image real; its result, or null if that failed or another picture came. */
   async openAndProject(source) {
-    if (!(await this.place(source))) return null;
+    showProgress(0); // reading a large file takes a second
+    if (!(await this.place(source))) {
+      if (!this.#uploads.isRunning && !this.running) showProgress(null);
+      return null;
+    }
     const { revision } = this.canvas;
     this.project();
     await this.running;
@@ -291,10 +297,4 @@ export class ProjectPanel extends EventTarget {
     byId("steps").setAttribute("aria-valuetext", steps);
     byId("strength-out").value = `${byId("strength").value} %`;
   }
-}
-
-/** How much of an image is done, 0…1; null if none is in work. */
-function showProgress(share) {
-  byId("progress").hidden = share === null;
-  byId("progress").value = share ?? 0;
 }

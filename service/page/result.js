@@ -6,11 +6,15 @@ import { saveCard, savePicture } from "./saving.js";
 
 const EXAMPLE = "scans"; // the model of the example page that the document begins with
 
+const CLICK = 4; // pixels: a pointer that moves further drags the line
 const ACTIONS = ["save-made", "save-card", "keep"];
 
 export class Result {
   #shown = null; // as `show` takes it
   #mark = null; // of what is on the canvas now
+  #left = new Map(); // the digest of a model → what was shown of it last
+  #begin = 0; // where the pointer went down on the stage, in pixels
+  #dragged = false; // whether the pointer that is down, or was last, moved the line
 
   /** @param {(image: ImageBitmap) => void} onKeep puts the result on the canvas */
   constructor(onKeep) {
@@ -20,15 +24,21 @@ export class Result {
     byId("save-card").addEventListener("click", () => {
       saveCard(this.#shown, this.card, byId("verdict").querySelector(".status").textContent);
     });
-    byId("enlarge").addEventListener("click", () => this.#enlarge());
+    byId("enlarge").addEventListener("click", () => this.#dragged || this.#enlarge());
+    this.stage.addEventListener("pointerdown", (event) => this.#beginDrag(event));
+    this.stage.addEventListener("pointermove", (event) => this.#drag(event));
     byId("large").addEventListener("click", (event) => this.#zoom(event));
     byId("keep").addEventListener("click", async () => onKeep(await decodeImage(this.#shown.made)));
   }
 
   setModel(card) {
     const begins = !this.card && card.name === EXAMPLE;
+    const changes = this.card?.digest !== card.digest;
+    if (changes && this.card) this.#left.set(this.card.digest, this.#shown);
     this.card = card;
     if (!begins) this.clear();
+    const left = changes && this.#left.get(card.digest);
+    if (left) this.show(left);
   }
 
   get made() {
@@ -99,6 +109,21 @@ export class Result {
     byId("seen").hidden = byId("compare").hidden = byId("enlarge").hidden = true;
     for (const id of ACTIONS) byId(id).disabled = true;
     this.#dim();
+  }
+
+  #beginDrag({ clientX }) {
+    this.#begin = clientX;
+    this.#dragged = false;
+  }
+
+  /** Move the line to the pointer, wherever on the stage that went down. */
+  #drag({ clientX, buttons, target }) {
+    if (!buttons || byId("compare").hidden || target === byId("compare")) return;
+    this.#dragged ||= Math.abs(clientX - this.#begin) >= CLICK;
+    if (!this.#dragged) return;
+    const { left, width } = this.stage.getBoundingClientRect();
+    byId("compare").value = (100 * (clientX - left)) / width;
+    this.#split();
   }
 
   /** Show the whole result, as large as the screen. */

@@ -12,6 +12,8 @@ const MOST_KEPT = 0.1; // of the range: a network that moves real pictures furth
 // measurement, or as far as most real pictures where there is none.
 const REAL = 1.5;
 const MOST_REAL = 80; // percentile
+// A picture that moves so many times as far as the real ones that move most is replaced rather than projected.
+const GUESSED = 5;
 const NEARLY_EMPTY = 0.5; // of the least ink of a generated picture
 const FILLED = 0.9; // share of ink of pictures that have backgrounds of their own
 const PLAIN = 0.04; // contrast: of a photo of a wall
@@ -68,7 +70,9 @@ export function verdict({ distance, drift }, card, { nearlyEmpty = false, foreig
     if (foreign) return `This does not look like ${thingOf(card)} to the network.`;
     if (changes) return "Not quite real yet: once more, and it changes again.";
     if (keeps && percentile(distance, quantiles) <= KEPT) return "The network leaves this nearly as it is.";
-    return card.exact || drift === null || !keeps ? "This is what the network makes of it." : "Made real.";
+    if (card.exact || drift === null || !keeps) return "This is what the network makes of it.";
+    if (distance > GUESSED * quantiles[99]) return "A guess: much of the picture had to change.";
+    return "Made real.";
   }
 
   function numbers() {
@@ -93,3 +97,9 @@ export function showVerdict({ words, numbers = "" }, { drawing = false } = {}) {
 }
 
 export const formatTimes = (steps) => (steps === 1 ? "once" : steps === 2 ? "twice" : `${steps} times`);
+
+/** How f was applied, in words; none if as usual. */
+export function formatApplied(steps, strength, card) {
+  if (steps === card.steps.project && strength === 1) return "";
+  return `Applied ${formatTimes(steps)}${strength < 1 ? ` at strength ${Math.round(100 * strength)} %` : ""}.`;
+}

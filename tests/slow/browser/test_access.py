@@ -266,8 +266,7 @@ def test_it_fits(browser: Browser, service: Service, width: int, height: int, mo
         assert visit.one("#steps-out").inner_text() == "once"
         phone = width < 600 and not model  # shows the result in place of the page
         for selector in ("#made" if phone else "#paint", "#made", "#verdict .status"):
-            box = visit.one(selector).bounding_box()
-            assert box is not None
+            box = visit.box(selector)
             assert box["y"] >= 0
             assert box["y"] + box["height"] <= height
         if model:  # which makes pictures of noise

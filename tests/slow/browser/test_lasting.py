@@ -33,14 +33,19 @@ VERDICTS: list[tuple[float, float, dict[str, Any], str]] = [
         {"nearlyEmpty": True},
         "There is too little to go on. | Changed by less than 0.1 %; REAL.",
     ),
-    (0.5, 0.07, {}, "Made real. | Changed by 25 %; REAL."),
+    (0.4, 0.07, {}, "Made real. | Changed by 20 %; REAL."),
     (
         0.5,
         0.09,
         {},
         "Not quite real yet: once more, and it changes again. | Changed by 25 %; REAL; once more, by 5 %.",
     ),
-    (1.2, 0.01, {}, "Made real. | Changed by 60 %; REAL."),
+    (
+        1.2,
+        0.01,
+        {},
+        "A guess: much of the picture had to change. | Changed by 60 %; REAL.",
+    ),
     (
         0.2,
         0.01,

@@ -55,20 +55,17 @@ def test_a_phone_shows_a_large_result_that_a_tap_enlarges(
         with visiting(
             browser, f"{service.url}/#", java_script_enabled=script, is_mobile=True, **phone
         ) as visit:
-            box = visit.one("#made").bounding_box()
-            assert box is not None
+            box = visit.box("#made")
             assert box["width"] > 300
             assert box["y"] + box["height"] < 740
     with visiting(browser, service.url, "avatars64", **phone, **QUIET) as visit:
         visit.settled()
-        drawn, made = (visit.one(selector).bounding_box() for selector in ("#paint", "#made"))
-        assert drawn is not None
-        assert made is not None
-        assert drawn["width"] == made["width"] > 200
-        assert made["y"] + made["height"] < 740
+        drawn, shown = visit.box("#paint"), visit.box("#made")
+        assert drawn["width"] == shown["width"] > 200
+        assert shown["y"] + shown["height"] < 740
         visit.one("#made-stage").tap(position={"x": 90, "y": 90})
-        box = visit.page.get_by_role("dialog", name="The result, enlarged").bounding_box()
-        assert box == {"x": 0, "y": 0, "width": 360, "height": 740}
+        large = visit.page.get_by_role("dialog", name="The result, enlarged").bounding_box()
+        assert large == {"x": 0, "y": 0, "width": 360, "height": 740}
         visit.one("#large-picture").tap()
         visit.one("#large").wait_for(state="hidden")
 
@@ -82,11 +79,16 @@ def test_several_pages_are_made_real_shown_again_and_saved(
     page.save(files[0])
     page.rotate(180).save(files[1])
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture")
     with visiting(browser, service.url, "scans", **QUIET) as visit:
         visit.settled()
-        visit.one("#file").set_input_files([*files, tmp_path / "broken.png"])
+        visit.one("#file").set_input_files(
+            [*files, tmp_path / "broken.png", tmp_path / "notes.txt"]
+        )
+        visit.one("#page-of").filter(has_text="Page 1 of 3").wait_for()
         visit.one("#save-all:enabled").wait_for()
         visit.toast("broken.png is no picture").get_by_role("button").first.click()
+        visit.toast("Not cleaned: broken.png, notes.txt.")
         assert visit.one("#page-list button").count() == 2
         with zipfile.ZipFile(visit.saved("Save all")) as saved:
             assert saved.testzip() is None
@@ -103,9 +105,31 @@ def test_several_pages_are_made_real_shown_again_and_saved(
                 np.abs(np.asarray(first.convert("L")).astype(float) - second[::-1, ::-1]).mean() < 8
             )
         visit.choose("Digits")
+        visit.page.route("**/project", lambda _: None)
         visit.choose("Scans")
         visit.one("#page-list button").nth(1).wait_for()  # they are still there
         visit.settled()
+        assert visit.one("#running").is_hidden()  # and so are the results
+
+
+def test_a_page_is_cancelled_applied_again_and_compared_by_a_drag(
+    browser: Browser, service: Service
+) -> None:
+    with visiting(browser, service.url, "scans", **QUIET) as visit:
+        visit.settled()
+        visit.page.route("**/project", lambda _: None)
+        visit.one("#strength").fill("70")
+        visit.one("#file").set_input_files(EXAMPLE)
+        visit.button("Cancel").click()
+        visit.says("real", "Cancelled.")
+        visit.page.unroute("**/project")
+        visit.button("Apply").click()
+        visit.says("real", "Done.")
+        assert "at strength 70 %" in visit.one("#verdict .hint").inner_text()
+        visit.draw([(0.7, 0.2), (0.25, 0.2)], "#made-stage")
+        slider = visit.page.get_by_role("slider", name="Compare with what went in")
+        assert float(slider.input_value()) == pytest.approx(25, abs=1)
+        assert not visit.one("#large").is_visible()
 
 
 def test_the_box_opens_pages_and_a_pdf_is_sent_to_the_command_line(

@@ -26,8 +26,7 @@ def test_requests_go_out_during_a_stroke_one_at_a_time(visit: Visit) -> None:
 
     visit.page.on("request", begin)
     visit.page.on("requestfinished", lambda request: flying.discard(request))
-    box = visit.one("#paint").bounding_box()
-    assert box is not None
+    box = visit.box("#paint")
     visit.page.mouse.move(box["x"] + 100, box["y"] + 100)
     visit.page.mouse.down()
     with visit.page.expect_response("**/project"):

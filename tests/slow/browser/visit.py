@@ -15,9 +15,9 @@ from tests.contract.data import Pixels, pixels
 from tests.helpers.live import SHIPPED
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page, Request, Route
+    from playwright.sync_api import Browser, FloatRect, Locator, Page, Request, Route
 else:  # it may be missing
-    Browser = Locator = Page = Request = Route = Any
+    Browser = FloatRect = Locator = Page = Request = Route = Any
 
 __all__ = [
     "PATIENCE_MS",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 PATIENCE_MS = 120_000.0  # nothing here takes a tenth of it, unless the machine is busy
 VERDICT = re.compile(
-    r"^(Made real|This is what|The network leaves|Not quite real|There is too little|This does not)"
+    r"^(Made real|This is what|The network leaves|Not quite real|There is too little|This does not|A guess)"
 )
 SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
 
@@ -93,12 +93,17 @@ class Visit:
         button.locator("xpath=..").click()
         assert button.is_checked()
 
-    def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN) -> None:
-        """One stroke with the mouse, in shares of the canvas."""
+    def box(self, selector: str) -> "FloatRect":
+        """Where it stands in the window."""
+        found = self.one(selector).bounding_box()
+        assert found is not None
+        return found
+
+    def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN, on: str = "#paint") -> None:
+        """One stroke with the mouse, in shares of the canvas, or of what else it is drawn on."""
         self.ready()
-        self.one("#paint").scroll_into_view_if_needed()
-        box = self.one("#paint").bounding_box()
-        assert box is not None
+        self.one(on).scroll_into_view_if_needed()
+        box = self.box(on)
         at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
         self.page.mouse.move(*at[0])
         self.page.mouse.down()
