@@ -38,7 +38,7 @@ let colours = []; // that are offered, none for a model of grey pictures
 const pens = new Map(); // the name of a model → what the user chose for it: {brush, colour}
 const [PAGE_LEAD, DRAWING_LEAD] = [byId("lead").textContent, "A small network makes it real."];
 const SHEET = [880, 760]; // the shape of a page before one is opened: that of the example, as in the style sheet
-const sheets = new Map(); // the digest of a model → the shape of the page that was opened with it last
+const sheets = new Map(); // the digest of a model → the shape that it had last
 const touch = matchMedia("(pointer: coarse)").matches;
 
 async function setModel(chosen) {

@@ -24,7 +24,8 @@ export class Result {
     byId("save-card").addEventListener("click", () => {
       saveCard(this.#shown, this.card, byId("verdict").querySelector(".status").textContent);
     });
-    byId("enlarge").addEventListener("click", () => this.#dragged || this.#enlarge());
+    // That a key makes has no detail, and is never the end of a drag.
+    byId("enlarge").addEventListener("click", ({ detail }) => (detail && this.#dragged) || this.#enlarge());
     this.stage.addEventListener("pointerdown", (event) => this.#beginDrag(event));
     this.stage.addEventListener("pointermove", (event) => this.#drag(event));
     byId("large").addEventListener("click", (event) => this.#zoom(event));
